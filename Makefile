@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: make quickstart, make test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/quickstart
+
+# Linux on CPU: XLA frees its buffers after every step, and huge pages make taking them again cheap.
+# A train step is 1.3 times faster (README, "Speed on CPU"); elsewhere the setting does nothing.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+.PHONY: help quickstart test lint clean
+
+help:
+	@echo "make quickstart   install, train on drawn shapes, evaluate, write a picture (under 5 minutes)"
+	@echo "make test         install the test requirements, lint, run all tests"
+	@echo "make lint         lint and format check alone"
+	@echo "make clean        remove $(VENV) and caches; runs/ stays"
+
+quickstart: $(VENV)/installed
+	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
+	$(BIN)/python eval.py --workdir $(WORKDIR)
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-test: requirements.txt requirements-test.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build dist *.egg-info
