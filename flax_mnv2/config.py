@@ -1,0 +1,380 @@
+"""The architecture as data: ``MobileNetV2Config`` and the layer plan that follows from it.
+
+Field names, defaults and meanings are those of the ``config.json`` files that Hugging Face
+``transformers`` writes, so a config moves between the two libraries unchanged. Every width, stride and
+dilation of the network is computed here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax.core import FrozenDict
+
+from flax_mnv2.errors import ConfigError
+
+MODEL_TYPE = "mobilenet_v2"
+OUTPUT_STRIDES = (2, 4, 8, 16, 32)
+ACTIVATIONS = ("relu6", "relu", "silu", "swish", "gelu", "hardswish", "elu", "sigmoid", "tanh", "linear")
+MAX_LABELS = 1_000_000  # far above any label set; keeps a hostile config.json from allocating gigabytes
+MAX_WIDTH_FACTOR = 64.0
+
+# MobileNetV2, arXiv 1801.04381, table 2: (output channels, blocks, stride of the first block). The row of
+# the first block (16 channels, expansion 1) belongs to the stem in the reference's layout.
+STEM_CHANNELS, STEM_OUT_CHANNELS, LAST_CHANNELS = 32, 16, 1280
+BLOCK_TABLE = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class StemSpec:
+    """The 3×3 stride-2 convolution and the first, unexpanded block, which the reference joins.
+
+    Attributes:
+      channels: width of the first convolution and of the depthwise one.
+      out_channels: width after the projection.
+      expand: whether a separate 1×1 convolution stands between them.
+    """
+
+    channels: int
+    out_channels: int
+    expand: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """One inverted residual block: 1×1 expansion, 3×3 depthwise, 1×1 projection.
+
+    Attributes:
+      name: ``layer_00`` to ``layer_15``; sorting by name is sorting by depth.
+      in_channels: width of the input.
+      expanded_channels: width of the depthwise convolution.
+      out_channels: width of the output.
+      stride: 1 or 2, after ``output_stride`` has been taken into account.
+      dilation: rate of the depthwise convolution.
+      residual: whether the input is added to the output.
+      output_stride: input pixels per output pixel, along one side.
+    """
+
+    name: str
+    in_channels: int
+    expanded_channels: int
+    out_channels: int
+    stride: int
+    dilation: int
+    residual: bool
+    output_stride: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """The whole backbone: stem, sixteen blocks, and the width of the last 1×1 convolution."""
+
+    stem: StemSpec
+    blocks: tuple[BlockSpec, ...]
+    last_channels: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MobileNetV2Config:
+    """Configuration of MobileNetV2 and its heads; immutable, hashable, checked on creation.
+
+    Attributes:
+      num_channels: channels of the input image.
+      image_size: side of the images the weights were made for, in pixels; informative, any size from 32 works.
+      depth_multiplier: width factor α; every layer has about α times its channels.
+      depth_divisible_by: channel counts are multiples of this.
+      min_depth: no layer has fewer channels than this.
+      expand_ratio: expansion of a block, relative to its input channels.
+      output_stride: input pixels per feature pixel along one side: 2, 4, 8, 16 or 32. Where striding would
+        shrink the map further, blocks dilate instead.
+      first_layer_is_expansion: the first convolution doubles as the expansion of the first block.
+      finegrained_output: the last 1×1 convolution keeps 1280 channels when α < 1.
+      hidden_act: activation, one of ``flax_mnv2.config.ACTIVATIONS``.
+      tf_padding: TensorFlow's SAME padding (asymmetric at stride 2 and even sizes); off, PyTorch's symmetric.
+      classifier_dropout_prob: share of features dropped before the classifier while training. The default,
+        0.8, is the reference's, which took TF-slim's probability of *keeping* for one of dropping; training
+        recipes set 0.2 (classification) or 0.1 (segmentation).
+      initializer_range: standard deviation of the normal initialiser of every kernel.
+      layer_norm_eps: epsilon of batch normalisation in the backbone (the DeepLab head has 1e-5).
+      semantic_loss_ignore_index: label that the segmentation loss leaves out.
+      num_labels: classes of the head; follows from ``id2label`` where that is given, else 2.
+      id2label: class index → name.
+      label2id: name → class index; names may repeat, then the last index stands.
+      batch_norm_momentum: share of the *old* running statistics that is kept per step (Flax's sense); 0.997
+        is TF-slim's. Ours: the reference passes 0.997 where PyTorch expects 0.003.
+      head_batch_norm_momentum: the same for the DeepLab head; None means ``batch_norm_momentum``. Ours.
+      classifier_initializer_range: standard deviation for the classifier's kernel; None means
+        ``initializer_range``. Ours.
+      extra: keys of a ``config.json`` that are not listed here, kept so that they are written back.
+
+    Raises:
+      ConfigError: a field has the wrong type or is out of range, or labels disagree with ``num_labels``.
+    """
+
+    num_channels: int = 3
+    image_size: int | tuple[int, int] = 224
+    depth_multiplier: float = 1.0
+    depth_divisible_by: int = 8
+    min_depth: int = 8
+    expand_ratio: float = 6.0
+    output_stride: int = 32
+    first_layer_is_expansion: bool = True
+    finegrained_output: bool = True
+    hidden_act: str = "relu6"
+    tf_padding: bool = True
+    classifier_dropout_prob: float = 0.8
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 0.001
+    semantic_loss_ignore_index: int = 255
+    num_labels: int | None = None
+    id2label: Mapping[int, str] | None = None
+    label2id: Mapping[str, int] | None = None
+    batch_norm_momentum: float = 0.997
+    head_batch_norm_momentum: float | None = None
+    classifier_initializer_range: float | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=FrozenDict, hash=False)
+
+    def __post_init__(self):
+        _check_integer(self, "num_channels", 1, 4096)
+        _check_image_size(self)
+        _check_number(self, "depth_multiplier", 0.0, MAX_WIDTH_FACTOR, above=True)
+        _check_integer(self, "depth_divisible_by", 1, 1024)
+        _check_integer(self, "min_depth", 1, 65536)
+        _check_number(self, "expand_ratio", 0.0, MAX_WIDTH_FACTOR, above=True)
+        _check_choice(self, "output_stride", OUTPUT_STRIDES)
+        for name in ("first_layer_is_expansion", "finegrained_output", "tf_padding"):
+            _check_choice(self, name, (True, False))
+        _check_choice(self, "hidden_act", ACTIVATIONS)
+        _check_number(self, "classifier_dropout_prob", 0.0, 1.0)
+        _check_number(self, "initializer_range", 0.0, 10.0)
+        _check_number(self, "layer_norm_eps", 0.0, 1.0)
+        _check_integer(self, "semantic_loss_ignore_index", -(2**31), 2**31 - 1)
+        _check_number(self, "batch_norm_momentum", 0.0, 1.0)
+        if self.head_batch_norm_momentum is not None:
+            _check_number(self, "head_batch_norm_momentum", 0.0, 1.0)
+        if self.classifier_initializer_range is not None:
+            _check_number(self, "classifier_initializer_range", 0.0, 10.0)
+        _resolve_labels(self)
+        object.__setattr__(self, "extra", FrozenDict(self.extra))
+
+    def replace(self, **changes: Any) -> MobileNetV2Config:
+        """A copy with some fields changed; a new ``num_labels`` or ``id2label`` drops the old names."""
+        if {"num_labels", "id2label", "label2id"} & changes.keys():
+            changes = {"num_labels": None, "id2label": None, "label2id": None, **changes}
+        _reject_unknown(changes)
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def layer_plan(self) -> LayerPlan:
+        """The network as typed rows."""
+        return make_layer_plan(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2Config:
+        """Builds a config from the contents of a ``config.json``; keys it does not know go to ``extra``.
+
+        Raises:
+          ConfigError: not a mapping, another ``model_type``, or a field that does not pass the checks.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"A model config must be a JSON object; found {type(values).__name__}.")
+        values = dict(values)
+        model_type = values.pop("model_type", MODEL_TYPE)
+        if model_type != MODEL_TYPE:
+            raise ConfigError(
+                f"The config is for model_type {model_type!r}; this library reads {MODEL_TYPE!r}. "
+                "Check that the folder or hub id is the one you meant."
+            )
+        fields = {name: values.pop(name) for name in _public_fields() if name in values}
+        if isinstance(fields.get("image_size"), list):
+            fields["image_size"] = tuple(fields["image_size"])
+        return cls(**fields, extra=values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a ``config.json``: reference fields always, ours where they differ from their default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {"model_type": MODEL_TYPE, **_thaw(self.extra)}
+        for name in _public_fields():
+            value = getattr(self, name)
+            if name == "num_labels" or (name in _OWN_FIELDS and value == defaults[name]):
+                continue  # transformers derives num_labels from id2label
+            values[name] = _thaw(value)
+        values["id2label"] = {str(index): label for index, label in sorted(self.id2label.items())}
+        return values
+
+    @classmethod
+    def from_json_file(cls, path: str | pathlib.Path) -> MobileNetV2Config:
+        """Reads a ``config.json``.
+
+        Raises:
+          ConfigError: the file is missing, is not JSON, or does not describe a MobileNetV2.
+        """
+        path = pathlib.Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"No model config at {path}; expected a config.json beside the weights.") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"Cannot read the model config {path}: {error}") from None
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_json_file(self, path: str | pathlib.Path) -> None:
+        """Writes a ``config.json`` that this library and transformers read."""
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+_OWN_FIELDS = ("batch_norm_momentum", "head_batch_norm_momentum", "classifier_initializer_range")
+
+
+def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -> int:
+    """Rounds a channel count to a multiple of ``divisor``, never losing more than a tenth (TF-slim's rule)."""
+    rounded = max(divisor if minimum is None else minimum, int(value + divisor / 2) // divisor * divisor)
+    return int(rounded + divisor if rounded < 0.9 * value else rounded)
+
+
+def scale_channels(config: MobileNetV2Config, channels: int) -> int:
+    """``channels`` times the depth multiplier; Python's round-half-to-even is part of the reference's rule."""
+    return make_divisible(round(channels * config.depth_multiplier), config.depth_divisible_by, config.min_depth)
+
+
+def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
+    """Computes every width, stride and dilation of the backbone.
+
+    Once the running stride has reached ``output_stride``, a block that would stride keeps its resolution and
+    the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and the reference).
+    """
+    in_channels = scale_channels(config, STEM_OUT_CHANNELS)
+    stem = StemSpec(
+        channels=scale_channels(config, STEM_CHANNELS),
+        out_channels=in_channels,
+        expand=not config.first_layer_is_expansion,
+    )
+    rows = [
+        (channels, first_stride if repeat == 0 else 1)
+        for channels, repeats, first_stride in BLOCK_TABLE
+        for repeat in range(repeats)
+    ]
+    blocks, current_stride, rate = [], 2, 1
+    for index, (channels, stride) in enumerate(rows):
+        dilation = 1
+        if current_stride == config.output_stride:
+            dilation, rate, stride = rate, rate * stride, 1
+        current_stride *= stride
+        out_channels = scale_channels(config, channels)
+        expanded = round(in_channels * config.expand_ratio)
+        blocks.append(
+            BlockSpec(
+                name=f"layer_{index:02d}",
+                in_channels=in_channels,
+                expanded_channels=make_divisible(expanded, config.depth_divisible_by, config.min_depth),
+                out_channels=out_channels,
+                stride=stride,
+                dilation=dilation,
+                residual=stride == 1 and in_channels == out_channels,
+                output_stride=current_stride,
+            )
+        )
+        in_channels = out_channels
+    keep_last = config.finegrained_output and config.depth_multiplier < 1.0
+    last = LAST_CHANNELS if keep_last else scale_channels(config, LAST_CHANNELS)
+    return LayerPlan(stem=stem, blocks=tuple(blocks), last_channels=last)
+
+
+def _public_fields() -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(MobileNetV2Config) if field.name != "extra")
+
+
+def _reject_unknown(changes: Mapping[str, Any]) -> None:
+    known = (*_public_fields(), "extra")
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ConfigError(f"MobileNetV2Config has no field {', '.join(unknown)}; its fields are {', '.join(known)}.")
+
+
+def _fail(config: MobileNetV2Config, name: str, expected: str) -> None:
+    raise ConfigError(f"{name} must be {expected}; found {getattr(config, name)!r}.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_integer(config: MobileNetV2Config, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    if not _is_integer(value) or not low <= value <= high:
+        _fail(config, name, f"an integer from {low} to {high}")
+
+
+def _check_number(config: MobileNetV2Config, name: str, low: float, high: float, *, above: bool = False) -> None:
+    value = getattr(config, name)
+    number = _is_integer(value) or isinstance(value, float)
+    if not number or not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        _fail(
+            config,
+            name,
+            f"a number {'above' if above else 'from'} {low:g} {'and up' if above else ''} to {high:g}",
+        )
+    object.__setattr__(config, name, float(value))
+
+
+def _check_choice(config: MobileNetV2Config, name: str, choices: tuple[Any, ...]) -> None:
+    value = getattr(config, name)
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        _fail(config, name, "one of " + ", ".join(map(repr, choices)))
+
+
+def _check_image_size(config: MobileNetV2Config) -> None:
+    value = config.image_size
+    sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    if not all(_is_integer(side) and 1 <= side <= 65536 for side in sides):
+        _fail(config, "image_size", "an integer from 1 to 65536, or a pair of them (height, width)")
+
+
+def _resolve_labels(config: MobileNetV2Config) -> None:
+    """Makes ``num_labels``, ``id2label`` and ``label2id`` agree, deriving what was not given."""
+    if config.num_labels is not None:
+        _check_integer(config, "num_labels", 0, MAX_LABELS)
+    id2label, label2id = config.id2label, config.label2id
+    if id2label is None:
+        count = config.num_labels if config.num_labels is not None else 2
+        id2label = {index: f"LABEL_{index}" for index in range(count)}
+        label2id = None
+    elif not isinstance(id2label, Mapping):
+        _fail(config, "id2label", "a mapping from class index to name")
+    try:
+        id2label = {int(index): str(label) for index, label in id2label.items()}
+    except (TypeError, ValueError):
+        _fail(config, "id2label", "a mapping from class index to name")
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ConfigError(
+            f"id2label must name every class from 0 to {len(id2label) - 1} once; found the indices "
+            f"{sorted(id2label)[:8]}{'…' if len(id2label) > 8 else ''}."
+        )
+    if config.num_labels is not None and config.num_labels != len(id2label):
+        raise ConfigError(
+            f"num_labels is {config.num_labels} but id2label names {len(id2label)} classes; give one of the two."
+        )
+    if label2id is None:
+        label2id = {label: index for index, label in id2label.items()}
+    elif not isinstance(label2id, Mapping) or not all(_is_integer(index) for index in label2id.values()):
+        _fail(config, "label2id", "a mapping from name to class index")
+    object.__setattr__(config, "num_labels", len(id2label))
+    object.__setattr__(config, "id2label", FrozenDict(id2label))
+    object.__setattr__(config, "label2id", FrozenDict(label2id))
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thaw(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_thaw(item) for item in value]
+    return value
