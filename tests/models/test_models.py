@@ -1,0 +1,129 @@
+"""Structure of the models, mostly without computing anything."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_mnv2 import (
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    MobileNetV2ForSemanticSegmentation,
+    MobileNetV2Model,
+)
+
+MODELS = (MobileNetV2Model, MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation)
+
+
+def _variables(model, size=(64, 64)):
+    image = jax.ShapeDtypeStruct((1, *size, model.config.num_channels), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def _outputs(model, shape, dtype=jnp.float32, **arguments):
+    apply = functools.partial(model.apply, **arguments)
+    return jax.eval_shape(apply, _variables(model), jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def test_parameter_counts_are_the_published_ones():
+    classifier = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))
+    assert _count(_variables(classifier)["params"]) == 3_504_872
+    deeplab = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=21))
+    assert round(_count(_variables(deeplab)["params"]) / 1e6, 2) == 2.11
+
+
+@pytest.mark.parametrize("output_stride", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("tf_padding", [True, False])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (97, 129), (513, 513)])
+def test_segmentation_logits_have_the_output_stride(output_stride, tf_padding, size):
+    config = MobileNetV2Config(num_labels=5, output_stride=output_stride, tf_padding=tf_padding)
+    logits = _outputs(MobileNetV2ForSemanticSegmentation(config), (2, *size, 3)).logits
+    assert logits.shape == (2, *(-(-side // output_stride) for side in size), 5)
+
+
+def test_hidden_states_are_the_sixteen_blocks():
+    config = MobileNetV2Config(output_stride=8)
+    output = _outputs(MobileNetV2Model(config), (1, 64, 64, 3), output_hidden_states=True)
+    shapes = [state.shape for state in output.hidden_states]
+    plan = [(1, 64 // b.output_stride, 64 // b.output_stride, b.out_channels) for b in config.layer_plan.blocks]
+    assert shapes == plan
+    assert output.last_hidden_state.shape == (1, 8, 8, 1280)
+    assert output.pooler_output.shape == (1, 1280)
+    assert _outputs(MobileNetV2Model(config, add_pooling_layer=False), (1, 64, 64, 3)).pooler_output is None
+
+
+def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny_blocks):
+    model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=3), dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(_variables(model))} == {jnp.dtype("float32")}
+    output = _outputs(model, (1, 64, 64, 3), output_hidden_states=True)
+    assert output.logits.dtype == jnp.float32
+    assert {state.dtype for state in output.hidden_states} == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_agrees_with_float32(tiny_blocks):
+    config = MobileNetV2Config(num_labels=3)
+    model = MobileNetV2ForSemanticSegmentation(config)
+    images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
+    variables = model.init(jax.random.key(0), images)
+    exact = model.apply(variables, images).logits
+    rough = MobileNetV2ForSemanticSegmentation(config, dtype=jnp.bfloat16).apply(variables, images).logits
+    np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+def test_segmentation_does_not_have_the_last_convolution():
+    variables = _variables(MobileNetV2ForSemanticSegmentation(MobileNetV2Config()))
+    assert "conv_1x1" not in variables["params"]["mobilenet_v2"]
+    assert "conv_1x1" in _variables(MobileNetV2Model(MobileNetV2Config()))["params"]["mobilenet_v2"]
+
+
+def test_initialisers_follow_the_config(tiny_blocks):
+    config = MobileNetV2Config(num_labels=40, initializer_range=0.07, classifier_initializer_range=0.3)
+    params = MobileNetV2ForSemanticSegmentation(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    head = params["segmentation_head"]
+    assert abs(float(head["conv_projection"]["convolution"]["kernel"].std()) - 0.07) < 0.002
+    assert abs(float(head["classifier"]["convolution"]["kernel"].std()) - 0.3) < 0.01
+    assert not head["classifier"]["convolution"]["bias"].any()
+    assert (head["conv_pool"]["normalization"]["scale"] == 1).all()
+
+
+def test_frozen_batch_norm_leaves_the_statistics(tiny_blocks):
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    for freeze in (True, False):
+        model = MobileNetV2ForSemanticSegmentation(
+            MobileNetV2Config(classifier_dropout_prob=0.0), freeze_batch_norm=freeze
+        )
+        variables = model.init(jax.random.key(0), images)
+        _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        pairs = zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True)
+        assert all(np.array_equal(*pair) for pair in pairs) == freeze
+
+
+def test_training_works_at_batch_one(tiny_blocks):
+    """The reference raises there: its pooled branch normalises a single value."""
+    model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config())
+    images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+    variables = model.init(jax.random.key(0), images)
+    output, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
+    assert np.isfinite(output.logits).all()
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((64, 64, 3), "float32", "found \\(64, 64, 3\\)"),
+        ((1, 3, 64, 64), "float32", "channels last"),
+        ((1, 31, 64, 3), "float32", "at least 32"),
+        ((1, 64, 64, 4), "float32", "found \\(1, 64, 64, 4\\)"),
+        ((1, 64, 64, 3), "uint8", "found uint8"),
+    ],
+)
+def test_images_that_do_not_fit_are_explained(model_class, shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        _outputs(model_class(MobileNetV2Config()), shape, jnp.dtype(dtype))
