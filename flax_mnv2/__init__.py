@@ -1,0 +1,26 @@
+"""MobileNetV2 and its DeepLab heads in JAX and Flax linen."""
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
+from flax_mnv2.models import (
+    MobileNetV2ForImageClassification,
+    MobileNetV2ForSemanticSegmentation,
+    MobileNetV2Model,
+)
+from flax_mnv2.pretrained import from_pretrained, load_backbone, save_pretrained
+from flax_mnv2.version import __version__
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MobileNetV2Config",
+    "MobileNetV2ForImageClassification",
+    "MobileNetV2ForSemanticSegmentation",
+    "MobileNetV2Model",
+    "UserError",
+    "__version__",
+    "from_pretrained",
+    "load_backbone",
+    "save_pretrained",
+]

@@ -1,0 +1,100 @@
+"""Inference against transformers on random weights with random batch statistics.
+
+Every value of every axis occurs, and the traps: output stride 2 at α 0.35 gains a shortcut, widths that are not
+multiples of 8, sizes of 32k + 1 (where both padding rules agree) beside sizes that tell them apart.
+"""
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from flax_mnv2 import MobileNetV2Config
+from flax_mnv2.convert import hugging_face
+from flax_mnv2.pretrained import make_model, variable_shapes
+
+# depth_multiplier, output_stride, tf_padding, first_layer_is_expansion, finegrained_output, size, more
+CASES = [
+    (0.35, 8, True, True, True, (97, 129), {}),
+    (0.35, 2, True, True, False, (32, 32), {}),
+    (0.5, 16, False, False, True, (97, 129), {}),
+    (0.5, 16, True, True, True, (64, 80), {"depth_divisible_by": 1, "min_depth": 1}),
+    (0.75, 32, True, False, False, (224, 224), {}),
+    (1.0, 8, False, True, False, (33, 33), {}),
+    (1.0, 16, True, True, True, (97, 129), {"hidden_act": "hardswish", "layer_norm_eps": 1e-5}),
+    (1.0, 32, False, True, True, (224, 224), {"expand_ratio": 4.0}),
+    (1.4, 16, True, False, True, (33, 33), {}),
+    (1.4, 8, True, True, False, (32, 32), {"num_channels": 4}),
+]
+
+
+def _case_id(case):
+    alpha, stride, tf, first, fine, size, more = case
+    flags = "".join("-+"[flag] for flag in (tf, first, fine))
+    return f"{alpha}-os{stride}{flags}{size[0]}x{size[1]}{'-' + next(iter(more)) if more else ''}"
+
+
+def test_cases_cover_every_axis():
+    axes = list(zip(*CASES, strict=True))
+    assert set(axes[0]) == {0.35, 0.5, 0.75, 1.0, 1.4}
+    assert set(axes[1]) >= {8, 16, 32}
+    assert all(set(axis) == {True, False} for axis in axes[2:5])
+    assert set(axes[5]) >= {(32, 32), (33, 33), (97, 129), (224, 224)}
+
+
+def _convert(reference, config, task):
+    state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    model = make_model(config, task)
+    flat = hugging_face.from_state_dict(state, variable_shapes(model))
+    return model, traverse_util.unflatten_dict(flat)
+
+
+@pytest.mark.parametrize("case", CASES, ids=_case_id)
+def test_backbone_and_segmentation(transformers, randomize, assert_close, case):
+    import torch
+
+    alpha, stride, tf_padding, first, fine, size, more = case
+    fields = {
+        "depth_multiplier": alpha,
+        "output_stride": stride,
+        "tf_padding": tf_padding,
+        "first_layer_is_expansion": first,
+        "finegrained_output": fine,
+        **more,
+    }
+    theirs_config = transformers.MobileNetV2Config(**fields, num_labels=7)
+    config = MobileNetV2Config.from_dict(
+        theirs_config.to_dict() | {"id2label": {i: str(i) for i in range(7)}, "label2id": None}
+    )
+    images = np.random.default_rng(0).normal(size=(2, *size, config.num_channels)).astype(np.float32)
+    theirs_images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+    backbone = randomize(transformers.MobileNetV2Model(theirs_config), seed=1)
+    segmenter = randomize(transformers.MobileNetV2ForSemanticSegmentation(theirs_config), seed=2)
+    with torch.no_grad():
+        theirs = backbone(theirs_images, output_hidden_states=True)
+        theirs_logits = segmenter(theirs_images).logits
+
+    model, variables = _convert(backbone, config, "backbone")
+    ours = jax.jit(lambda v, x: model.apply(v, x, output_hidden_states=True))(variables, images)
+    assert len(ours.hidden_states) == len(theirs.hidden_states) == 16
+    for index, (one, other) in enumerate(zip(ours.hidden_states, theirs.hidden_states, strict=True)):
+        assert_close(one, other.permute(0, 2, 3, 1), name=f"hidden state {index}")
+    assert_close(ours.last_hidden_state, theirs.last_hidden_state.permute(0, 2, 3, 1), name="last hidden state")
+    assert_close(ours.pooler_output, theirs.pooler_output, name="pooled")
+
+    model, variables = _convert(segmenter, config, "segmentation")
+    logits = jax.jit(lambda v, x: model.apply(v, x).logits)(variables, images)
+    assert_close(logits, theirs_logits.permute(0, 2, 3, 1), name="segmentation logits")
+
+
+def test_classifier(transformers, randomize, assert_close):
+    import torch
+
+    theirs_config = transformers.MobileNetV2Config(depth_multiplier=0.5, num_labels=11)
+    reference = randomize(transformers.MobileNetV2ForImageClassification(theirs_config), seed=3)
+    model, variables = _convert(reference, MobileNetV2Config(depth_multiplier=0.5, num_labels=11), "classification")
+    images = np.random.default_rng(0).normal(size=(3, 96, 96, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits
+    assert_close(jax.jit(model.apply)(variables, images).logits, theirs, name="class logits")
