@@ -1,0 +1,42 @@
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def archives() -> ModuleType:
+    """The helpers in tests/voc_archives.py (tests are not a package)."""
+    spec = importlib.util.spec_from_file_location("voc_archives", _TESTS / "voc_archives.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load_segmentation into a fresh data_dir, for archives of three classes unless told otherwise."""
+    from flax_mnv2.data.load import load_segmentation
+
+    def call(**data):
+        defaults = {
+            "dataset": "voc_segmentation/custom",
+            "data_dir": str(tmp_path / "prepared"),
+            "labels": "x,y,z",
+        }
+        return load_segmentation({**defaults, **data})
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared real data."""
+    path = Path(os.environ.get("MNV2_SHARED") or _TESTS.parent.parent / "shared")
+    if not (path / "data").is_dir():
+        pytest.skip(f"no shared data in {path} (set MNV2_SHARED)")
+    return path
