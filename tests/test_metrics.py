@@ -1,0 +1,50 @@
+"""Confusion matrix and figures against their definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_mnv2.metrics import SegmentationMetrics, confusion_matrix
+
+
+def test_counts_pairs_and_leaves_out_the_ignored():
+    labels = np.array([[0, 0, 1, 255], [2, 2, 255, 1]], np.uint8)
+    predictions = np.array([[0, 1, 1, 0], [2, 0, 2, 1]], np.uint8)
+    matrix = confusion_matrix(jnp.asarray(labels), jnp.asarray(predictions), num_classes=3, ignore_label=255)
+    np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 2, 0], [1, 0, 1]])
+
+
+def test_against_a_direct_computation_with_21_classes():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 21, size=5000)
+    labels[:400] = 255
+    predictions = np.where(rng.random(5000) < 0.7, labels % 21, rng.integers(0, 21, size=5000))
+    matrix = confusion_matrix(jnp.asarray(labels), jnp.asarray(predictions), num_classes=21, ignore_label=255)
+    metrics = SegmentationMetrics.from_confusion(matrix)
+    valid = labels != 255
+    for index in range(21):
+        truth, predicted = (labels == index) & valid, (predictions == index) & valid
+        assert metrics.iou[index] == pytest.approx((truth & predicted).sum() / (truth | predicted).sum())
+    assert metrics.pixel_accuracy == pytest.approx((labels == predictions)[valid].mean())
+    assert metrics.mean_iou == pytest.approx(metrics.iou.mean())
+    assert metrics.num_pixels == valid.sum()
+
+
+def test_absent_classes_do_not_count():
+    metrics = SegmentationMetrics.from_confusion(np.array([[8, 2, 0], [0, 0, 0], [0, 0, 0]]))
+    np.testing.assert_allclose(metrics.iou, [0.8, 0.0, np.nan])
+    assert metrics.mean_iou == pytest.approx(0.4)
+    assert metrics.mean_class_accuracy == pytest.approx(0.8)
+    rows = metrics.to_dict(("a", "b", "c"))["iou_per_class"]
+    assert [row["iou"] for row in rows] == [0.8, 0.0, None]
+
+
+def test_nothing_counted_gives_no_figure():
+    metrics = SegmentationMetrics.from_confusion(np.zeros((2, 2), np.int64))
+    assert np.isnan(metrics.mean_iou)
+    assert metrics.to_dict(("a", "b"))["mean_iou"] is None
+
+
+def test_counts_beyond_float32_are_exact():
+    count = 2**53 - 1
+    assert SegmentationMetrics.from_confusion(np.array([[count, 0], [0, 0]])).num_pixels == count
