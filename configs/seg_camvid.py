@@ -1,0 +1,32 @@
+"""The VOC recipe on CamVid street scenes: an example of one's own data in VOC layout.
+
+The archive holds VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}; 367 training and 101
+validation images of 480×360, 11 classes, void 255. The data are not part of this project.
+
+Command:
+  python train.py --config configs/seg_camvid.py --workdir runs/camvid \\
+    --config.data.archive=camvid_voc.tar --config.data.labels=camvid_labels.txt \\
+    --config.init_from=mobilenet_v2_1.0_224
+
+Expected: mean IoU 0.45 on val at full size; the same recipe in PyTorch with transformers reached 0.450 and
+0.448 with two seeds (pixel accuracy 0.863 and 0.862). 400 steps take about 20 minutes on two CPU cores.
+"""
+
+from configs import seg_voc
+
+
+def get_config(variant: str = ""):
+    """The config; ``variant`` is empty or ``"smoke"``, as in ``seg_voc``."""
+    config = seg_voc.get_config(variant)
+    config.data.dataset = "voc_segmentation/custom"
+    if variant == "smoke":
+        return config
+    config.data.crop_size = (321, 321)
+    config.batch_size = 8
+    config.num_steps = 400
+    config.eval_every_steps = config.checkpoint.every_steps = 100
+    config.optimizer.learning_rate = 0.01
+    config.model.classifier_initializer_range = 0.02  # the reference's; TF's 0.01 starts too slowly for 400 steps
+    # Few steps: the running statistics must follow the weights sooner than TF's 0.997 lets them.
+    config.model.batch_norm_momentum = config.model.head_batch_norm_momentum = 0.95
+    return config

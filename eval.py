@@ -1,0 +1,40 @@
+"""Evaluates a model: python eval.py --workdir runs/voc, or --checkpoint, or --config … --pretrained FOLDER
+
+With --workdir or --checkpoint the run's own config holds, with the --config.… overrides given here.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from flax_mnv2.training import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; names the data for --pretrained.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a training run.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "One checkpoint: WORKDIR/checkpoints/STEP.")
+_PRETRAINED = flags.DEFINE_string("pretrained", "", "Hugging Face folder or hub id.")
+_STEP = flags.DEFINE_string("step", "best", "Checkpoint of --workdir: best, latest or a step.")
+_SPLIT = flags.DEFINE_string("split", "", "Split to evaluate; default config.data.eval_split.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder for the report; default beside the checkpoint.")
+
+
+def main(_) -> None:
+    """Evaluates."""
+    from flax_mnv2.training.evaluate_run import evaluate_run
+    from flax_mnv2.training.recorded_config import config_for_evaluation
+
+    given = _CONFIG.value is not None
+    overrides = config_flags.get_override_values(flags.FLAGS["config"]) if given else {}
+    config = config_for_evaluation(_CONFIG.value, overrides, workdir=_WORKDIR.value, checkpoint=_CHECKPOINT.value)
+    evaluate_run(
+        config,
+        workdir=_WORKDIR.value,
+        checkpoint=_CHECKPOINT.value,
+        pretrained=_PRETRAINED.value,
+        step=_STEP.value,
+        split=_SPLIT.value,
+        output=_OUTPUT.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

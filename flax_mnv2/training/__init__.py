@@ -1,0 +1,1 @@
+"""Optimizers, steps, devices, checkpoints, and the loop that joins them."""

@@ -1,0 +1,214 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from flax_mnv2.data.load import load_segmentation
+from flax_mnv2.errors import CheckpointError, UserError
+from flax_mnv2.pretrained import from_pretrained, load_backbone
+from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
+from flax_mnv2.training.checkpoint import FOLDER_NAME, Checkpoints
+from flax_mnv2.training.evaluation import evaluate
+from flax_mnv2.training.interrupt import Interrupted, StopRequest
+from flax_mnv2.training.metrics_writer import METRICS_NAME, MetricsWriter
+from flax_mnv2.training.optimizer import make_optimizer, make_schedule
+from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
+from flax_mnv2.training.progress import Progress
+from flax_mnv2.training.run_config import check_config
+from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.steps import make_eval_step, make_train_step
+from flax_mnv2.training.workdir import open_workdir
+
+
+class NotFiniteError(UserError):
+    """The loss became NaN or infinite."""
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *, parallel: Parallel | None = None
+) -> TrainState:
+    """Trains to ``config.num_steps``, going on from the newest checkpoint in ``workdir`` if there is one.
+
+    Args:
+      config: as ``run_config.default_config`` describes.
+      workdir: gets checkpoints, metrics and the config; made if it is not there.
+      parallel: devices and mode; None follows ``config.parallel`` on all devices.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: bad config, data or checkpoint; the loss stopped being finite.
+      Interrupted: SIGINT or SIGTERM came; the state has been saved.
+    """
+    # ---- Check everything that can be checked before the first expensive step ---------------------------
+    check_config(config)
+    parallel = parallel or make_parallel(config.parallel)
+    check_divisible(parallel, config.batch_size, "batch_size")
+    check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
+    workdir = open_workdir(workdir, config)
+    dataset = load_segmentation(config.data)
+    train_source, eval_source = (
+        dataset.source(config.data.train_split),
+        dataset.source(config.data.eval_split),
+    )
+
+    # ---- Model, optimizer, steps --------------------------------------------------------------------------
+    task = SegmentationTask(config, make_model_config(config, dataset.labels), axis_name=parallel.axis_name)
+    schedule = make_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    train_step = parallel.compile_train_step(
+        make_train_step(task, optimizer, schedule, seed=config.seed, axis_name=parallel.axis_name)
+    )
+    eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
+    about = {"config": config.to_dict(), "model": task.model.config.to_dict()}
+
+    # ---- State: from the newest checkpoint, else from pretrained weights, else random ---------------------
+    checkpoints = Checkpoints(
+        workdir / FOLDER_NAME,
+        best_metric=task.best_metric,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+    )
+    resume_step = checkpoints.latest_step()
+    variables = task.init_variables(config.seed)
+    if resume_step is None and config.init_from:
+        variables = initial_variables(config, task, variables)
+    state = parallel.put_state(TrainState.create(variables, optimizer))
+    if resume_step is not None:
+        state = checkpoints.restore(state, resume_step)
+    step = int(state.step)
+
+    lead = jax.process_index() == 0
+    writer = MetricsWriter(workdir, resume_step=step) if lead else None
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    say = print if lead else (lambda *_: None)
+    say(
+        f"{dataset.name}: {len(train_source)} training and {len(eval_source)} evaluation examples, "
+        f"{len(dataset.labels)} classes\n"
+        f"MobileNetV2 {task.model.config.depth_multiplier:g}, output stride {task.model.config.output_stride}: "
+        f"{num_params:,} parameters on {len(parallel.devices)} {parallel.devices[0].platform} device(s), "
+        f"{config.parallel}\n"
+        f"{_origin(config, resume_step)}; {config.num_steps - step} steps to go, first one compiles",
+        flush=True,
+    )
+
+    # ---- The loop -------------------------------------------------------------------------------------------
+    def run_evaluation(state: TrainState) -> dict[str, float]:
+        evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split=config.data.eval_split)
+        metrics = task.summarize(evaluation.sums)
+        figures = {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy}
+        if writer:
+            writer.write(int(state.step), config.data.eval_split, figures)
+        progress.write(
+            f"step {int(state.step)}: mean IoU {metrics.mean_iou:.4f}, pixel accuracy "
+            f"{metrics.pixel_accuracy:.4f} on {config.data.eval_split}"
+        )
+        return figures
+
+    pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
+
+    def collect() -> None:
+        """Fetches the metrics since the last call, logs their last, and stops the run at a loss that is not finite."""
+        if not pending:
+            return
+        fetched = [(at, jax.tree.map(float, metrics)) for at, metrics in pending]
+        pending.clear()
+        for at, metrics in fetched:
+            if not np.isfinite(metrics["loss"]):
+                raise NotFiniteError(_not_finite(at, metrics["loss"], checkpoints.latest_step(), workdir))
+        at, newest = fetched[-1]
+        mean_loss = float(np.mean([metrics["loss"] for _, metrics in fetched]))
+        rate = progress.examples_per_second()
+        if writer:
+            writer.write(at, "train", {**newest, "loss": mean_loss, "images_per_second": rate})
+        progress.write(
+            f"step {at}/{config.num_steps}: loss {mean_loss:.4f}, learning rate {newest['learning_rate']:.2e}, "
+            f"gradient norm {newest['gradient_norm']:.2f}, {rate:.1f} images/s, {progress.time_left()} left"
+        )
+
+    with (
+        StopRequest() as stop,
+        Progress(config.num_steps, "training", config.batch_size, start=step) as progress,
+        task.train_batches(dataset, start_step=step) as batches,
+    ):
+        evaluated_here = writer is None or step in writer.evaluated_steps
+        if step and step % config.eval_every_steps == 0 and not evaluated_here:
+            run_evaluation(state)  # the run was cut between the save and the evaluation of this step
+        feed = prefetch(batches, lambda batch: parallel.put_batch({k: batch[k] for k in ("image", "label")}))
+        while step < config.num_steps and stop.signal is None:
+            state, metrics = train_step(state, next(feed))
+            step += 1
+            pending.append((step, metrics))
+            progress.advance()
+            if step == 1 or step % config.log_every_steps == 0:
+                collect()
+            last = step == config.num_steps
+            evaluates = last or step % config.eval_every_steps == 0
+            if evaluates or step % config.checkpoint.every_steps == 0:
+                began = time.perf_counter()
+                collect()  # never save a state whose loss has not been looked at
+                figures = run_evaluation(state) if evaluates and stop.signal is None else None
+                checkpoints.save(state, about, figures)
+                progress.exclude(time.perf_counter() - began)
+
+        # ---- The end, asked for or reached -------------------------------------------------------------------------
+        if stop.signal is not None:
+            collect()
+            checkpoints.save(state, about)
+        checkpoints.wait()
+    best = checkpoints.best_step()
+    checkpoints.close()
+    if writer:
+        writer.close()
+    if stop.signal is not None:
+        say(f"{stop.signal.name}: saved step {step} in {workdir / FOLDER_NAME}; the same command goes on from there")
+        raise Interrupted(stop.signal)
+    say(f"checkpoints: {workdir / FOLDER_NAME} (last step {step}, best by mean IoU: step {best})")
+    say(f"metrics:     {workdir / METRICS_NAME}, and TensorBoard in {workdir / 'tensorboard'}")
+    return state
+
+
+def initial_variables(config: ml_collections.ConfigDict, task: SegmentationTask, variables: Any) -> Any:
+    """Variables from ``config.init_from``: the backbone alone, or everything."""
+    if config.init_scope == "backbone":
+        return load_backbone(config.init_from, task.model, variables)
+    model, loaded = from_pretrained(config.init_from, task=config.task)
+    if model.config.num_labels != task.model.config.num_labels:
+        raise CheckpointError(
+            f"{config.init_from} has {model.config.num_labels} classes and the data {task.model.config.num_labels}; "
+            "use --config.init_scope=backbone to start with a new head."
+        )
+    if jax.tree.map(np.shape, loaded) != jax.tree.map(np.shape, dict(variables)):
+        raise CheckpointError(
+            f"{config.init_from} has layers of other widths than config.model describes; set config.model.* to "
+            "the fields of its config.json."
+        )
+    return loaded
+
+
+def _origin(config: ml_collections.ConfigDict, resume_step: int | None) -> str:
+    if resume_step is not None:
+        return f"going on from step {resume_step}"
+    if config.init_from:
+        what = "backbone" if config.init_scope == "backbone" else "all weights"
+        return f"{what} from {config.init_from}"
+    return "random weights"
+
+
+def _not_finite(step: int, loss: float, last_good: int | None, workdir: pathlib.Path) -> str:
+    if last_good is None:
+        saved = "No checkpoint has been saved yet"
+    else:
+        saved = f"The last good checkpoint is {workdir / FOLDER_NAME / str(last_good)}"
+    return (
+        f"The loss became {loss} at step {step}. {saved}. Lower config.optimizer.learning_rate, set "
+        "config.optimizer.clip_norm, or freeze batch norm (config.freeze_batch_norm) at small batches."
+    )

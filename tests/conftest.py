@@ -1,0 +1,36 @@
+"""What all tests share: four CPU devices, strict promotion rules, a compilation cache, the shared data."""
+
+import os
+import pathlib
+
+# Before JAX and TFDS are imported: no downloads, nothing left in the home folder.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import pytest
+
+import flax_mnv2.config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of real data and weights, or a skip with the reason."""
+    folder = pathlib.Path(os.environ.get("MNV2_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: set MNV2_SHARED to its folder (looked for {folder})")
+    return folder
+
+
+@pytest.fixture
+def tiny_blocks(monkeypatch):
+    """Four blocks instead of sixteen, narrow: compiles in a second or two."""
+    monkeypatch.setattr(flax_mnv2.config, "BLOCK_TABLE", ((8, 1, 2), (8, 1, 1), (16, 2, 2)))

@@ -1,0 +1,263 @@
+"""Whole runs: what they leave behind, how they go on, when they refuse."""
+
+import json
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import flax_mnv2.training.loop as loop_module
+from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
+from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
+from flax_mnv2.training.checkpoint import Checkpoints
+from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.training.interrupt import Interrupted
+from flax_mnv2.training.loop import NotFiniteError, train
+from flax_mnv2.training.metrics_writer import read_metrics
+from flax_mnv2.training.parallel import make_parallel
+
+
+def _one_device(mode="jit"):
+    return make_parallel(mode, jax.devices()[:1])
+
+
+def _assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def _without_rates(lines):
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Sends a signal to this process when the given step has been logged, as a person or a scheduler would."""
+
+    def arrange(step, number):
+        original = loop_module.Progress.advance
+
+        def advance(self):
+            original(self)
+            if self._title == "training" and self._done == step:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(loop_module.Progress, "advance", advance)
+        return lambda: monkeypatch.setattr(loop_module.Progress, "advance", original)
+
+    return arrange
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_goes_on_bit_for_bit(tiny_config, tmp_path, stop_after, number):
+    whole = train(tiny_config, tmp_path / "whole", parallel=_one_device())
+    restore = stop_after(4, number)
+    with pytest.raises(Interrupted) as caught:
+        train(tiny_config, tmp_path / "cut", parallel=_one_device())
+    assert caught.value.code == 128 + number
+    restore()
+    assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step() == 4
+    resumed = train(tiny_config, tmp_path / "cut", parallel=_one_device())
+    _assert_same(resumed, whole)
+    final = [read_metrics(tmp_path / name)[-2:] for name in ("cut", "whole")]
+    assert _without_rates(final[0]) == _without_rates(final[1])
+
+
+def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_path, capsys):
+    train(tiny_config, tmp_path, parallel=_one_device())
+    printed = capsys.readouterr().out
+    assert f"checkpoints: {tmp_path / 'checkpoints'} (last step 6, best by mean IoU: step 6)" in printed
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 6]
+    lines = read_metrics(tmp_path)
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (1, "train"),
+        (2, "train"),
+        (3, "train"),
+        (4, "train"),
+        (6, "train"),
+        (6, "val"),
+    ]
+    assert all(np.isfinite(line["loss"]) for line in lines[:-1])
+    assert 0 <= lines[-1]["mean_iou"] <= 1
+    assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 6
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_pmap_goes_on_from_a_jit_checkpoint_on_other_devices(tiny_config, tmp_path, stop_after):
+    restore = stop_after(3, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(tiny_config, tmp_path, parallel=make_parallel("jit", jax.devices()[:4]))
+    restore()
+    tiny_config.parallel = "pmap"
+    state = train(tiny_config, tmp_path, parallel=make_parallel("pmap", jax.devices()[:2]))
+    assert int(state.step) == 6
+    assert np.isfinite(read_metrics(tmp_path)[-1]["mean_iou"])
+
+
+def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_path):
+    train(tiny_config, tmp_path, parallel=_one_device())
+    before = read_metrics(tmp_path)
+    Checkpoints(tmp_path / "checkpoints")._manager.delete(6)  # as if killed before the last save
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "spl')  # and while writing a line
+    train(tiny_config, tmp_path, parallel=_one_device())
+    assert _without_rates(read_metrics(tmp_path)) == _without_rates(before)
+
+
+def test_best_and_last_checkpoints_are_kept(tiny_config, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.9, 0.3, 0.4, 0.1])
+
+    def summarize(self, matrix):
+        metrics = original(self, matrix)
+        return type(metrics)(**{**metrics.__dict__, "mean_iou": next(scores)})
+
+    original = SegmentationTask.summarize
+    monkeypatch.setattr(SegmentationTask, "summarize", summarize)
+    tiny_config.num_steps = 5
+    tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
+    tiny_config.checkpoint.keep_last = 1
+    train(tiny_config, tmp_path, parallel=_one_device())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.steps() == [2, 5]
+    assert checkpoints.best_step() == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tiny_config, tmp_path, monkeypatch):
+    original = SegmentationTask.loss_sums
+
+    def poisoned(self, variables, batch, key, **more):
+        loss, rest = original(self, variables, batch, key, **more)
+        return jax.numpy.where(jax.random.key_data(key).sum() == poisoned_key, jax.numpy.nan, loss), rest
+
+    poisoned_key = jax.random.key_data(jax.random.fold_in(jax.random.key(tiny_config.seed), 4)).sum()
+    monkeypatch.setattr(SegmentationTask, "loss_sums", poisoned)
+    with pytest.raises(NotFiniteError, match="became nan at step 5") as caught:
+        train(tiny_config, tmp_path, parallel=_one_device())
+    assert f"last good checkpoint is {tmp_path / 'checkpoints' / '3'}" in str(caught.value)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3]
+
+
+def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, tmp_path):
+    tiny_config.num_steps = tiny_config.eval_every_steps = 3
+    train(tiny_config, tmp_path, parallel=_one_device())
+    (tmp_path / "config.json").unlink()
+    tiny_config.model.depth_multiplier = 1.0
+    with pytest.raises(CheckpointError, match="do not fit the model") as caught:
+        train(tiny_config, tmp_path, parallel=_one_device())
+    assert "mobilenet_v2.conv_stem.first_conv.convolution.kernel: the checkpoint has (3, 3, 3, 16)" in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
+    tiny_config.num_steps = tiny_config.eval_every_steps = 3
+    train(tiny_config, tmp_path, parallel=_one_device())
+    for file in (tmp_path / "checkpoints" / "3" / "variables").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    tiny_config.log_every_steps = 1
+    with pytest.raises(CheckpointError, match=r"Cannot read checkpoint .*3: .*damaged"):
+        train(tiny_config, tmp_path, parallel=_one_device())
+
+
+def test_start_from_pretrained_weights(tiny_config, tmp_path):
+    tiny_config.num_steps = 1
+    tiny_config.optimizer.learning_rate = 1e-9
+    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b", "c", "d")))
+    variables = jax.tree.map(np.asarray, task.init_variables(seed=7))
+    save_pretrained(tmp_path / "weights", task.model, variables)
+    tiny_config.init_from = str(tmp_path / "weights")
+
+    def trained(scope, **changes):
+        config = tiny_config.copy_and_resolve_references()
+        config.init_scope = scope
+        config.update_from_flattened_dict(changes)
+        return train(config, tmp_path / f"{scope}{len(changes)}", parallel=_one_device()).params
+
+    def close(one, other):
+        return all(
+            np.allclose(a, b, atol=1e-6) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        )
+
+    everything = trained("all")
+    assert close(everything, variables["params"])
+    backbone = trained("backbone")
+    assert close(backbone["mobilenet_v2"], variables["params"]["mobilenet_v2"])
+    assert not close(backbone["segmentation_head"], variables["params"]["segmentation_head"])
+    with pytest.raises(CheckpointError, match="other widths"):
+        trained("all", **{"model.depth_multiplier": 1.0})
+
+
+def test_labels_that_differ_ask_for_a_new_head(tiny_config, tmp_path):
+    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b")))
+    save_pretrained(tmp_path / "weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
+    tiny_config.init_from, tiny_config.init_scope = str(tmp_path / "weights"), "all"
+    with pytest.raises(CheckpointError, match=r"has 2 classes and the data 4; use --config.init_scope=backbone"):
+        train(tiny_config, tmp_path / "run", parallel=_one_device())
+
+
+def test_batch_must_divide_over_the_devices(tiny_config, tmp_path):
+    tiny_config.batch_size = 6
+    with pytest.raises(ConfigError, match="divisible by the number of devices, 4"):
+        train(tiny_config, tmp_path, parallel=make_parallel("jit", jax.devices()[:4]))
+    assert not any(tmp_path.iterdir())
+
+
+def test_evaluation_report(tiny_config, tmp_path, capsys):
+    train(tiny_config, tmp_path / "run", parallel=_one_device())
+    logged = read_metrics(tmp_path / "run")[-1]
+    figures = evaluate_run(tiny_config, workdir=str(tmp_path / "run"))
+    printed = capsys.readouterr().out
+    folder = tmp_path / "run" / "evaluation" / "val_step_6"
+    assert json.loads((folder / "metrics.json").read_text()) == figures
+    assert figures["num_examples"] == 80
+    assert figures["mean_iou"] == pytest.approx(logged["mean_iou"], abs=1e-6)
+    assert [row["label"] for row in figures["iou_per_class"]] == ["background", "disc", "square", "triangle"]
+    for name in ("metrics.json", "predictions.png", "confusion_matrix.png"):
+        assert (folder / name).stat().st_size > 0
+        assert str(folder / name) in printed
+    assert f"triangle             {figures['iou_per_class'][3]['iou']:.4f}" in printed
+
+    by_path = evaluate_run(
+        tiny_config, checkpoint=str(tmp_path / "run" / "checkpoints" / "3"), output=str(tmp_path / "report")
+    )
+    assert by_path["model"].endswith("checkpoints/3")
+    assert (tmp_path / "report" / "metrics.json").exists()
+
+
+def test_several_scales_and_mirrors_are_averaged(tiny_config):
+    tiny_config.eval.scales, tiny_config.eval.flip = (0.75, 1.0), True
+    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b")))
+    variables = task.init_variables(0)
+    images = jax.random.normal(jax.random.key(0), (2, 48, 64, 3))
+    scores = task.scores(variables, images)
+    np.testing.assert_allclose(scores.sum(-1), 1.0, rtol=1e-5)
+    mirrored = task.scores(variables, images[:, :, ::-1])[:, :, ::-1]
+    np.testing.assert_allclose(scores, mirrored, atol=1e-5)
+    tiny_config.eval.scales, tiny_config.eval.flip = (1.0,), False
+    single = jax.nn.softmax(task.scores(variables, images))
+    assert float(abs(single - scores).max()) > 1e-3
+
+
+def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b", "c", "d")))
+    save_pretrained("weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
+    tiny_config.eval.output_stride = 4
+    figures = evaluate_run(tiny_config, pretrained="weights")
+    assert figures["output_stride"] == 4
+    assert (pathlib.Path("evaluation") / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of --workdir"),
+        ({"workdir": "a", "pretrained": "b"}, "exactly one of --workdir"),
+        ({"workdir": "absent"}, "No checkpoints in absent"),
+        ({"checkpoint": "absent/7"}, "--checkpoint must be a folder"),
+        ({"workdir": "absent", "split": "tset"}, "tset"),
+    ],
+)
+def test_evaluation_of_what_is_not_there(tiny_config, arguments, message):
+    with pytest.raises((CheckpointError, ConfigError, ValueError), match=message):
+        evaluate_run(tiny_config, **arguments)

@@ -1,0 +1,78 @@
+"""jit and pmap, on one device and on four, run the same steps."""
+
+import jax
+import numpy as np
+import pytest
+
+from flax_mnv2 import ConfigError
+from flax_mnv2.data.load import load_segmentation
+from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
+from flax_mnv2.training.evaluation import evaluate
+from flax_mnv2.training.optimizer import make_optimizer, make_schedule
+from flax_mnv2.training.parallel import check_divisible, make_parallel, prefetch
+from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.steps import make_eval_step, make_train_step
+
+STEPS = 3
+
+
+def _run(config, dataset, mode, num_devices):
+    """Losses of a few steps, the final state, and the evaluation of that state."""
+    parallel = make_parallel(mode, jax.devices()[:num_devices])
+    task = SegmentationTask(config, make_model_config(config, dataset.labels), axis_name=parallel.axis_name)
+    schedule = make_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    step = parallel.compile_train_step(make_train_step(task, optimizer, schedule, seed=0, axis_name=parallel.axis_name))
+    state = parallel.put_state(TrainState.create(task.init_variables(0), optimizer))
+    losses = []
+    with task.train_batches(dataset, start_step=0) as batches:
+        for _ in range(STEPS):
+            batch = next(batches)
+            state, metrics = step(state, parallel.put_batch({k: batch[k] for k in ("image", "label")}))
+            losses.append(float(metrics["loss"]))
+    eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
+    evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split="val", num_pictures=3)
+    return losses, jax.tree.map(np.asarray, state), evaluation
+
+
+@pytest.fixture
+def dataset(tiny_config):
+    return load_segmentation(tiny_config.data)
+
+
+def test_every_way_agrees_to_rounding(tiny_config, dataset):
+    losses, state, evaluation = _run(tiny_config, dataset, "jit", 1)
+    assert len(set(losses)) == STEPS
+    for mode, count in (("pmap", 1), ("jit", 4), ("pmap", 4)):
+        other_losses, other_state, other_evaluation = _run(tiny_config, dataset, mode, count)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-4, err_msg=f"{mode} on {count}")
+        for (path, one), other in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(other_state), strict=True):
+            scale = np.abs(one).max() + 1e-3
+            assert np.abs(one - other).max() <= 2e-3 * scale, f"{mode} on {count}: {path}"
+        assert other_evaluation.num_examples == evaluation.num_examples == 80
+        assert other_evaluation.sums.sum() == evaluation.sums.sum()
+        moved = np.abs(other_evaluation.sums - evaluation.sums).sum() / evaluation.sums.sum()
+        assert moved < 0.01, f"{mode} on {count}: {moved:.4f} of the pixels are counted elsewhere"
+        for one, other in zip(evaluation.pictures, other_evaluation.pictures, strict=True):
+            np.testing.assert_array_equal(one.image, other.image)
+            assert one.prediction.shape == other.prediction.shape == one.label.shape
+
+
+def test_global_batch_statistics_and_dropout_do_not_depend_on_the_split(tiny_config, dataset):
+    """The first step starts from equal weights, so what differs could only come from the split."""
+    first = {}
+    for mode, count in (("jit", 1), ("pmap", 4)):
+        losses, _, _ = _run(tiny_config, dataset, mode, count)
+        first[mode] = losses[0]
+    assert first["pmap"] == pytest.approx(first["jit"], rel=1e-6)
+
+
+def test_batch_that_does_not_divide_is_explained():
+    parallel = make_parallel("jit", jax.devices()[:4])
+    with pytest.raises(ConfigError, match=r"config\.batch_size must be divisible .* 4; found 6. Use 4 or 8"):
+        check_divisible(parallel, 6, "batch_size")
+
+
+def test_prefetch_keeps_order_and_loses_nothing():
+    assert list(prefetch(range(10), lambda value: -value, depth=3)) == [-value for value in range(10)]
+    assert list(prefetch([], lambda value: value)) == []

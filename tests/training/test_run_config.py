@@ -1,0 +1,91 @@
+"""Mistakes in a run's config, and the check that a workdir belongs to the run."""
+
+import json
+
+import pytest
+
+from flax_mnv2 import ConfigError, DataError
+from flax_mnv2.training.run_config import check_config, check_same_run, default_config
+from flax_mnv2.training.workdir import open_workdir
+
+
+def test_defaults_pass():
+    check_config(default_config())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("parallel", "pjit", "one of 'jit', 'pmap'"),
+        ("dtype", "float16", "one of 'float32', 'bfloat16'"),
+        ("batch_size", 0, "at least 1"),
+        ("num_steps", -5, "at least 1"),
+        ("data.crop_size", (0, 321), "at least 32"),
+        ("data.crop_size", (321,), "a pair"),
+        ("data.crop_size", (-1, -1), "at least 32"),
+        ("data.min_scale", 0.0, "above 0"),
+        ("data.max_scale", 0.1, "at least data.min_scale"),
+        ("optimizer.schedule", "step", "one of 'poly'"),
+        ("optimizer.momentum", 1.0, "below 1"),
+        ("optimizer.learning_rate", -0.1, "above 0"),
+        ("optimizer.warmup_steps", 30_000, "below num_steps"),
+        ("eval.scales", (), "positive numbers"),
+        ("init_scope", "head", "one of 'backbone', 'all'"),
+    ],
+)
+def test_values_out_of_range_are_named(name, value, expected):
+    config = default_config()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ConfigError, match=expected) as caught:
+        check_config(config)
+    assert f"config.{name} must be" in str(caught.value)
+
+
+def test_a_misspelt_field_in_a_recipe_fails_where_it_stands():
+    with pytest.raises(AttributeError, match="learning_rate"):
+        default_config().optimizer.lerning_rate = 0.1
+
+
+def test_missing_and_unknown_fields_are_named():
+    config = default_config()
+    del config["seed"]
+    with pytest.raises(ConfigError, match="lacks seed"):
+        check_config(config)
+    config = default_config()
+    with config.unlocked():
+        config.sead = 1
+    with pytest.raises(ConfigError, match="unknown sead"):
+        check_config(config)
+
+
+def test_another_runs_workdir_is_refused_field_by_field(tmp_path):
+    open_workdir(tmp_path, default_config())
+    changed = default_config()
+    changed.batch_size, changed.optimizer.learning_rate = 8, 0.1
+    with pytest.raises(ConfigError) as caught:
+        open_workdir(tmp_path, changed)
+    message = str(caught.value)
+    assert "batch_size: 16 there, 8 now" in message
+    assert "optimizer.learning_rate: 0.007 there, 0.1 now" in message
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
+
+
+def test_what_does_not_change_the_run_may_change():
+    changed = default_config()
+    changed.parallel, changed.data.num_workers, changed.eval.flip = "pmap", 2, True
+    changed.checkpoint.every_steps, changed.log_every_steps = 7, 3
+    check_same_run(changed, json.loads(default_config().to_json()), "w")
+
+
+def test_a_workdir_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Cannot write in the workdir"):
+        open_workdir(tmp_path / "file" / "run", default_config())
+    with pytest.raises(DataError, match="Choose a folder that you may write to"):
+        open_workdir("/proc/flax_mnv2", default_config())
+
+
+def test_a_workdir_with_a_damaged_config_is_explained(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="Cannot read"):
+        open_workdir(tmp_path, default_config())

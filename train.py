@@ -1,0 +1,25 @@
+"""Trains a model: python train.py --config configs/seg_voc.py --workdir runs/voc
+
+Any field of the config can be set on the command line: --config.batch_size=8. The same command goes on from
+the newest checkpoint in the workdir.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from flax_mnv2.training import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe to train by.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_) -> None:
+    """Trains."""
+    from flax_mnv2.training.loop import train
+
+    train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
