@@ -22,17 +22,18 @@ def get_config(variant: str = ""):
     config.model.initializer_range = 0.1
 
     config.batch_size = 16
-    config.num_steps = 400
-    config.eval_every_steps = config.checkpoint.every_steps = 200
-    config.optimizer.learning_rate = 0.05
-    config.optimizer.warmup_steps = 20
+    config.num_steps = 300
+    config.eval_every_steps = config.checkpoint.every_steps = 150
+    config.optimizer.name = "adam"  # SGD needs three times the steps from random weights
+    config.optimizer.learning_rate = 0.004
+    config.optimizer.weight_decay = 1e-4
     config.eval.batch_size = 16
     config.eval.num_pictures = 6
 
     if variant == "smoke":
         config.batch_size = config.eval.batch_size = 8
         config.data.crop_size = (64, 64)
-        config.num_steps, config.optimizer.warmup_steps = 8, 2
+        config.num_steps = 8
         config.eval_every_steps = config.checkpoint.every_steps = 4
         config.log_every_steps = 2
     elif variant:

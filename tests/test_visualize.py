@@ -33,11 +33,13 @@ def test_predictions_of_any_size_make_a_picture(tmp_path, count):
         label[10:] = index
         pictures.append(Picture(rng.integers(0, 255, (*size, 3)).astype(np.uint8), label, np.full(size, 1, np.uint8)))
     save_predictions(tmp_path / "p.png", pictures, ("sky", "road", "tree"))
-    pixels = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    with Image.open(tmp_path / "p.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
     for color in voc_palette()[[1, 255]]:  # the prediction's class and the void are painted
         assert (pixels == color).all(-1).any()
 
 
 def test_confusion_matrix_is_drawn(tmp_path):
     save_confusion_matrix(tmp_path / "c.png", np.array([[9, 1], [0, 0]]), ("a", "b"))
-    assert Image.open(tmp_path / "c.png").size[0] > 100
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.size[0] > 100

@@ -105,7 +105,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.eval.scales = (1.0,)  # several: softmax averaged over them, as in the DeepLab papers
     config.eval.flip = False  # average with the mirrored image
     config.eval.num_pictures = 8
-    return config
+    return config.lock()  # a misspelt field in a recipe fails where it stands
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:

@@ -58,7 +58,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             **{name: value / weight for name, value in sums.items()},
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         state = state.replace(

@@ -84,6 +84,14 @@ def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_p
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_bfloat16_trains(tiny_config, tmp_path):
+    tiny_config.dtype = "bfloat16"
+    tiny_config.num_steps = tiny_config.eval_every_steps = 3
+    state = train(tiny_config, tmp_path, parallel=_one_device())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+    assert np.isfinite(read_metrics(tmp_path)[-2]["loss"])
+
+
 def test_pmap_goes_on_from_a_jit_checkpoint_on_other_devices(tiny_config, tmp_path, stop_after):
     restore = stop_after(3, signal.SIGTERM)
     with pytest.raises(Interrupted):

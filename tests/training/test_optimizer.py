@@ -90,7 +90,7 @@ def test_sgd_equals_torch(config):
         weight.grad = torch.ones(4)
         reference.step()
     ours = _two_updates(config)["mobilenet_v2"]["expand_1x1"]["convolution"]["kernel"]
-    assert ours == pytest.approx(float(weight[0]), rel=1e-6)
+    assert ours == pytest.approx(weight[0].item(), rel=1e-6)
 
 
 def test_adam_decays_weights_apart_from_the_gradient(config):
@@ -102,7 +102,7 @@ def test_adam_decays_weights_apart_from_the_gradient(config):
         weight.grad = torch.ones(4)
         reference.step()
     ours = _two_updates(config)["mobilenet_v2"]["expand_1x1"]["convolution"]["kernel"]
-    assert ours == pytest.approx(float(weight[0]), rel=1e-5)
+    assert ours == pytest.approx(weight[0].item(), rel=1e-5)
 
 
 def test_clipping_bounds_the_global_norm(config):

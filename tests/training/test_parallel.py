@@ -13,7 +13,7 @@ from flax_mnv2.training.parallel import check_divisible, make_parallel, prefetch
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.steps import make_eval_step, make_train_step
 
-STEPS = 3
+STEPS = 2
 
 
 def _run(config, dataset, mode, num_devices):
@@ -40,31 +40,24 @@ def dataset(tiny_config):
     return load_segmentation(tiny_config.data)
 
 
+@pytest.mark.slow
 def test_every_way_agrees_to_rounding(tiny_config, dataset):
-    losses, state, evaluation = _run(tiny_config, dataset, "jit", 1)
+    """In float64, so that only the parameters' own float32 rounds; dropout is on, batch norm is global."""
+    tiny_config.dtype = "float64"
+    with jax.enable_x64(True):
+        losses, state, evaluation = _run(tiny_config, dataset, "jit", 1)
+        others = {(mode, n): _run(tiny_config, dataset, mode, n) for mode, n in (("pmap", 1), ("jit", 2), ("pmap", 2))}
     assert len(set(losses)) == STEPS
-    for mode, count in (("pmap", 1), ("jit", 4), ("pmap", 4)):
-        other_losses, other_state, other_evaluation = _run(tiny_config, dataset, mode, count)
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-4, err_msg=f"{mode} on {count}")
+    for name, (other_losses, other_state, other_evaluation) in others.items():
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-6, err_msg=str(name))
         for (path, one), other in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(other_state), strict=True):
-            scale = np.abs(one).max() + 1e-3
-            assert np.abs(one - other).max() <= 2e-3 * scale, f"{mode} on {count}: {path}"
+            assert np.abs(one - other).max() <= 1e-5 * (np.abs(one).max() + 1e-3), f"{name}: {path}"
         assert other_evaluation.num_examples == evaluation.num_examples == 80
-        assert other_evaluation.sums.sum() == evaluation.sums.sum()
         moved = np.abs(other_evaluation.sums - evaluation.sums).sum() / evaluation.sums.sum()
-        assert moved < 0.01, f"{mode} on {count}: {moved:.4f} of the pixels are counted elsewhere"
+        assert moved < 1e-4, f"{name}: {moved:.5f} of the pixels are counted elsewhere"
         for one, other in zip(evaluation.pictures, other_evaluation.pictures, strict=True):
             np.testing.assert_array_equal(one.image, other.image)
             assert one.prediction.shape == other.prediction.shape == one.label.shape
-
-
-def test_global_batch_statistics_and_dropout_do_not_depend_on_the_split(tiny_config, dataset):
-    """The first step starts from equal weights, so what differs could only come from the split."""
-    first = {}
-    for mode, count in (("jit", 1), ("pmap", 4)):
-        losses, _, _ = _run(tiny_config, dataset, mode, count)
-        first[mode] = losses[0]
-    assert first["pmap"] == pytest.approx(first["jit"], rel=1e-6)
 
 
 def test_batch_that_does_not_divide_is_explained():

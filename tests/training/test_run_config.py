@@ -48,7 +48,8 @@ def test_a_misspelt_field_in_a_recipe_fails_where_it_stands():
 
 def test_missing_and_unknown_fields_are_named():
     config = default_config()
-    del config["seed"]
+    with config.unlocked():
+        del config["seed"]
     with pytest.raises(ConfigError, match="lacks seed"):
         check_config(config)
     config = default_config()
