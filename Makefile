@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
 # Linux on CPU: XLA frees its buffers after every step, and huge pages make taking them again cheap.
-# A train step is 1.3 times faster (README, "Speed on CPU"); elsewhere the setting does nothing.
+# README, "Speed on CPU", has the figures; elsewhere the setting does nothing.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: help quickstart test lint clean

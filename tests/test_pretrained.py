@@ -106,7 +106,7 @@ def test_every_difference_is_named(segmentation_folder):
     assert str(folder) in message
     assert "1 missing:\n    mobilenet_v2.layer.1.conv_3x3.normalization.running_var" in message
     assert "1 unexpected:\n    mobilenet_v2.layer.99.mystery (3, 4)" in message
-    assert f"{key}weight: the checkpoint has (1, 1, 256, 9), the model needs (1, 1, 256, 6)" in message
+    assert f"{key}weight: the checkpoint has (9, 256, 1, 1), the model needs (6, 256, 1, 1)" in message
 
 
 def test_pytorch_file_is_read_like_safetensors(segmentation_folder):

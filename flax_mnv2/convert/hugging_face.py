@@ -44,8 +44,17 @@ def to_flax_layout(array: np.ndarray) -> np.ndarray:
 
 def to_reference_layout(array: np.ndarray) -> np.ndarray:
     """HWIO → OIHW, (in, out) → (out, in); vectors stay. float32."""
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))
-    return np.ascontiguousarray(np.asarray(array).transpose(axes), dtype=np.float32)
+    array = np.asarray(array)
+    return np.ascontiguousarray(array.transpose(_reference_axes(array.ndim)), dtype=np.float32)
+
+
+def reference_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape in the reference's layout of a variable with ``shape`` in ours."""
+    return tuple(shape[axis] for axis in _reference_axes(len(shape)))
+
+
+def _reference_axes(rank: int) -> tuple[int, ...]:
+    return {4: (3, 2, 0, 1), 2: (1, 0)}.get(rank, tuple(range(rank)))
 
 
 def from_state_dict(state: Mapping[str, np.ndarray], shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, np.ndarray]:
@@ -65,17 +74,17 @@ def from_state_dict(state: Mapping[str, np.ndarray], shapes: Mapping[Path, tuple
     state = with_prefix(state)
     segmentation = any(path[1] == "segmentation_head" for path in shapes)
     found = {
-        key: to_flax_layout(value)
+        key: value
         for key, value in state.items()
         if not _COUNTERS.search(key) and not (segmentation and _UNUSED_BY_DEEPLAB.match(key))
     }
     keys = {path: key_of(path) for path in shapes}
     check_same_tensors(
         found={key: value.shape for key, value in found.items()},
-        expected={keys[path]: shape for path, shape in shapes.items()},
+        expected={keys[path]: reference_shape(shape) for path, shape in shapes.items()},
         source="the checkpoint",
     )
-    return {path: found[key] for path, key in keys.items()}
+    return {path: to_flax_layout(found[key]) for path, key in keys.items()}
 
 
 def with_prefix(state: Mapping[str, np.ndarray]) -> StateDict:

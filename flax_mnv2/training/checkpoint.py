@@ -38,7 +38,7 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run; saving happens in the background."""
+    """The checkpoints of one run; saving happens in the background. A context manager."""
 
     def __init__(
         self,
@@ -144,9 +144,18 @@ class Checkpoints:
         except Exception as error:
             raise self._unreadable(step, error) from error
 
-    def close(self) -> None:
-        """Releases threads; call ``wait`` first."""
-        self._manager.close()
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, error_type, error, _) -> None:
+        """Finishes what is being saved, also when the run failed, and releases threads."""
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:
+                raise  # else the run's own error is the one to report
+        finally:
+            self._manager.close()
 
     def _restore(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -74,8 +74,8 @@ def evaluate_run(
     if not pretrained:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        variables = checkpoints.restore_variables(at, parallel.put_state(zeros))
-        checkpoints.close()
+        with checkpoints:
+            variables = checkpoints.restore_variables(at, parallel.put_state(zeros))
     variables = parallel.put_state(variables)
 
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))

@@ -48,19 +48,16 @@ def train(
       UserError: bad config, data or checkpoint; the loss stopped being finite.
       Interrupted: SIGINT or SIGTERM came; the state has been saved.
     """
-    # ---- Check everything that can be checked before the first expensive step ---------------------------
+    # ---- Check everything that can be checked before the first expensive step -----------------------------
     check_config(config)
     parallel = parallel or make_parallel(config.parallel)
     check_divisible(parallel, config.batch_size, "batch_size")
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
     workdir = open_workdir(workdir, config)
     dataset = load_segmentation(config.data)
-    train_source, eval_source = (
-        dataset.source(config.data.train_split),
-        dataset.source(config.data.eval_split),
-    )
+    train_source, eval_source = dataset.source(config.data.train_split), dataset.source(config.data.eval_split)
 
-    # ---- Model, optimizer, steps --------------------------------------------------------------------------
+    # ---- Model, optimizer, steps ----------------------------------------------------------------------------
     task = SegmentationTask(config, make_model_config(config, dataset.labels), axis_name=parallel.axis_name)
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -70,110 +67,135 @@ def train(
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     about = {"config": config.to_dict(), "model": task.model.config.to_dict()}
 
-    # ---- State: from the newest checkpoint, else from pretrained weights, else random ---------------------
-    checkpoints = Checkpoints(
+    with Checkpoints(
         workdir / FOLDER_NAME,
         best_metric=task.best_metric,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-    )
-    resume_step = checkpoints.latest_step()
-    variables = task.init_variables(config.seed)
-    if resume_step is None and config.init_from:
-        variables = initial_variables(config, task, variables)
-    state = parallel.put_state(TrainState.create(variables, optimizer))
-    if resume_step is not None:
-        state = checkpoints.restore(state, resume_step)
-    step = int(state.step)
+    ) as checkpoints:
+        # ---- State: from the newest checkpoint, else from pretrained weights, else random -------------------
+        resume_step = checkpoints.latest_step()
+        variables = task.init_variables(config.seed)
+        if resume_step is None and config.init_from:
+            variables = initial_variables(config, task, variables)
+        state = parallel.put_state(TrainState.create(variables, optimizer))
+        if resume_step is not None:
+            state = checkpoints.restore(state, resume_step)
+        step = int(state.step)
 
-    lead = jax.process_index() == 0
-    writer = MetricsWriter(workdir, resume_step=step) if lead else None
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    say = print if lead else (lambda *_: None)
-    say(
-        f"{dataset.name}: {len(train_source)} training and {len(eval_source)} evaluation examples, "
-        f"{len(dataset.labels)} classes\n"
-        f"MobileNetV2 {task.model.config.depth_multiplier:g}, output stride {task.model.config.output_stride}: "
-        f"{num_params:,} parameters on {len(parallel.devices)} {parallel.devices[0].platform} device(s), "
-        f"{config.parallel}\n"
-        f"{_origin(config, resume_step)}; {config.num_steps - step} steps to go, first one compiles",
-        flush=True,
-    )
-
-    # ---- The loop -------------------------------------------------------------------------------------------
-    def run_evaluation(state: TrainState) -> dict[str, float]:
-        evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split=config.data.eval_split)
-        metrics = task.summarize(evaluation.sums)
-        figures = {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy}
-        if writer:
-            writer.write(int(state.step), config.data.eval_split, figures)
-        progress.write(
-            f"step {int(state.step)}: mean IoU {metrics.mean_iou:.4f}, pixel accuracy "
-            f"{metrics.pixel_accuracy:.4f} on {config.data.eval_split}"
+        say = print if jax.process_index() == 0 else (lambda *_, **__: None)
+        say(
+            f"{dataset.name}: {len(train_source)} training and {len(eval_source)} evaluation examples, "
+            f"{len(dataset.labels)} classes"
         )
-        return figures
-
-    pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
-
-    def collect() -> None:
-        """Fetches the metrics since the last call, logs their last, and stops the run at a loss that is not finite."""
-        if not pending:
-            return
-        fetched = [(at, jax.tree.map(float, metrics)) for at, metrics in pending]
-        pending.clear()
-        for at, metrics in fetched:
-            if not np.isfinite(metrics["loss"]):
-                raise NotFiniteError(_not_finite(at, metrics["loss"], checkpoints.latest_step(), workdir))
-        at, newest = fetched[-1]
-        mean_loss = float(np.mean([metrics["loss"] for _, metrics in fetched]))
-        rate = progress.examples_per_second()
-        if writer:
-            writer.write(at, "train", {**newest, "loss": mean_loss, "images_per_second": rate})
-        progress.write(
-            f"step {at}/{config.num_steps}: loss {mean_loss:.4f}, learning rate {newest['learning_rate']:.2e}, "
-            f"gradient norm {newest['gradient_norm']:.2f}, {rate:.1f} images/s, {progress.time_left()} left"
+        say(_describe(task, state, parallel, config))
+        say(
+            f"{_origin(config, resume_step)}; {config.num_steps - step} steps to go, the first one compiles", flush=True
         )
 
-    with (
-        StopRequest() as stop,
-        Progress(config.num_steps, "training", config.batch_size, start=step) as progress,
-        task.train_batches(dataset, start_step=step) as batches,
-    ):
-        evaluated_here = writer is None or step in writer.evaluated_steps
-        if step and step % config.eval_every_steps == 0 and not evaluated_here:
-            run_evaluation(state)  # the run was cut between the save and the evaluation of this step
-        feed = prefetch(batches, lambda batch: parallel.put_batch({k: batch[k] for k in ("image", "label")}))
-        while step < config.num_steps and stop.signal is None:
-            state, metrics = train_step(state, next(feed))
-            step += 1
-            pending.append((step, metrics))
-            progress.advance()
-            if step == 1 or step % config.log_every_steps == 0:
-                collect()
-            last = step == config.num_steps
-            evaluates = last or step % config.eval_every_steps == 0
-            if evaluates or step % config.checkpoint.every_steps == 0:
-                began = time.perf_counter()
-                collect()  # never save a state whose loss has not been looked at
-                figures = run_evaluation(state) if evaluates and stop.signal is None else None
-                checkpoints.save(state, about, figures)
-                progress.exclude(time.perf_counter() - began)
+        with (
+            StopRequest() as stop,
+            MetricsWriter(workdir, resume_step=step) as writer,
+            Progress(config.num_steps, "training", config.batch_size, start=step) as progress,
+            task.train_batches(dataset, start_step=step) as batches,
+        ):
+            log = TrainingLog(config.num_steps, writer, progress, workdir, checkpoints)
 
-        # ---- The end, asked for or reached -------------------------------------------------------------------------
-        if stop.signal is not None:
-            collect()
-            checkpoints.save(state, about)
-        checkpoints.wait()
-    best = checkpoints.best_step()
-    checkpoints.close()
-    if writer:
-        writer.close()
+            def run_evaluation(state: TrainState) -> dict[str, float]:
+                split = config.data.eval_split
+                evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split=split)
+                metrics = task.summarize(evaluation.sums)
+                figures = {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy}
+                log.evaluated(int(state.step), split, figures)
+                return figures
+
+            # ---- The loop ---------------------------------------------------------------------------------------
+            due = step == config.num_steps or (step > 0 and step % config.eval_every_steps == 0)
+            if due and step not in writer.evaluated_steps:
+                run_evaluation(state)  # the run was cut between the save and the evaluation of this step
+            feed = prefetch(batches, lambda batch: parallel.put_batch({k: batch[k] for k in ("image", "label")}))
+            while step < config.num_steps and stop.signal is None:
+                state, metrics = train_step(state, next(feed))
+                step += 1
+                log.trained(step, metrics)
+                if step == 1 or step % config.log_every_steps == 0:
+                    log.flush()
+                evaluates = step == config.num_steps or step % config.eval_every_steps == 0
+                if evaluates or step % config.checkpoint.every_steps == 0:
+                    began = time.perf_counter()
+                    log.flush()  # never save a state whose loss has not been looked at
+                    figures = run_evaluation(state) if evaluates and stop.signal is None else None
+                    checkpoints.save(state, about, figures)
+                    progress.exclude(time.perf_counter() - began)
+
+            # ---- The end, asked for or reached ------------------------------------------------------------------
+            if stop.signal is not None:
+                log.flush()
+                checkpoints.save(state, about)
+            checkpoints.wait()
+        best_step = checkpoints.best_step()
+
     if stop.signal is not None:
         say(f"{stop.signal.name}: saved step {step} in {workdir / FOLDER_NAME}; the same command goes on from there")
         raise Interrupted(stop.signal)
-    say(f"checkpoints: {workdir / FOLDER_NAME} (last step {step}, best by mean IoU: step {best})")
+    say(f"checkpoints: {workdir / FOLDER_NAME} (last step {step}, best by mean IoU: step {best_step})")
     say(f"metrics:     {workdir / METRICS_NAME}, and TensorBoard in {workdir / 'tensorboard'}")
     return state
+
+
+class TrainingLog:
+    """Holds metrics on the device until they are wanted, then checks and writes them.
+
+    Fetching a value waits for the step that makes it; fetching in batches lets the host run ahead.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        writer: MetricsWriter,
+        progress: Progress,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+    ):
+        """Writes to ``writer`` and ``progress``; ``checkpoints`` names the last good one when a loss is not finite."""
+        self._num_steps, self._writer, self._progress = num_steps, writer, progress
+        self._workdir, self._checkpoints = workdir, checkpoints
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def trained(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Notes the metrics of one step."""
+        self._pending.append((step, metrics))
+        self._progress.advance()
+
+    def evaluated(self, step: int, split: str, figures: dict[str, float]) -> None:
+        """Writes the figures of an evaluation."""
+        self._writer.write(step, split, figures)
+        self._progress.write(
+            f"step {step}: mean IoU {figures['mean_iou']:.4f}, "
+            f"pixel accuracy {figures['pixel_accuracy']:.4f} on {split}"
+        )
+
+    def flush(self) -> None:
+        """Writes the metrics since the last call: the newest, with the mean of the losses.
+
+        Raises:
+          NotFiniteError: a loss is NaN or infinite; the message names its step and the last good checkpoint.
+        """
+        if not self._pending:
+            return
+        fetched = [(step, jax.tree.map(float, metrics)) for step, metrics in self._pending]
+        self._pending.clear()
+        for step, metrics in fetched:
+            if not np.isfinite(metrics["loss"]):
+                raise NotFiniteError(_not_finite(step, metrics["loss"], self._checkpoints.latest_step(), self._workdir))
+        step, newest = fetched[-1]
+        loss = float(np.mean([metrics["loss"] for _, metrics in fetched]))
+        rate = self._progress.examples_per_second()
+        self._writer.write(step, "train", {**newest, "loss": loss, "images_per_second": rate})
+        self._progress.write(
+            f"step {step}/{self._num_steps}: loss {loss:.4f}, learning rate {newest['learning_rate']:.2e}, "
+            f"gradient norm {newest['gradient_norm']:.2f}, {rate:.1f} images/s, {self._progress.time_left()} left"
+        )
 
 
 def initial_variables(config: ml_collections.ConfigDict, task: SegmentationTask, variables: Any) -> Any:
@@ -192,6 +214,15 @@ def initial_variables(config: ml_collections.ConfigDict, task: SegmentationTask,
             "the fields of its config.json."
         )
     return loaded
+
+
+def _describe(task: SegmentationTask, state: TrainState, parallel: Parallel, config: ml_collections.ConfigDict) -> str:
+    model, devices = task.model.config, parallel.devices
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return (
+        f"MobileNetV2 {model.depth_multiplier:g}, output stride {model.output_stride}: {num_params:,} parameters "
+        f"on {len(devices)} {devices[0].platform} device(s), {config.parallel}"
+    )
 
 
 def _origin(config: ml_collections.ConfigDict, resume_step: int | None) -> str:

@@ -7,30 +7,37 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+
 METRICS_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` and to event files in a folder.
+    """Appends to ``metrics.jsonl`` and to event files in a folder. A context manager.
 
     A run that goes on from step k drops what an interrupted one wrote after k, so no line is doubled.
     """
 
     def __init__(self, folder: pathlib.Path, *, resume_step: int):
-        """Opens the files; lines of steps above ``resume_step`` are dropped."""
+        """Opens the files; lines of steps above ``resume_step`` are dropped. Only process 0 writes."""
+        kept = [line for line in read_metrics(folder) if line["step"] <= resume_step]
+        self.evaluated_steps = {line["step"] for line in kept if line["split"] != "train"}
+        self._leads = jax.process_index() == 0
+        if not self._leads:
+            return
         from tensorboardX import SummaryWriter
 
         self._path = folder / METRICS_NAME
-        kept = [line for line in read_metrics(folder) if line["step"] <= resume_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, self._path)
-        self.evaluated_steps = {line["step"] for line in kept if line["split"] != "train"}
         self._file = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes the figures of one step; ``split`` is ``train`` or the evaluated split."""
+        if not self._leads:
+            return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -38,10 +45,13 @@ class MetricsWriter:
         if split != "train":
             self._events.flush()
 
-    def close(self) -> None:
-        """Flushes and closes the files."""
-        self._file.close()
-        self._events.close()
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._leads:
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
