@@ -21,8 +21,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
-            if "config" in flags.FLAGS:
-                _ = flags.FLAGS["config"].value  # a recipe that could not be loaded raises here
+            config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+            if config is not None:
+                config.keys()  # a recipe that could not be loaded raises when it is used
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             # ml_collections raises plain Python errors for config fields that do not exist or have another
             # type, and for files that it cannot load.

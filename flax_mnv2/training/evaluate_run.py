@@ -152,7 +152,8 @@ def _write_report(
             )
     except OSError as error:
         raise DataError(f"Cannot write the report in {folder}: {error.strerror}. Choose another --output.") from None
+    print(f"model:     {figures['model']}")
     print(f"metrics:   {folder / 'metrics.json'}")
+    print(f"confusion: {folder / 'confusion_matrix.png'}")
     if evaluation.pictures:
         print(f"pictures:  {folder / 'predictions.png'}")
-    print(f"confusion: {folder / 'confusion_matrix.png'}")

@@ -70,9 +70,9 @@ def test_bfloat16_agrees_with_float32(tiny_blocks):
     config = MobileNetV2Config(num_labels=3)
     model = MobileNetV2ForSemanticSegmentation(config)
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
-    variables = model.init(jax.random.key(0), images)
-    exact = model.apply(variables, images).logits
-    rough = MobileNetV2ForSemanticSegmentation(config, dtype=jnp.bfloat16).apply(variables, images).logits
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    exact = jax.jit(model.apply)(variables, images).logits
+    rough = jax.jit(MobileNetV2ForSemanticSegmentation(config, dtype=jnp.bfloat16).apply)(variables, images).logits
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
 
 
@@ -84,7 +84,8 @@ def test_segmentation_does_not_have_the_last_convolution():
 
 def test_initialisers_follow_the_config(tiny_blocks):
     config = MobileNetV2Config(num_labels=40, initializer_range=0.07, classifier_initializer_range=0.3)
-    params = MobileNetV2ForSemanticSegmentation(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    init = jax.jit(MobileNetV2ForSemanticSegmentation(config).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     head = params["segmentation_head"]
     assert abs(float(head["conv_projection"]["convolution"]["kernel"].std()) - 0.07) < 0.002
     assert abs(float(head["classifier"]["convolution"]["kernel"].std()) - 0.3) < 0.01
@@ -98,8 +99,9 @@ def test_frozen_batch_norm_leaves_the_statistics(tiny_blocks):
         model = MobileNetV2ForSemanticSegmentation(
             MobileNetV2Config(classifier_dropout_prob=0.0), freeze_batch_norm=freeze
         )
-        variables = model.init(jax.random.key(0), images)
-        _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        _, updated = step(variables, images)
         pairs = zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True)
         assert all(np.array_equal(*pair) for pair in pairs) == freeze
 
@@ -108,7 +110,7 @@ def test_training_works_at_batch_one(tiny_blocks):
     """The reference raises there: its pooled branch normalises a single value."""
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config())
     images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     output, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
     assert np.isfinite(output.logits).all()
 

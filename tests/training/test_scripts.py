@@ -101,6 +101,7 @@ def test_a_run_cut_from_outside_goes_on_as_if_it_had_not_been(whole_run, environ
         status = process.wait(timeout=120)
     finally:
         process.kill()
+        process.stdout.close()
     assert status == (-number if number == signal.SIGKILL else 128 + number), rest
     if number != signal.SIGKILL:
         assert f"{signal.Signals(number).name}: saved step" in rest
@@ -177,7 +178,7 @@ def test_a_full_disk_is_explained_and_the_older_checkpoint_stays(whole_run, envi
         timeout=300,
     )
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "Could not save" in result.stderr
+    assert "error: Could not save" in result.stderr
     assert "Check free space and permissions" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert f'File "{ROOT}' not in result.stderr  # Orbax's threads may print their own; ours end in the message
     assert set(kept) <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
