@@ -111,7 +111,8 @@ def test_training_works_at_batch_one(tiny_blocks):
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config())
     images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    output, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
+    step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    output, _ = step(variables, images, rngs={"dropout": jax.random.key(2)})
     assert np.isfinite(output.logits).all()
 
 
