@@ -5,6 +5,7 @@ import json
 import pytest
 
 from flax_mnv2 import ConfigError, DataError
+from flax_mnv2.training.recorded_config import config_for_evaluation
 from flax_mnv2.training.run_config import check_config, check_same_run, default_config
 from flax_mnv2.training.workdir import open_workdir
 
@@ -76,6 +77,25 @@ def test_what_does_not_change_the_run_may_change():
     changed.parallel, changed.data.num_workers, changed.eval.flip = "pmap", 2, True
     changed.checkpoint.every_steps, changed.log_every_steps = 7, 3
     check_same_run(changed, json.loads(default_config().to_json()), "w")
+
+
+def test_an_evaluation_takes_the_recorded_config_and_the_flags_given(tmp_path):
+    config = default_config()
+    config.data.crop_size, config.batch_size = (321, 321), 8
+    open_workdir(tmp_path, config)
+    overrides = {"eval.scales": (0.5, 1.0), "data.eval_split": "test"}
+    for place in ({"workdir": str(tmp_path)}, {"checkpoint": str(tmp_path / "checkpoints" / "400")}):
+        chosen = config_for_evaluation(default_config(), overrides, **place)
+        check_config(chosen)
+        assert (chosen.data.crop_size, chosen.batch_size) == ((321, 321), 8)
+        assert (chosen.eval.scales, chosen.data.eval_split) == ((0.5, 1.0), "test")
+
+
+def test_an_evaluation_without_any_config_asks_for_one(tmp_path):
+    with pytest.raises(ConfigError, match="give the recipe with --config FILE"):
+        config_for_evaluation(None, {}, workdir=str(tmp_path))
+    given = default_config()
+    assert config_for_evaluation(given, {}, workdir=str(tmp_path)) is given
 
 
 def test_a_workdir_that_cannot_be_made_is_explained(tmp_path):
