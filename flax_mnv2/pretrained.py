@@ -95,7 +95,7 @@ def save_pretrained(folder: str | pathlib.Path, model: nn.Module, variables: Map
     files.write_safetensors(folder / files.SAFETENSORS_NAME, state)
 
 
-def load_backbone(id_or_folder: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any]) -> Variables:
+def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]) -> Variables:
     """Replaces the backbone of ``variables`` by that of a checkpoint; the head stays as it is.
 
     For training with other labels, or a segmentation head on an ImageNet backbone. The head of the checkpoint
@@ -103,8 +103,7 @@ def load_backbone(id_or_folder: str | pathlib.Path, model: nn.Module, variables:
 
     Args:
       id_or_folder: as for ``from_pretrained``.
-      model: the model that ``variables`` belong to.
-      variables: ``params`` and ``batch_stats`` of ``model``.
+      variables: ``params`` and ``batch_stats`` of the model that gets the backbone.
 
     Returns:
       New variables, NumPy arrays where they come from the checkpoint.
@@ -118,8 +117,6 @@ def load_backbone(id_or_folder: str | pathlib.Path, model: nn.Module, variables:
     backbone = {key: value for key, value in state.items() if key.startswith("mobilenet_v2.")}
     flat = traverse_util.flatten_dict(dict(variables))
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
-    if isinstance(model, MobileNetV2ForSemanticSegmentation):
-        backbone = {key: value for key, value in backbone.items() if not key.startswith("mobilenet_v2.conv_1x1.")}
     try:
         flat |= hugging_face.from_state_dict(backbone, wanted)
     except CheckpointError as error:

@@ -182,7 +182,7 @@ def test_backbone_alone_goes_into_a_new_head(segmentation_folder, tiny_blocks):
     folder, saved = segmentation_folder
     model = MobileNetV2ForSemanticSegmentation(CONFIG.replace(num_labels=3))
     fresh = _random_variables(model, seed=1)
-    loaded = load_backbone(folder, model, fresh)
+    loaded = load_backbone(folder, fresh)
     for collection in ("params", "batch_stats"):
         _assert_same(loaded[collection]["mobilenet_v2"], saved[collection]["mobilenet_v2"])
         _assert_same(loaded[collection]["segmentation_head"], fresh[collection]["segmentation_head"])
@@ -192,13 +192,13 @@ def test_backbone_of_another_width_is_refused_by_name(segmentation_folder):
     folder, _ = segmentation_folder
     model = MobileNetV2ForSemanticSegmentation(CONFIG.replace(depth_multiplier=1.0))
     with pytest.raises(CheckpointError, match="of another shape") as caught:
-        load_backbone(folder, model, _random_variables(model))
+        load_backbone(folder, _random_variables(model))
     assert "mobilenet_v2.conv_stem.first_conv.convolution.weight" in str(caught.value)
 
 
 def test_imagenet_backbone_in_deeplab(shared):
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=11, output_stride=16))
-    loaded = load_backbone(shared / "weights" / "mobilenet_v2_1.0_224", model, _random_variables(model))
+    loaded = load_backbone(shared / "weights" / "mobilenet_v2_1.0_224", _random_variables(model))
     kernel = loaded["params"]["mobilenet_v2"]["conv_stem"]["first_conv"]["convolution"]["kernel"]
     state = load_file(shared / "weights" / "mobilenet_v2_1.0_224" / "model.safetensors")
     theirs = state["mobilenet_v2.conv_stem.first_conv.convolution.weight"]

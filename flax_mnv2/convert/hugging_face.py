@@ -72,11 +72,11 @@ def from_state_dict(state: Mapping[str, np.ndarray], shapes: Mapping[Path, tuple
       CheckpointError: tensors are missing, left over, or of another shape; the message lists them.
     """
     state = with_prefix(state)
-    segmentation = any(path[1] == "segmentation_head" for path in shapes)
+    without_last_conv = not any("conv_1x1" in path for path in shapes)  # a segmentation model's
     found = {
         key: value
         for key, value in state.items()
-        if not _COUNTERS.search(key) and not (segmentation and _UNUSED_BY_DEEPLAB.match(key))
+        if not _COUNTERS.search(key) and not (without_last_conv and _UNUSED_BY_DEEPLAB.match(key))
     }
     keys = {path: key_of(path) for path in shapes}
     check_same_tensors(

@@ -201,7 +201,7 @@ class TrainingLog:
 def initial_variables(config: ml_collections.ConfigDict, task: SegmentationTask, variables: Any) -> Any:
     """Variables from ``config.init_from``: the backbone alone, or everything."""
     if config.init_scope == "backbone":
-        return load_backbone(config.init_from, task.model, variables)
+        return load_backbone(config.init_from, variables)
     model, loaded = from_pretrained(config.init_from, task=config.task)
     if model.config.num_labels != task.model.config.num_labels:
         raise CheckpointError(
