@@ -23,7 +23,10 @@ OUTPUT_STRIDES = (2, 4, 8, 16, 32)
 ACTIVATIONS = ("relu6", "relu", "silu", "swish", "gelu", "hardswish", "elu", "sigmoid", "tanh", "linear")
 MAX_LABELS = 1_000_000  # far above any label set; keeps a hostile config.json from allocating gigabytes
 MAX_WIDTH_FACTOR = 64.0
+MAX_DEPTH_FACTOR = 16.0
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+DEEPLAB_CHANNELS = 256  # of the segmentation head; arXiv 1802.02611, section 4
 # MobileNetV2, arXiv 1801.04381, table 2: (output channels, blocks, stride of the first block). The row of
 # the first block (16 channels, expansion 1) belongs to the stem in the reference's layout.
 STEM_CHANNELS, STEM_OUT_CHANNELS, LAST_CHANNELS = 32, 16, 1280
@@ -38,11 +41,13 @@ class StemSpec:
       channels: width of the first convolution and of the depthwise one.
       out_channels: width after the projection.
       expand: whether a separate 1×1 convolution stands between them.
+      residual: whether the input of the first block is added to its output.
     """
 
     channels: int
     out_channels: int
     expand: bool
+    residual: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class BlockSpec:
     """One inverted residual block: 1×1 expansion, 3×3 depthwise, 1×1 projection.
 
     Attributes:
-      name: ``layer_00`` to ``layer_15``; sorting by name is sorting by depth.
+      name: ``layer_00`` to ``layer_15`` (more in a deeper network); sorting by name is sorting by depth.
       in_channels: width of the input.
       expanded_channels: width of the depthwise convolution.
       out_channels: width of the output.
@@ -72,11 +77,24 @@ class BlockSpec:
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """The whole backbone: stem, sixteen blocks, and the width of the last 1×1 convolution."""
+    """The whole backbone: stem, blocks (sixteen by default), and the width of the last 1×1 convolution."""
 
     stem: StemSpec
     blocks: tuple[BlockSpec, ...]
     last_channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+    """The deepest layer at one resolution, for decoders such as feature pyramids.
+
+    Attributes:
+      layer: its name in the layer plan.
+      channels: its width.
+    """
+
+    layer: str
+    channels: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +128,18 @@ class MobileNetV2Config:
       head_batch_norm_momentum: the same for the DeepLab head; None means ``batch_norm_momentum``. Ours.
       classifier_initializer_range: standard deviation for the classifier's kernel; None means
         ``initializer_range``. Ours.
+      problem_type: loss of the classifier: ``"regression"``, ``"single_label_classification"`` or
+        ``"multi_label_classification"``; None infers it from ``num_labels`` and the labels, as the reference.
+      pool_window: side of the original's fixed average-pooling window at stride 1 (7 in TF-slim), so that images
+        larger than the network was made for give a map of pooled features; None pools the whole map.
+      layer_depth_multiplier: every stage but the first and the last has this many times its blocks, rounded up
+        (timm's ``mobilenetv2_110d`` and ``120d``). Ours.
+      fixed_stem_and_head: the first and the last convolution keep 32 and 1280 channels whatever the depth
+        multiplier (timm's deeper networks). Ours.
+      stem_residual: the first block has a shortcut where its widths agree, as in TF-slim and torchvision; the
+        reference leaves it out. It matters at α ≤ 0.25 only. Ours.
+      round_widths: round ``channels · α`` to an integer before making it divisible, as the reference;
+        torchvision and timm do not. It matters at odd depth multipliers only. Ours.
       extra: keys of a ``config.json`` that are not listed here, kept so that they are written back.
 
     Raises:
@@ -137,6 +167,12 @@ class MobileNetV2Config:
     batch_norm_momentum: float = 0.997
     head_batch_norm_momentum: float | None = None
     classifier_initializer_range: float | None = None
+    problem_type: str | None = None
+    pool_window: int | None = None
+    layer_depth_multiplier: float = 1.0
+    fixed_stem_and_head: bool = False
+    stem_residual: bool = False
+    round_widths: bool = True
     extra: Mapping[str, Any] = dataclasses.field(default_factory=FrozenDict, hash=False)
 
     def __post_init__(self):
@@ -147,8 +183,20 @@ class MobileNetV2Config:
         _check_integer(self, "min_depth", 1, 65536)
         _check_number(self, "expand_ratio", 0.0, MAX_WIDTH_FACTOR, above=True)
         _check_choice(self, "output_stride", OUTPUT_STRIDES)
-        for name in ("first_layer_is_expansion", "finegrained_output", "tf_padding"):
+        for name in (
+            "first_layer_is_expansion",
+            "finegrained_output",
+            "tf_padding",
+            "fixed_stem_and_head",
+            "stem_residual",
+            "round_widths",
+        ):
             _check_choice(self, name, (True, False))
+        _check_number(self, "layer_depth_multiplier", 0.0, MAX_DEPTH_FACTOR, above=True)
+        if self.problem_type is not None:
+            _check_choice(self, "problem_type", PROBLEM_TYPES)
+        if self.pool_window is not None:
+            _check_integer(self, "pool_window", 1, 65536)
         _check_choice(self, "hidden_act", ACTIVATIONS)
         _check_number(self, "classifier_dropout_prob", 0.0, 1.0)
         _check_number(self, "initializer_range", 0.0, 10.0)
@@ -173,6 +221,15 @@ class MobileNetV2Config:
     def layer_plan(self) -> LayerPlan:
         """The network as typed rows."""
         return make_layer_plan(self)
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """The deepest layer at each resolution by name: ``stride_2``, ``stride_4``, … up to ``output_stride``."""
+        plan = self.layer_plan
+        specs = {"stride_2": FeatureSpec("conv_stem", plan.stem.out_channels)}
+        for block in plan.blocks:
+            specs[f"stride_{block.output_stride}"] = FeatureSpec(block.name, block.out_channels)
+        return specs
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2Config:
@@ -232,7 +289,18 @@ class MobileNetV2Config:
         pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-_OWN_FIELDS = ("batch_norm_momentum", "head_batch_norm_momentum", "classifier_initializer_range")
+# Fields that the reference does not know; a config.json has them only where they differ from their default.
+_OWN_FIELDS = (
+    "batch_norm_momentum",
+    "head_batch_norm_momentum",
+    "classifier_initializer_range",
+    "problem_type",
+    "pool_window",
+    "layer_depth_multiplier",
+    "fixed_stem_and_head",
+    "stem_residual",
+    "round_widths",
+)
 
 
 def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -> int:
@@ -243,7 +311,8 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
 
 def scale_channels(config: MobileNetV2Config, channels: int) -> int:
     """``channels`` times the depth multiplier; Python's round-half-to-even is part of the reference's rule."""
-    return make_divisible(round(channels * config.depth_multiplier), config.depth_divisible_by, config.min_depth)
+    scaled = channels * config.depth_multiplier
+    return make_divisible(round(scaled) if config.round_widths else scaled, config.depth_divisible_by, config.min_depth)
 
 
 def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
@@ -253,14 +322,21 @@ def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
     the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and the reference).
     """
     in_channels = scale_channels(config, STEM_OUT_CHANNELS)
+    stem_channels = STEM_CHANNELS if config.fixed_stem_and_head else scale_channels(config, STEM_CHANNELS)
     stem = StemSpec(
-        channels=scale_channels(config, STEM_CHANNELS),
+        channels=stem_channels,
         out_channels=in_channels,
         expand=not config.first_layer_is_expansion,
+        residual=config.stem_residual and stem_channels == in_channels,
     )
+    *stages, last_stage = BLOCK_TABLE
+    stages = [
+        (channels, math.ceil(repeats * config.layer_depth_multiplier), first_stride)
+        for channels, repeats, first_stride in stages
+    ]
     rows = [
         (channels, first_stride if repeat == 0 else 1)
-        for channels, repeats, first_stride in BLOCK_TABLE
+        for channels, repeats, first_stride in (*stages, last_stage)
         for repeat in range(repeats)
     ]
     blocks, current_stride, rate = [], 2, 1
@@ -284,7 +360,7 @@ def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
             )
         )
         in_channels = out_channels
-    keep_last = config.finegrained_output and config.depth_multiplier < 1.0
+    keep_last = config.fixed_stem_and_head or (config.finegrained_output and config.depth_multiplier < 1.0)
     last = LAST_CHANNELS if keep_last else scale_channels(config, LAST_CHANNELS)
     return LayerPlan(stem=stem, blocks=tuple(blocks), last_channels=last)
 

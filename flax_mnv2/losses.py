@@ -1,9 +1,14 @@
-"""Losses as masked sums, so that the caller divides once, over all devices."""
+"""Losses: masked sums, so that a training step divides once over all devices, and the reference's means."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from flax_mnv2.numerics import at_least_float32
+
+CLASSIFICATION_IGNORE_LABEL = -100  # PyTorch's default, and with it the reference's
 
 
 def upsample_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -12,22 +17,117 @@ def upsample_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jax.image.resize(logits, (batch, *size, classes), "bilinear", antialias=False)
 
 
+def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy, summed.
+
+    Args:
+      logits: (..., C).
+      labels: (...), integers in [0, C) or ``ignore_label``. Any other makes the sum NaN, so that it is noticed also
+        in a compiled program, which cannot raise.
+      ignore_label: entries with this label do not count.
+
+    Returns:
+      Two scalars, float32 (float64 for float64 logits): the sum over the entries that count, in nats, and their number.
+    """
+    logits = logits.astype(at_least_float32(logits.dtype))
+    labels = labels.astype(jnp.int32)
+    num_classes = logits.shape[-1]
+    counts = labels != ignore_label
+    # A one-hot product rather than a gather: the gather's gradient is a scatter, slow on every platform.
+    truth = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits * truth, axis=-1)
+    losses = jnp.where((labels >= 0) & (labels < num_classes), losses, jnp.nan)
+    return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(counts, dtype=logits.dtype)
+
+
 def segmentation_cross_entropy_sums(
     logits: jax.Array, labels: jax.Array, *, ignore_label: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy at the size of the labels.
+    """``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
+    logits = upsample_logits(logits.astype(at_least_float32(logits.dtype)), labels.shape[1:])
+    return cross_entropy_sums(logits, labels, ignore_label=ignore_label)
+
+
+def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> jax.Array:
+    """Mean cross-entropy over the pixels that count; 0 where none does.
 
     Args:
-      logits: (N, h, w, C), any resolution.
+      logits: (N, h, w, C), any resolution, C at least 2.
       labels: (N, H, W), integers in [0, C) or ``ignore_label``.
       ignore_label: pixels with this label do not count.
 
-    Returns:
-      Two scalars, float32 (float64 for float64 logits): the sum over the pixels that count, in nats, and their number.
+    Raises:
+      ValueError: shapes or types do not fit; values out of range, where they are known (not inside ``jit``).
     """
-    logits = upsample_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels.shape[1:])
-    valid = labels != ignore_label
-    # A one-hot product rather than a gather: the gather's gradient is a scatter, slow on every platform.
-    truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits * truth, axis=-1)
-    return jnp.sum(jnp.where(valid, losses, 0.0)), jnp.sum(valid, dtype=logits.dtype)
+    if logits.shape[-1] < 2:
+        raise ValueError("A segmentation loss needs num_labels of at least 2; found 1: its softmax is always 1.")
+    if labels.ndim != 3 or len(labels) != len(logits) or not _is_integer(labels):
+        raise ValueError(
+            f"labels of a segmentation must be integers (N, H, W) with N = {len(logits)}; found {labels.dtype} "
+            f"{tuple(labels.shape)}."
+        )
+    check_label_values(labels, logits.shape[-1], ignore_label)
+    total, count = segmentation_cross_entropy_sums(logits, labels, ignore_label=ignore_label)
+    return total / jnp.maximum(count, 1.0)
+
+
+def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: str | None = None) -> jax.Array:
+    """The reference's loss of an image classifier, a mean over the batch.
+
+    Args:
+      logits: (N, C).
+      labels: for ``"single_label_classification"`` integers (N,) in [0, C), or -100 for examples that do not count;
+        for ``"regression"`` numbers (N, C), or (N,) where C is 1; for ``"multi_label_classification"`` numbers
+        (N, C) from 0 to 1.
+      problem_type: one of these; None takes regression where C is 1, else single label for integer labels and
+        multi-label for others.
+
+    Returns:
+      Scalar: mean squared error, mean cross-entropy (0 where nothing counts) or mean binary cross-entropy.
+
+    Raises:
+      ValueError: shapes or types do not fit; labels out of range, where they are known (not inside ``jit``).
+    """
+    num_examples, num_labels = logits.shape
+    if problem_type is None:
+        several = "single_label_classification" if _is_integer(labels) else "multi_label_classification"
+        problem_type = "regression" if num_labels == 1 else several
+    if problem_type == "single_label_classification":
+        if not _is_integer(labels) or labels.shape != (num_examples,):
+            raise _misfit(problem_type, f"integers of shape {(num_examples,)}", labels)
+        check_label_values(labels, num_labels, CLASSIFICATION_IGNORE_LABEL)
+        total, count = cross_entropy_sums(logits, labels, ignore_label=CLASSIFICATION_IGNORE_LABEL)
+        return total / jnp.maximum(count, 1.0)
+    if num_labels == 1 and labels.shape == (num_examples,):
+        labels = labels[:, None]
+    if labels.shape != logits.shape:
+        raise _misfit(problem_type, f"numbers of shape {tuple(logits.shape)}", labels)
+    labels = labels.astype(logits.dtype)
+    if problem_type == "regression":
+        return jnp.mean(jnp.square(logits - labels))
+    # Binary cross-entropy of a logit x and target t, arranged so that no exponential overflows.
+    return jnp.mean(jnp.maximum(logits, 0.0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+
+
+def check_label_values(labels: jax.Array, num_classes: int, ignore_label: int) -> None:
+    """Raises a ValueError for labels out of range; inside a traced function, where values are unknown, does nothing."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.unique(np.asarray(labels))
+    wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
+    if wrong.size:
+        raise ValueError(
+            f"labels must be in [0, {num_classes}) or {ignore_label} (ignored); found {wrong[:8].tolist()}"
+            f"{'…' if wrong.size > 8 else ''}. Check num_labels and how the labels were made."
+        )
+
+
+def _is_integer(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.integer)
+
+
+def _misfit(problem_type: str, expected: str, labels: jax.Array) -> ValueError:
+    return ValueError(
+        f"labels for {problem_type} must be {expected}; found {labels.dtype} {tuple(labels.shape)}. "
+        "config.problem_type chooses the loss."
+    )

@@ -1,16 +1,17 @@
 """Linen modules: arrays in, arrays out; no files and no logging."""
 
 from flax_mnv2.models.mobilenet_v2 import (
-    BackboneOutput,
-    HeadOutput,
+    MobileNetV2Backbone,
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
 )
+from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
 
 __all__ = [
     "BackboneOutput",
     "HeadOutput",
+    "MobileNetV2Backbone",
     "MobileNetV2ForImageClassification",
     "MobileNetV2ForSemanticSegmentation",
     "MobileNetV2Model",

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flax_mnv2.numerics import at_least_float32
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -73,11 +75,6 @@ def native_depthwise_conv(
     )
 
 
-def _accumulator(x: jax.Array) -> jnp.dtype:
-    """Sums are taken in float32, or in float64 for float64 inputs."""
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _taps(x: jax.Array, kernel_shape, stride, padding, dilation) -> Iterator[tuple[int, int, jax.Array]]:
     """For each kernel tap, the view of the padded input that it multiplies: (N, H', W', C)."""
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -94,11 +91,11 @@ def _taps(x: jax.Array, kernel_shape, stride, padding, dilation) -> Iterator[tup
                 (batch, top + last_row + 1, left + last_column + 1, channels),
                 (1, stride, stride, 1),
             )
-            yield row, column, view.astype(_accumulator(x))
+            yield row, column, view.astype(at_least_float32(x.dtype))
 
 
 def _shifted_sum(x, kernel, *, stride, padding, dilation):
-    weights = kernel.astype(_accumulator(x))
+    weights = kernel.astype(at_least_float32(x.dtype))
     taps = _taps(x, kernel.shape, stride, padding, dilation)
     total = sum(view * weights[row : row + 1, column : column + 1] for row, column, view in taps)
     return total.astype(x.dtype)
@@ -112,6 +109,6 @@ def _kernel_gradient(x, kernel, cotangent, *, stride, padding, dilation):
         taps = _taps(x[None], kernel.shape, stride, padding, dilation)
         return total + jnp.stack([jnp.sum(view[0] * cotangent, axis=(0, 1)) for *_, view in taps]), None
 
-    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], x.shape[-1]), _accumulator(x))
-    total, _ = lax.scan(add_image, start, (x, cotangent.astype(_accumulator(x))))
+    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], x.shape[-1]), at_least_float32(x.dtype))
+    total, _ = lax.scan(add_image, start, (x, cotangent.astype(at_least_float32(x.dtype))))
     return total.reshape(kernel.shape).astype(kernel.dtype)

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.models.layers import ChannelDropout, Dtype, Layer, at_least_float32
+from flax_mnv2.config import DEEPLAB_CHANNELS, MobileNetV2Config
+from flax_mnv2.models.layers import ChannelDropout, Dtype, Layer
+from flax_mnv2.numerics import at_least_float32
 
-DEEPLAB_CHANNELS = 256  # arXiv 1802.02611, section 4
 DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 1e-3
 
 
@@ -75,12 +75,13 @@ class ClassificationHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Pooled features (N, c) → logits (N, num_labels), float32."""
+        """Pooled features (N, …, c) → logits (N, …, num_labels), float32."""
         x = ChannelDropout(self.config.classifier_dropout_prob, self.axis_name)(x, deterministic=not train)
         if self.config.num_labels == 0:
-            return x.astype(jnp.float32)
+            return x.astype(at_least_float32(x.dtype))
         shape = (x.shape[-1], self.config.num_labels)
         kernel = self.param("kernel", _classifier_init(self.config), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-        logits = x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
+        logits = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        logits += jnp.broadcast_to(bias.astype(self.dtype), logits.shape)
         return logits.astype(at_least_float32(logits.dtype))

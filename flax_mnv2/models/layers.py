@@ -167,8 +167,9 @@ class Stem(nn.Module):
         x = self.layer(width, kernel_size=3, stride=2, name="first_conv")(x)
         if self.spec.expand:
             x = self.layer(width, name="expand_1x1")(x)
-        x = self.layer(width, kernel_size=3, depthwise=True, name="conv_3x3")(x)
-        return self.layer(self.spec.out_channels, act=None, name="reduce_1x1")(x)
+        y = self.layer(width, kernel_size=3, depthwise=True, name="conv_3x3")(x)
+        y = self.layer(self.spec.out_channels, act=None, name="reduce_1x1")(y)
+        return x + y if self.spec.residual else y
 
 
 class InvertedResidual(nn.Module):
@@ -177,26 +178,37 @@ class InvertedResidual(nn.Module):
     Attributes:
       spec: its row of the layer plan.
       layer: partial of ``ConvNormAct``.
+      stop_at: ``"expansion"`` or ``"depthwise"`` to compute no more than that; None for the whole block.
     """
 
     spec: BlockSpec
     layer: Layer
+    stop_at: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, in_channels) → (N, ⌈H/stride⌉, ⌈W/stride⌉, out_channels)."""
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """(N, H, W, in_channels) → what was computed of
+
+        ``expansion`` (N, H, W, expanded_channels), ``depthwise`` (N, ⌈H/stride⌉, ⌈W/stride⌉, expanded_channels) and
+        ``output`` (N, ⌈H/stride⌉, ⌈W/stride⌉, out_channels).
+        """
         spec = self.spec
-        y = self.layer(spec.expanded_channels, name="expand_1x1")(x)
-        y = self.layer(
+        outputs = {"expansion": self.layer(spec.expanded_channels, name="expand_1x1")(x)}
+        if self.stop_at == "expansion":
+            return outputs
+        outputs["depthwise"] = self.layer(
             spec.expanded_channels,
             kernel_size=3,
             stride=spec.stride,
             dilation=spec.dilation,
             depthwise=True,
             name="conv_3x3",
-        )(y)
-        y = self.layer(spec.out_channels, act=None, name="reduce_1x1")(y)
-        return x + y if spec.residual else y
+        )(outputs["expansion"])
+        if self.stop_at == "depthwise":
+            return outputs
+        y = self.layer(spec.out_channels, act=None, name="reduce_1x1")(outputs["depthwise"])
+        outputs["output"] = x + y if spec.residual else y
+        return outputs
 
 
 class ChannelDropout(nn.Module):
@@ -228,11 +240,6 @@ class ChannelDropout(nn.Module):
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, (channels,)))(keys)
         keep = keep.reshape(batch, *(1,) * (x.ndim - 2), channels)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
-
-
-def at_least_float32(dtype: Dtype) -> Dtype:
-    """What sums over many values are taken in: float32, or float64 where the computation already is."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def make_layer(

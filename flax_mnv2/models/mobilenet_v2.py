@@ -1,47 +1,25 @@
-"""The models: backbone with pooling, with a classifier, with a DeepLabV3 head."""
+"""The models: backbone with pooling, features by resolution, with a classifier, with a DeepLabV3 head."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
+from flax_mnv2.models.endpoints import Selection, select
 from flax_mnv2.models.heads import ClassificationHead, DeepLabV3Head
-from flax_mnv2.models.layers import Dtype, at_least_float32, make_layer
+from flax_mnv2.models.layers import Dtype, make_layer
+from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
+from flax_mnv2.models.pooling import average_pool
 
 MIN_SIZE_PX = 32
-
-
-@flax.struct.dataclass
-class BackboneOutput:
-    """What ``MobileNetV2Model`` returns.
-
-    Attributes:
-      last_hidden_state: (N, h, w, c), the last 1×1 convolution.
-      pooler_output: (N, c), its mean over the map, or None without pooling layer.
-      hidden_states: outputs of the sixteen blocks, if asked for.
-    """
-
-    last_hidden_state: jax.Array
-    pooler_output: jax.Array | None = None
-    hidden_states: tuple[jax.Array, ...] | None = None
-
-
-@flax.struct.dataclass
-class HeadOutput:
-    """What a model with a head returns.
-
-    Attributes:
-      logits: float32; (N, num_labels) for classification, (N, h, w, num_labels) for segmentation with h and w
-        ``output_stride`` times smaller than the image.
-      hidden_states: outputs of the sixteen blocks, if asked for.
-    """
-
-    logits: jax.Array
-    hidden_states: tuple[jax.Array, ...] | None = None
 
 
 class _MobileNetV2(nn.Module):
@@ -52,12 +30,15 @@ class _MobileNetV2(nn.Module):
       dtype: type of the computation (bfloat16 on accelerators); parameters, statistics and logits are float32.
       axis_name: mapped axis over which the batch is split, under ``pmap``: batch norm is then global over it.
       freeze_batch_norm: use the running statistics while training too, and leave them as they are.
+      remat: keep only the outputs of blocks for the backward pass and compute their inside again, which trades
+        about a third more computation for memory.
     """
 
     config: MobileNetV2Config
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
     freeze_batch_norm: bool = False
+    remat: bool = False
 
     def _layer(self, train: bool):
         return make_layer(
@@ -70,52 +51,158 @@ class _MobileNetV2(nn.Module):
 
 
 class MobileNetV2Model(_MobileNetV2):
-    """The backbone with its last 1×1 convolution and, by default, global average pooling."""
+    """The backbone with its last 1×1 convolution and, by default, average pooling."""
 
     add_pooling_layer: bool = True
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, output_hidden_states: bool = False) -> BackboneOutput:
-        """Normalised images (N, H, W, num_channels), floating point, H and W at least 32."""
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        output_hidden_states: Selection = False,
+        run_to: str | None = None,
+    ) -> BackboneOutput:
+        """Runs the network.
+
+        Args:
+          images: normalised, floating point (N, H, W, num_channels), H and W at least 32.
+          train: use and update batch statistics.
+          output_hidden_states: True for the outputs of all blocks, or a sequence of indices of blocks and of names such
+            as ``"layer_10/expansion"`` (``flax_mnv2.models.endpoints.endpoint_names`` lists them).
+          run_to: name of the layer to stop at; it becomes ``last_hidden_state``, and nothing later is computed.
+
+        Raises:
+          ValueError: the images do not fit. ConfigError: no such layer.
+        """
         check_images(images, self.config)
-        endpoints = Backbone(self.config, self._layer(train), name="mobilenet_v2")(images)
-        last = endpoints["conv_1x1"]
+        backbone = Backbone(self.config, self._layer(train), run_to=run_to, remat=self.remat, name="mobilenet_v2")
+        endpoints = backbone(images)
+        last = endpoints[run_to or "conv_1x1"]
         return BackboneOutput(
             last_hidden_state=last,
-            pooler_output=_pool(last) if self.add_pooling_layer else None,
-            hidden_states=_block_outputs(endpoints) if output_hidden_states else None,
+            pooler_output=average_pool(last, self.config.pool_window) if self.add_pooling_layer else None,
+            hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
+
+
+class MobileNetV2Backbone(_MobileNetV2):
+    """Features by resolution, for decoders written elsewhere (feature pyramids, U-Nets).
+
+    Attributes:
+      strides: input pixels per feature pixel of the features to return; None for all of 4, 8, 16 and 32 that
+        ``config.output_stride`` allows.
+    """
+
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Width of each feature by its name, known before anything runs."""
+        specs = self.config.feature_specs
+        strides = self.strides
+        if strides is None:
+            strides = [stride for stride in (4, 8, 16, 32) if f"stride_{stride}" in specs]
+        unknown = [stride for stride in strides if f"stride_{stride}" not in specs]
+        if unknown:
+            raise ConfigError(
+                f"strides asks for {unknown}; with output_stride={self.config.output_stride} this network has "
+                f"{', '.join(specs)}."
+            )
+        return {f"stride_{stride}": specs[f"stride_{stride}"].channels for stride in strides}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> OrderedDict[str, jax.Array]:
+        """Normalised images (N, H, W, num_channels) → features (N, ⌈H/s⌉, ⌈W/s⌉, channels) by name ``stride_<s>``.
+
+        Each is the output of the deepest block at its resolution. Layers after the last of them are not computed.
+        The order is that of ``strides``, also out of ``jit``, which would sort the keys of a plain dict.
+        """
+        check_images(images, self.config)
+        specs = {name: self.config.feature_specs[name] for name in self.channels}
+        order = ["conv_stem", *(block.name for block in self.config.layer_plan.blocks)]
+        end = max((spec.layer for spec in specs.values()), key=order.index)
+        backbone = Backbone(self.config, self._layer(train), run_to=end, remat=self.remat, name="mobilenet_v2")
+        endpoints = backbone(images)
+        return OrderedDict((name, endpoints[spec.layer]) for name, spec in specs.items())
 
 
 class MobileNetV2ForImageClassification(_MobileNetV2):
     """The backbone with a linear classifier on its pooled features."""
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, output_hidden_states: bool = False) -> HeadOutput:
-        """Normalised images (N, H, W, num_channels), floating point → logits (N, num_labels)."""
+    def __call__(
+        self,
+        images: jax.Array,
+        labels: jax.Array | None = None,
+        *,
+        train: bool = False,
+        output_hidden_states: Selection = False,
+    ) -> HeadOutput:
+        """Normalised images (N, H, W, num_channels) → logits (N, num_labels), and with ``labels`` the loss.
+
+        With ``config.pool_window`` the logits are a map (N, h', w', num_labels), 1×1 at the size the network was made
+        for; a loss needs it to be 1×1. For ``labels`` see ``flax_mnv2.losses.classification_loss``; for the other
+        arguments ``MobileNetV2Model``.
+        """
         check_images(images, self.config)
-        endpoints = Backbone(self.config, self._layer(train), name="mobilenet_v2")(images)
+        endpoints = Backbone(self.config, self._layer(train), remat=self.remat, name="mobilenet_v2")(images)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
-        logits = head(_pool(endpoints["conv_1x1"]), train=train)
-        return HeadOutput(logits=logits, hidden_states=_block_outputs(endpoints) if output_hidden_states else None)
+        logits = head(average_pool(endpoints["conv_1x1"], self.config.pool_window), train=train)
+        return HeadOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
+        )
+
+    def _loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        if logits.ndim == 4:
+            if logits.shape[1:3] != (1, 1):
+                raise ValueError(
+                    f"With pool_window={self.config.pool_window} these images give {logits.shape[1]}×"
+                    f"{logits.shape[2]} logits; a loss needs one per image. Use smaller images, or pool_window=None."
+                )
+            logits = logits[:, 0, 0]
+        return classification_loss(logits, labels, problem_type=self.config.problem_type)
 
 
 class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
     """The backbone with a DeepLabV3 head; the backbone's last 1×1 convolution does not exist here."""
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, output_hidden_states: bool = False) -> HeadOutput:
-        """Normalised images (N, H, W, num_channels), floating point → logits (N, h, w, num_labels)."""
+    def __call__(
+        self,
+        images: jax.Array,
+        labels: jax.Array | None = None,
+        *,
+        train: bool = False,
+        output_hidden_states: Selection = False,
+    ) -> HeadOutput:
+        """Normalised images (N, H, W, num_channels) → logits (N, h, w, num_labels), and with ``labels`` the loss.
+
+        ``labels`` are integers (N, H', W'), usually at the size of the images; the loss is the mean cross-entropy of
+        the logits resized to them, without pixels of ``config.semantic_loss_ignore_index``. For the other arguments
+        see ``MobileNetV2Model``.
+        """
         check_images(images, self.config)
         layer = self._layer(train)
-        endpoints = Backbone(self.config, layer, include_last_conv=False, name="mobilenet_v2")(images)
+        backbone = Backbone(self.config, layer, include_last_conv=False, remat=self.remat, name="mobilenet_v2")
+        endpoints = backbone(images)
         head = DeepLabV3Head(self.config, layer, self.axis_name, name="segmentation_head")
         logits = head(endpoints[self.config.layer_plan.blocks[-1].name], train=train)
-        return HeadOutput(logits=logits, hidden_states=_block_outputs(endpoints) if output_hidden_states else None)
+        loss = None
+        if labels is not None:
+            loss = segmentation_loss(logits, labels, ignore_label=self.config.semantic_loss_ignore_index)
+        return HeadOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
+        )
 
 
 def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
-    """Raises a ValueError for images that the network cannot take; looks at shape and dtype only."""
+    """Raises a ValueError for images that the network cannot take; their values count outside ``jit`` only."""
     expected = f"(N, H, W, {config.num_channels}) with H and W at least {MIN_SIZE_PX}"
     if images.ndim != 4 or images.shape[-1] != config.num_channels or min(images.shape[1:3]) < MIN_SIZE_PX:
         raise ValueError(
@@ -125,13 +212,7 @@ def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images must be normalised floating-point pixels, about -1 to 1; found {images.dtype}. "
-            "Scale uint8 pixels first, for example images / 127.5 - 1."
+            "Scale uint8 pixels first, for example images / 127.5 - 1, or use MobileNetV2ImageProcessor."
         )
-
-
-def _pool(x: jax.Array) -> jax.Array:
-    return jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x.dtype)).astype(x.dtype)
-
-
-def _block_outputs(endpoints: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    return tuple(value for name, value in endpoints.items() if name.startswith("layer_"))
+    if not isinstance(images, jax.core.Tracer) and not np.isfinite(np.asarray(images)).all():
+        raise ValueError("images hold NaN or infinite values; check how they were read and normalised.")

@@ -1,0 +1,75 @@
+"""Names of the places in the backbone whose outputs can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from flax_mnv2.config import LayerPlan
+from flax_mnv2.errors import ConfigError
+
+LAST_CONV = "conv_1x1"
+Selection = bool | Sequence[int | str]
+
+
+def endpoint_names(plan: LayerPlan, *, include_last_conv: bool = True) -> tuple[str, ...]:
+    """All endpoints in the order in which they are computed.
+
+    ``conv_stem``; for each block ``layer_05/expansion`` (after the 1×1 expansion), ``layer_05/depthwise`` (after
+    the 3×3) and ``layer_05`` (its output); ``conv_1x1``. TF-slim's ``layer_15/expansion_output``, on which SSDLite
+    stands, is ``layer_12/expansion`` here: slim counts the stem's two convolutions as well, and from one.
+    """
+    names = ["conv_stem"]
+    for block in plan.blocks:
+        names += [f"{block.name}/expansion", f"{block.name}/depthwise", block.name]
+    return (*names, LAST_CONV) if include_last_conv else tuple(names)
+
+
+def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
+    """Returns ``name``.
+
+    Raises:
+      ConfigError: it is not among ``known``; the message says which are.
+    """
+    if name not in known:
+        raise ConfigError(
+            f"{argument} names {name!r}; expected one of {', '.join(n for n in known if '/' not in n)}, "
+            "or a block's expansion or depthwise, such as 'layer_10/expansion', as far as the network runs."
+        )
+    return name
+
+
+def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: LayerPlan) -> tuple[jax.Array, ...] | None:
+    """The endpoints that ``output_hidden_states`` asks for.
+
+    Args:
+      endpoints: outputs by name, all that were computed.
+      selection: True for the outputs of all blocks that were computed, the reference's ``hidden_states``; or a
+        sequence of their indices (negative ones count from the end of the network) and endpoint names; False for none.
+      plan: of the network.
+
+    Returns:
+      The outputs in the order asked for, or None.
+
+    Raises:
+      ConfigError: an index or name does not exist, or lies beyond the end of what was computed.
+    """
+    if selection is False or selection is None:
+        return None
+    blocks = [block.name for block in plan.blocks]
+    if selection is True:
+        return tuple(endpoints[name] for name in blocks if name in endpoints)
+    if isinstance(selection, (str, int)):
+        raise ConfigError(
+            f"output_hidden_states must be True, False or a sequence of indices and names; found {selection!r}. "
+            f"For one layer write ({selection!r},)."
+        )
+    chosen = []
+    for item in selection:
+        if isinstance(item, int):
+            if not -len(blocks) <= item < len(blocks):
+                raise ConfigError(f"output_hidden_states has index {item}; this network has {len(blocks)} blocks.")
+            item = blocks[item]
+        chosen.append(endpoints[check_endpoint(item, tuple(endpoints), "output_hidden_states")])
+    return tuple(chosen)

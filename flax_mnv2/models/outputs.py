@@ -1,0 +1,79 @@
+"""What the models return: read by attribute, by key, or as a tuple of what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import flax.struct
+import jax
+
+
+class ModelOutput:
+    """Base of the outputs: fields that are None do not count as entries of the tuple or the mapping.
+
+    ``output.logits``, ``output["logits"]``, ``output[0]``, ``loss, logits = output`` and ``dict(output)`` all work.
+    """
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields that are not None, in their order."""
+        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+
+    def values(self) -> tuple[Any, ...]:
+        """The fields that are not None, in their order."""
+        return tuple(getattr(self, name) for name in self.keys())
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        """Name and value of the fields that are not None."""
+        return tuple(zip(self.keys(), self.values(), strict=True))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in their order."""
+        return self.values()
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.values()[key]
+        if key not in self.keys():
+            raise KeyError(f"{key!r}; this output holds {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+
+@flax.struct.dataclass
+class BackboneOutput(ModelOutput):
+    """What ``MobileNetV2Model`` returns.
+
+    Attributes:
+      last_hidden_state: (N, h, w, c), the last 1×1 convolution, or the layer that ``run_to`` names.
+      pooler_output: its mean over the map, (N, c); with ``config.pool_window`` means over that window,
+        (N, h', w', c); None without pooling layer.
+      hidden_states: the layers that ``output_hidden_states`` selects, if any.
+    """
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class HeadOutput(ModelOutput):
+    """What a model with a head returns.
+
+    Attributes:
+      loss: scalar, float32, if labels were given.
+      logits: float32; (N, num_labels) for classification, or (N, h', w', num_labels) with
+        ``config.pool_window``; (N, h, w, num_labels) for segmentation with h and w ``output_stride`` times
+        smaller than the image.
+      hidden_states: the layers that ``output_hidden_states`` selects, if any.
+    """
+
+    loss: jax.Array | None = None
+    logits: jax.Array | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None

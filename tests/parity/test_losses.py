@@ -1,0 +1,124 @@
+"""Losses against the reference's own classes: on the same logits, and through both models with the same weights."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
+from flax_mnv2.losses import classification_loss, segmentation_loss
+from flax_mnv2.pretrained import from_pretrained
+
+CASES = {
+    "cross-entropy": (5, None, np.array([0, 4, 2, 2, 1, 3])),
+    "cross-entropy, one example ignored": (5, None, np.array([0, 4, -100, 2, 1, 3])),
+    "regression": (1, None, np.array([0.5, -2.0, 3.0, 0.1, 0.0, 1.0], np.float32)),
+    "regression, column": (1, None, np.array([[0.5], [-2.0], [3.0], [0.1], [0.0], [1.0]], np.float32)),
+    "regression of several": (3, "regression", np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)),
+    "multi-label, inferred": (4, None, np.random.default_rng(2).integers(0, 2, (6, 4)).astype(np.float32)),
+    "multi-label, named": (4, "multi_label_classification", np.random.default_rng(3).random((6, 4), np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_classification_loss(transformers, name):
+    import torch
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
+    num_labels, problem_type, labels = CASES[name]
+    logits = np.random.default_rng(0).normal(scale=4.0, size=(6, num_labels)).astype(np.float32)
+    config = types.SimpleNamespace(num_labels=num_labels, problem_type=problem_type)
+    theirs = LOSS_MAPPING["ForImageClassification"](torch.from_numpy(labels), torch.from_numpy(logits), config)
+    ours = classification_loss(logits, labels, problem_type=problem_type)
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-6)
+    jitted = jax.jit(lambda x, y: classification_loss(x, y, problem_type=problem_type))(logits, labels)
+    np.testing.assert_allclose(jitted, theirs.item(), rtol=1e-6)
+
+
+def test_binary_cross_entropy_of_large_logits_stays_finite():
+    logits = np.array([[300.0, -300.0]], np.float32)
+    assert float(classification_loss(logits, np.array([[0.0, 1.0]], np.float32))) == 300.0
+    assert float(classification_loss(logits, np.array([[1.0, 0.0]], np.float32))) == 0.0
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+def test_loss_of_the_classifier(transformers, randomize, tmp_path, num_labels):
+    import torch
+
+    fields = {"depth_multiplier": 0.35, "num_labels": num_labels}
+    reference = randomize(transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**fields)), 5)
+    reference.save_pretrained(tmp_path)
+    model, variables = from_pretrained(tmp_path)
+    images = np.random.default_rng(0).normal(size=(3, 64, 96, 3)).astype(np.float32)
+    labels = np.array([0, 3, 1]) if num_labels == 4 else np.array([0.5, 3.0, -1.0], np.float32)
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
+    ours = jax.jit(model.apply)(variables, images, labels)
+    np.testing.assert_allclose(ours.loss, theirs.loss.item(), rtol=1e-5)
+    assert ours.keys() == tuple(theirs.keys()) == ("loss", "logits")
+
+
+def test_loss_of_the_segmentation_model_on_real_weights(transformers, shared):
+    import torch
+    from PIL import Image
+
+    folder = shared / "weights" / "deeplabv3_mobilenet_v2_1.0_513"
+    reference = transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(folder).eval()
+    photo = Image.open(shared / "images" / "bird_segmentation.png").convert("RGB").resize((181, 137))
+    images = np.asarray(photo, np.float32)[None] / 127.5 - 1.0
+    labels = np.random.default_rng(0).integers(0, 21, size=(1, 137, 181))
+    labels[:, :40] = 255
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
+    # The loss itself, on the reference's own logits …
+    logits = theirs.logits.permute(0, 2, 3, 1).numpy()
+    loss = segmentation_loss(logits, labels, ignore_label=255)
+    np.testing.assert_allclose(loss, theirs.loss.item(), rtol=1e-6)
+    # … and through our network.
+    model, variables = from_pretrained(folder)
+    ours = jax.jit(model.apply)(variables, images, labels)
+    np.testing.assert_allclose(ours.loss, theirs.loss.item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "message"),
+    [
+        (np.array([0, 5]), None, r"in \[0, 5\) or -100 \(ignored\); found \[5\]"),
+        (np.array([[0], [1]]), None, r"integers of shape \(2,\)"),
+        (np.array([0.0, 1.0], np.float32), "single_label_classification", "found float32"),
+        (np.zeros((2, 4), np.float32), None, r"numbers of shape \(2, 5\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_explained(labels, problem_type, message):
+    with pytest.raises(ValueError, match=message):
+        classification_loss(np.zeros((2, 5), np.float32), labels, problem_type=problem_type)
+
+
+def test_segmentation_labels_that_do_not_fit_are_explained():
+    logits = np.zeros((1, 2, 2, 3), np.float32)
+    for labels, message in (
+        (np.full((1, 4, 4), 3, np.uint8), r"found \[3\]"),
+        (np.zeros((1, 4, 4), np.float32), "found float32"),
+        (np.zeros((4, 4), np.int32), r"integers \(N, H, W\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segmentation_loss(logits, labels, ignore_label=255)
+    with pytest.raises(ValueError, match="at least 2"):
+        segmentation_loss(logits[..., :1], np.zeros((1, 4, 4), np.uint8), ignore_label=255)
+
+
+def test_labels_out_of_range_poison_a_compiled_loss():
+    """A compiled program cannot raise, so the loss must not look like a number."""
+    logits = np.zeros((2, 5), np.float32)
+    assert np.isnan(jax.jit(classification_loss)(logits, np.array([0, 7])))
+    assert np.isfinite(jax.jit(classification_loss)(logits, np.array([0, -100])))
+
+
+def test_not_a_number_in_images_is_named(tiny_blocks):
+    model = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=3))
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    images[0, 3, 4, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        model.apply(variables, images)
