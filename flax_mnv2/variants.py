@@ -1,0 +1,35 @@
+"""The published networks by name: ``mobilenet_v2_1.0_224`` is α = 1.0 at 224×224 pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+
+DEPTH_MULTIPLIERS = (1.4, 1.3, 1.0, 0.75, 0.5, 0.35)
+IMAGE_SIZES_PX = (224, 192, 160, 128, 96)
+IMAGENET_LABELS = 1001  # TF-slim's classifiers: background, then the 1000 classes
+_SIZES = {
+    f"mobilenet_v2_{multiplier}_{size}": (multiplier, size)
+    for multiplier in DEPTH_MULTIPLIERS
+    for size in IMAGE_SIZES_PX
+}
+VARIANTS = tuple(_SIZES)
+
+
+def variant_config(name: str, **fields: Any) -> MobileNetV2Config:
+    """The config of a named variant.
+
+    Args:
+      name: one of ``VARIANTS``.
+      **fields: further fields of ``MobileNetV2Config``; without ``num_labels`` or ``id2label`` there are 1001 classes.
+
+    Raises:
+      ConfigError: no such variant, or a field is wrong.
+    """
+    if name not in _SIZES:
+        raise ConfigError(f"No variant {name!r}; expected mobilenet_v2_α_size, one of {', '.join(VARIANTS)}.")
+    multiplier, size = _SIZES[name]
+    labels = {} if {"num_labels", "id2label"} & fields.keys() else {"num_labels": IMAGENET_LABELS}
+    return MobileNetV2Config(depth_multiplier=multiplier, image_size=size).replace(**labels, **fields)
