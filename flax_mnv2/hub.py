@@ -1,0 +1,60 @@
+"""A folder or a Hugging Face hub id → a local folder."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from flax_mnv2.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*")  # branch, tag, commit, or refs/pr/1
+
+
+def resolve_folder(
+    id_or_folder: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    files: Sequence[str],
+) -> pathlib.Path:
+    """The local folder of a checkpoint, downloading ``files`` if a hub id is given.
+
+    A folder of that name goes first. Downloads are huggingface_hub's: its cache, its tokens and its
+    ``HF_HUB_OFFLINE`` hold.
+
+    Args:
+      id_or_folder: a folder, or a hub id such as ``google/mobilenet_v2_1.0_224``.
+      revision: branch, tag or commit of a hub id.
+      cache_dir: where downloads are kept; None is huggingface_hub's default.
+      files: names to fetch from the hub; the first is the one that no such folder lacks. Not looked for here.
+
+    Raises:
+      CheckpointError: no such folder, and not a hub id that can be had.
+    """
+    folder = pathlib.Path(id_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(id_or_folder)
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file; expected the folder that holds {files[0]}.")
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(
+            f"No folder {name}; expected one with {files[0]}, or a hub id of the form owner/name "
+            "(letters, digits, '.', '_' and '-')."
+        )
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise CheckpointError(f"revision must be a branch, a tag or a commit, such as 'main'; found {revision!r}.")
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(files))
+        )
+    except Exception as error:  # many types, from the network to the cache; the message must be one
+        raise CheckpointError(
+            f"{name!r}{f' at revision {revision!r}' if revision else ''} is no local folder and could not be "
+            f"downloaded from the Hugging Face hub ({type(error).__name__}). Check the spelling and the network, or "
+            f"give a local folder with {files[0]}."
+        ) from None

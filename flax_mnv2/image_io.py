@@ -1,0 +1,245 @@
+"""Any image that a user may hand over → a NumPy array of known shape.
+
+Pictures become (H, W, 3): PIL images, files and tensors of any colour mode, bit depth and channel order.
+Segmentation maps become (H, W) with their indices untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flax_mnv2.errors import DataError
+
+CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+_KINDS = "a PIL image, a path, or a NumPy, JAX, PyTorch or TensorFlow array"
+
+
+def flatten_batch(images: Any, *, rank: int, what: str) -> list[Any]:
+    """One or many, nested or batched, as a flat list of PIL images, paths and NumPy arrays.
+
+    Args:
+      images: one image, an array with a leading batch axis, or a list of these (of lists of these).
+      rank: dimensions of one array; one more is a batch.
+      what: ``"image"`` or ``"segmentation map"``, for messages.
+
+    Raises:
+      DataError: nothing in it, or something that is no image.
+    """
+    flat = list(_flatten(images, rank, what))
+    if not flat:
+        raise DataError(f"No {what} given: found an empty {type(images).__name__}; give at least one {what}.")
+    return flat
+
+
+def read_picture(source: Any, name: str, input_data_format: str | None = None) -> np.ndarray:
+    """Reads one picture as RGB.
+
+    Transparency is laid on white, which is the reference's rule under ``do_convert_rgb``. Files of 16 bits, or of
+    floats, become 8 bits; the type of an array stays as it is, and so do its values.
+
+    Args:
+      source: PIL image, path, or array of shape (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4. A file's EXIF
+        orientation is honoured; a PIL image is taken as it stands.
+      name: what messages call it.
+      input_data_format: where an array has its channels; None infers it from the shape, as the reference does.
+
+    Returns:
+      (H, W, 3): uint8 from PIL images and files, and the array's own type otherwise.
+
+    Raises:
+      DataError: unreadable or truncated, of another rank or channel count, empty, or not finite.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _picture_from_pil(_open(source), name=f"{name} ({source})")
+    if isinstance(source, Image.Image):
+        return _picture_from_pil(source, name)
+    return _to_rgb(_channels_last(_check_values(source, name), name, input_data_format), name)
+
+
+def read_map(source: Any, name: str) -> np.ndarray:
+    """Reads one segmentation map; palette and grey images keep their indices.
+
+    Args:
+      source: PIL image with one channel, path, or array of whole numbers of shape (H, W).
+      name: what messages call it.
+
+    Returns:
+      (H, W), int32.
+
+    Raises:
+      DataError: unreadable, more than one channel, or values that are not class indices.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name = f"{name} ({source})"
+        source = _open(source)
+    array = _check_values(_pil_to_array(source, name) if isinstance(source, Image.Image) else source, name)
+    if array.ndim != 2:
+        raise DataError(
+            f"{name} must have one channel of class indices, shape (height, width); found shape {array.shape}. "
+            "Save it as a grey or palette PNG."
+        )
+    info = np.iinfo(np.int32)
+    if array.min() < info.min or array.max() > info.max or (array.dtype.kind == "f" and np.any(array % 1)):
+        raise DataError(
+            f"{name} must hold class indices, whole 32-bit numbers; found {array.dtype} values from {array.min()} to "
+            f"{array.max()}."
+        )
+    return array.astype(np.int32)
+
+
+def _flatten(images: Any, rank: int, what: str):
+    if isinstance(images, (list, tuple)):
+        for item in images:
+            yield from _flatten(item, rank, what)
+    elif isinstance(images, (str, os.PathLike, Image.Image)):
+        yield images
+    else:
+        array = _to_numpy(images, what)
+        yield from array if array.ndim == rank + 1 else [array]
+
+
+def _to_numpy(value: Any, what: str) -> np.ndarray:
+    """An array of any of the four libraries, none of which is imported for it."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    if not hasattr(value, "__array__"):
+        raise DataError(f"A {what} must be {_KINDS}, or a list of these; found {type(value).__name__}.")
+    array = np.asarray(value)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    return array.view(np.uint8) if array.dtype == bool else array
+
+
+def _check_values(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind not in "uif":
+        raise DataError(f"{name} must hold real numbers; found dtype {array.dtype}.")
+    if array.ndim < 2 or 0 in array.shape:
+        raise DataError(f"{name} must have a height and a width of 1 or more; found shape {array.shape}.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{name} holds NaN or infinity; expected finite pixel values. Repair or drop it.")
+    return array
+
+
+def _channels_last(array: np.ndarray, name: str, input_data_format: str | None) -> np.ndarray:
+    if array.ndim == 2:
+        return array[:, :, None]
+    if array.ndim != 3:
+        raise DataError(
+            f"{name} must be (height, width), (height, width, channels) or (channels, height, width), or a 4-D batch "
+            f"of the latter two; found shape {array.shape}."
+        )
+    data_format = input_data_format or _infer_data_format(array.shape, name)
+    array = np.moveaxis(array, 0, -1) if data_format == CHANNELS_FIRST else array
+    if array.shape[-1] not in CHANNEL_COUNTS:
+        raise DataError(
+            f"{name} must have 1, 3 or 4 channels; found {array.shape[-1]} where input_data_format={data_format!r} "
+            "has them."
+        )
+    return array
+
+
+def _infer_data_format(shape: tuple[int, ...], name: str) -> str:
+    first, last = shape[0] in CHANNEL_COUNTS, shape[-1] in CHANNEL_COUNTS
+    if not (first or last):
+        raise DataError(f"{name} must have 1, 3 or 4 channels, as its first or its last axis; found shape {shape}.")
+    if first and last:
+        warnings.warn(
+            f"{name}: either axis of shape {shape} may be the channels; taking the first, as transformers does. "
+            "Say which with input_data_format.",
+            stacklevel=2,
+        )
+    return CHANNELS_FIRST if first else CHANNELS_LAST
+
+
+def _to_rgb(array: np.ndarray, name: str) -> np.ndarray:
+    channels = array.shape[-1]
+    if channels == 1:
+        return np.repeat(array, 3, axis=-1)
+    if channels == 3:
+        return array
+    floating = array.dtype.kind == "f"
+    white = 1.0 if floating else 255
+    if array.min() < 0 or array.max() > white:
+        raise DataError(
+            f"{name} has an alpha channel, so its values must lie in [0, {white}]; found {array.min()} to "
+            f"{array.max()}. Scale it, or drop the fourth channel."
+        )
+    alpha = array[..., 3:] / white
+    blended = alpha * array[..., :3] + (1 - alpha) * white
+    return (blended if floating else np.round(blended)).astype(array.dtype)
+
+
+def _open(path: str | os.PathLike) -> Image.Image:
+    """Reads a whole file, and turns it as its EXIF orientation says."""
+    path = pathlib.Path(path).expanduser()
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise DataError(f"No image file {path}; give the path of an image on this machine.") from None
+    except Exception as error:  # Pillow's readers raise many types, from SyntaxError to struct.error
+        raise DataError(
+            f"Cannot read the image {path}: {error or type(error).__name__}. Expected a whole file in a format that "
+            "Pillow reads; replace it or leave it out."
+        ) from None
+
+
+def _picture_from_pil(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_eight_bits(_pil_to_array(image, name), image.mode, name))
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return _pil_to_array(image, name)
+    _load(image, name)
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+    except ValueError as error:
+        raise DataError(f"{name}: mode {image.mode} cannot become RGB ({error}). Save it as RGB.") from None
+
+
+def _to_eight_bits(array: np.ndarray, mode: str, name: str) -> np.ndarray:
+    """(H, W) of a 16-bit, 32-bit or float image as uint8, so that its white stays white.
+
+    Only the modes ``I;16`` say what white is. Of the others the values tell: float up to 1, else 8 bits up to 255,
+    else 16 bits.
+    """
+    array = _check_values(array, name)
+    low, high = array.min(), array.max()
+    if low < 0 or high > 65535:
+        raise DataError(f"{name}: mode {mode} must hold values from 0 to 65535; found {low} to {high}. Rescale it.")
+    white = 255
+    if mode.startswith("I;16") or high > 255:
+        white = 65535
+    elif mode == "F" and high <= 1:
+        white = 1
+    return np.round(array * np.float64(255 / white)).astype(np.uint8)
+
+
+def _pil_to_array(image: Image.Image, name: str) -> np.ndarray:
+    _load(image, name)
+    array = np.asarray(image)
+    return array.view(np.uint8) if array.dtype == bool else array
+
+
+def _load(image: Image.Image, name: str) -> None:
+    """Reads the pixels of a file that was opened but not yet read."""
+    try:
+        image.load()
+    except Exception as error:  # as in _open
+        file = getattr(image, "filename", "")
+        raise DataError(
+            f"Cannot read {name}{f' ({file})' if file else ''}: {error or type(error).__name__}. Expected a whole "
+            "image, still open; replace it or leave it out."
+        ) from None
