@@ -312,8 +312,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"No {PROCESSOR_NAME} in {path.parent}. Copy the one that belongs to the weights there, or make the "
-            f"processor yourself: {PROCESSOR_TYPE}(size=…, crop_size=…)."
+            f"No {PROCESSOR_NAME} in {path.parent}. Copy the one that belongs to the weights there, or write one: "
+            f"{PROCESSOR_TYPE}(size=…, crop_size=…).save_pretrained(folder)."
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from None

@@ -1,18 +1,24 @@
-"""Pictures of segmentations: palette, grid of predictions beside the truth, confusion matrix.
+"""Pictures of segmentations: palette, overlay on a photo, grid of predictions beside the truth, confusion matrix.
 
-Needs matplotlib, so ``import flax_mnv2`` leaves this module alone.
+The grid and the matrix need matplotlib, which is imported when they are drawn.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OPACITY, _BACKGROUND_OPACITY = 0.5, 0.25  # VOC's black would leave little of the photo
+_MAX_LABEL_CHARACTERS = 40
+_COMPRESS_LEVEL = 4  # twice as fast as Pillow's 6, for 3 % larger files
+_INK, _PAPER, _BOUNDARY = (20, 20, 20), (255, 255, 255), (255, 255, 255)
 
 
 class Segmented(Protocol):
@@ -27,7 +33,7 @@ def voc_palette(num_colors: int = 256) -> np.ndarray:
     """The colours of PASCAL VOC's masks, (num_colors, 3) uint8.
 
     The bits of the index, three at a time from the lowest, become the bits of red, green and blue from the
-    highest (the VOC development kit's ``VOClabelcolormap``).
+    highest (the VOC development kit's ``VOClabelcolormap``). All differ, beyond 256 too.
     """
     index = np.arange(num_colors)
     palette = np.zeros((num_colors, 3), np.uint8)
@@ -35,6 +41,90 @@ def voc_palette(num_colors: int = 256) -> np.ndarray:
         for channel in range(3):
             palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
     return palette
+
+
+def save_mask(path: pathlib.Path, mask: np.ndarray) -> None:
+    """Writes class indices (H, W) as a PNG: uint8 with VOC's palette, other types as 16-bit grey."""
+    if mask.dtype == np.uint8:
+        image = Image.fromarray(mask)
+        image.putpalette(voc_palette().tobytes())
+    else:
+        image = Image.fromarray(mask.astype(np.uint16))
+    image.save(path)
+
+
+def save_overlay(
+    path: pathlib.Path, photo: np.ndarray, mask: np.ndarray, classes: Sequence[tuple[int, str, float]]
+) -> None:
+    """Writes a PNG of a photo in the colours of its classes, above a legend of them.
+
+    The photo keeps its pixels' size and lies in the top left corner; where the legend needs more width than a small
+    photo has, there is white beside it.
+
+    Args:
+      path: the file.
+      photo: (H, W, 3) uint8.
+      mask: (H, W) class indices.
+      classes: index, name and share (0 to 1) of each class to list, in that order; at least one.
+    """
+    palette = voc_palette(int(mask.max()) + 1)
+    opacity = np.full(len(palette), _OPACITY)
+    opacity[[index for index, label, _ in classes if label == "background"]] = _BACKGROUND_OPACITY
+    picture = _blend(photo, mask, palette, opacity)
+    legend = _draw_legend(
+        [(tuple(palette[index].tolist()), label, share) for index, label, share in classes],
+        width=picture.width,
+        font_size=max(14, round(max(picture.size) / 50)),
+    )
+    sheet = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    sheet.paste(legend, (0, picture.height))
+    sheet.save(path, compress_level=_COMPRESS_LEVEL)
+
+
+def share_text(share: float) -> str:
+    """A share (0 to 1) as ``12.3 %``; one that would round to nothing, as ``<0.1 %``."""
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _blend(photo: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: np.ndarray) -> Image.Image:
+    """A photo (H, W, 3) uint8 under the colours of its classes (H, W), with a thin white line between these.
+
+    ``palette`` (C, 3) uint8 and ``opacity`` (C,), 0 to 1, are by class.
+    """
+    alpha = Image.fromarray(np.round(255 * opacity).astype(np.uint8)[mask])
+    picture = Image.composite(Image.fromarray(palette[mask]), Image.fromarray(photo), alpha)
+    line = np.zeros(mask.shape, bool)
+    line[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    line[:-1] |= mask[:-1] != mask[1:]
+    for _ in range(max(mask.shape) // 1200):  # one pixel up to this size, in proportion above
+        line[:, 1:] |= line[:, :-1]
+        line[1:] |= line[:-1]
+    picture.paste(_BOUNDARY, mask=Image.fromarray(line))
+    return picture
+
+
+def _draw_legend(entries: Sequence[tuple[tuple[int, ...], str, float]], *, width: int, font_size: int) -> Image.Image:
+    """Colour, name and share of each class, in as many columns as fit ``width``."""
+    font = ImageFont.load_default(size=font_size)
+    gap, swatch, line_height = font_size // 2, round(1.1 * font_size), round(1.6 * font_size)
+    texts = [f"{_shortened(label)}  {share_text(share)}" for _, label, share in entries]
+    column = swatch + 3 * gap + max(round(font.getlength(text)) for text in texts)
+    num_columns = min(max(1, (width - gap) // column), len(entries))
+    num_rows = -(-len(entries) // num_columns)
+    legend = Image.new("RGB", (num_columns * column + gap, num_rows * line_height + 2 * gap), _PAPER)
+    draw = ImageDraw.Draw(legend)
+    for number, ((color, _, _), text) in enumerate(zip(entries, texts, strict=True)):
+        left = gap + number % num_columns * column
+        middle = gap + number // num_columns * line_height + line_height // 2
+        top = middle - swatch // 2
+        draw.rectangle((left, top, left + swatch - 1, top + swatch - 1), fill=color, outline=_INK)
+        draw.text((left + swatch + gap, middle), text, fill=_INK, font=font, anchor="lm")
+    return legend
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _MAX_LABEL_CHARACTERS else f"{label[: _MAX_LABEL_CHARACTERS - 1]}…"
 
 
 def save_predictions(
@@ -48,9 +138,10 @@ def save_predictions(
       labels: class names by index.
       ignore_label: shown in VOC's colour of the void class.
     """
+    from matplotlib.patches import Patch
+
     palette = voc_palette()
-    figure = Figure(figsize=(10.5, 2.6 * len(pictures) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(10.5, 2.6 * len(pictures) + 0.9)
     rows = figure.subplots(len(pictures), 3, squeeze=False)
     present = set()
     for number, (axes, picture) in enumerate(zip(rows, pictures, strict=True)):
@@ -83,8 +174,7 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
     counts = np.asarray(matrix, np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     side = 3.0 + 0.42 * len(labels)
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(side + 1.0, side)
     axis = figure.subplots()
     image = axis.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
     ticks = np.arange(len(labels))
@@ -98,3 +188,13 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
         axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axis, label="share of the true class's pixels", shrink=0.8)
     figure.savefig(path, dpi=110)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """A figure in inches that no window and no global state belongs to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,11 +1,26 @@
-"""Pictures: the palette is VOC's, files are written, legends name what occurs."""
+"""Pictures: the palette is VOC's, files are written, legends name what occurs, overlays leave the photo its size."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.training.evaluation import Picture
-from flax_mnv2.visualize import save_confusion_matrix, save_predictions, voc_palette
+from flax_mnv2.visualize import (
+    save_confusion_matrix,
+    save_mask,
+    save_overlay,
+    save_predictions,
+    share_text,
+    voc_palette,
+)
+
+
+@dataclasses.dataclass
+class Picture:
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
 
 
 def test_palette_is_that_of_the_voc_development_kit():
@@ -43,3 +58,69 @@ def test_confusion_matrix_is_drawn(tmp_path):
     save_confusion_matrix(tmp_path / "c.png", np.array([[9, 1], [0, 0]]), ("a", "b"))
     with Image.open(tmp_path / "c.png") as image:
         assert image.size[0] > 100
+
+
+def _read(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("size", [(24, 30), (300, 256), (900, 1600)])
+def test_an_overlay_is_the_photo_in_the_classes_colours_above_a_legend(tmp_path, size):
+    photo = np.full((*size, 3), 200, np.uint8)
+    mask = np.zeros(size, np.uint8)
+    height, width = size
+    mask[:, width // 2 :] = 3
+    mask[: height // 2, width // 2 :] = 1
+    classes = [(0, "background", 0.5), (1, "aeroplane", 0.25), (3, "bird", 0.25)]
+    save_overlay(tmp_path / "o.png", photo, mask, classes)
+    pixels = _read(tmp_path / "o.png")
+    picture, legend = pixels[:height, :width], pixels[height:]
+    palette = voc_palette().astype(int)
+    for index, share in ((0, 0.25), (1, 0.5), (3, 0.5)):  # the background is dimmed less
+        expected = (1 - share) * 200 + share * palette[index]
+        inside = picture[mask == index]
+        near = np.abs(inside - expected).max(-1) <= 1
+        white = (inside == 255).all(-1)
+        assert (near | white).all()
+        assert near.mean() > 0.8
+        assert (legend == palette[index]).all(-1).sum() > 100  # its colour in the legend
+    assert (picture[:, width // 2 - 1] == 255).all()  # a white line between classes
+    assert (picture[height // 2 - 1, width // 2 :] == 255).all()
+    assert pixels.shape[1] >= width
+    assert (pixels[:height, width:] == 255).all()  # beside a photo narrower than its legend
+    assert (legend[-3:] == 255).all()  # nothing is cut off
+    assert (legend[:, -3:] == 255).all()
+    text_rows = (legend < 128).all(-1).any(1).sum()
+    assert text_rows >= 14  # legible, however small the photo
+
+
+def test_a_legend_lists_every_class_and_shortens_long_names(tmp_path):
+    photo = np.full((40, 400, 3), 255, np.uint8)
+    mask = np.repeat(np.arange(20, dtype=np.uint8), 20)[None].repeat(40, 0)
+    heights = []
+    for name in ("a", "a" * 5000):
+        save_overlay(tmp_path / "o.png", photo, mask, [(index, name, 0.05) for index in range(20)])
+        pixels = _read(tmp_path / "o.png")
+        heights.append(pixels.shape[0])
+        for color in voc_palette(20)[1:]:
+            assert (pixels[40:] == color).all(-1).sum() > 100
+        assert pixels.shape[1] < 1000
+    assert heights[0] < heights[1]  # short names stand in several columns
+
+
+def test_masks_keep_their_indices(tmp_path):
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    save_mask(tmp_path / "m.png", mask)
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+    np.testing.assert_array_equal(_read(tmp_path / "m.png"), voc_palette()[mask])
+    save_mask(tmp_path / "m.png", mask.astype(np.uint16) * 257)
+    with Image.open(tmp_path / "m.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), mask.astype(int) * 257)
+
+
+def test_small_shares_do_not_look_like_none():
+    shares = [1.0, 0.1234, 0.0006, 0.0004, 0.0]
+    assert [share_text(share) for share in shares] == ["100.0 %", "12.3 %", "0.1 %", "<0.1 %", "0.0 %"]

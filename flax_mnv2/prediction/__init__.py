@@ -1,0 +1,1 @@
+"""From image files to predictions, behind ``python -m flax_mnv2.predict``."""
