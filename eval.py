@@ -14,6 +14,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "One checkpoint: WORKDIR/che
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Hugging Face folder or hub id.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint of --workdir: best, latest or a step.")
 _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate; default config.data.eval_split.")
+_PER_CLASS = flags.DEFINE_bool("per_class", False, "Figures of every class of a classifier (segmentation: always).")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the report; default beside the checkpoint.")
 
 
@@ -33,6 +34,7 @@ def main(_) -> None:
         step=_STEP.value,
         split=_SPLIT.value,
         output=_OUTPUT.value,
+        per_class=_PER_CLASS.value,
     )
 
 

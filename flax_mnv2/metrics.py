@@ -1,8 +1,9 @@
-"""Segmentation metrics from a confusion matrix, which adds up over batches, devices and hosts."""
+"""Metrics from counts, which add up over batches, devices and hosts: confusion matrix, hits among the top five."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -75,6 +76,84 @@ class SegmentationMetrics:
                 for index, (label, value) in enumerate(zip(labels, self.iou, strict=True))
             ],
         }
+
+
+def top_k_counts(labels: jax.Array, top: jax.Array, mask: jax.Array, *, num_classes: int) -> dict[str, jax.Array]:
+    """Counts examples and hits by true class.
+
+    Args:
+      labels: (N,) integers in [0, num_classes).
+      top: (N, k) predicted classes, the likeliest first.
+      mask: (N,) bool; examples where it is False do not count.
+      num_classes: number of classes.
+
+    Returns:
+      ``examples``, ``top1`` and ``top5`` (among all k columns), each (num_classes,) int32.
+    """
+    hits = top == labels[:, None]
+
+    def count(rows: jax.Array) -> jax.Array:
+        return jnp.bincount(jnp.where(rows, labels, num_classes), length=num_classes + 1)[:num_classes]
+
+    return {"examples": count(mask), "top1": count(mask & hits[:, 0]), "top5": count(mask & hits.any(axis=1))}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationMetrics:
+    """Figures of a whole evaluation of a classifier.
+
+    Attributes:
+      top1: share of the examples whose likeliest class is right; NaN where there are none.
+      top5: share of those whose class is among the five likeliest.
+      num_examples: examples counted.
+      class_examples: (C,) examples by true class.
+      class_top1: (C,) of these, how many have the right class first.
+      class_top5: (C,) of these, how many have it among the first five.
+    """
+
+    top1: float
+    top5: float
+    num_examples: int
+    class_examples: np.ndarray
+    class_top1: np.ndarray
+    class_top5: np.ndarray
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, np.ndarray]) -> ClassificationMetrics:
+        """Computes all figures from the summed counts of ``top_k_counts``."""
+        examples, top1, top5 = (np.asarray(counts[name], np.int64) for name in ("examples", "top1", "top5"))
+        total = int(examples.sum())
+        return cls(
+            top1=int(top1.sum()) / total if total else float("nan"),
+            top5=int(top5.sum()) / total if total else float("nan"),
+            num_examples=total,
+            class_examples=examples,
+            class_top1=top1,
+            class_top5=top5,
+        )
+
+    def to_dict(self, labels: tuple[str, ...], *, per_class: bool = False) -> dict[str, Any]:
+        """Plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""
+        figures = {
+            "top1": _or_none(self.top1),
+            "top5": _or_none(self.top5),
+            "num_top1": int(self.class_top1.sum()),
+            "num_top5": int(self.class_top5.sum()),
+        }
+        if per_class:
+            rows = zip(labels, self.class_examples, self.class_top1, self.class_top5, strict=True)
+            figures["per_class"] = [
+                {
+                    "id": index,
+                    "label": label,
+                    "num_examples": int(n),
+                    "top1": int(top1) / int(n),
+                    "top5": int(top5) / int(n),
+                }
+                for index, (label, n, top1, top5) in enumerate(rows)
+                if n
+            ]
+        return figures
 
 
 def _mean_of_defined(values: np.ndarray) -> float:

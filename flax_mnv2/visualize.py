@@ -186,7 +186,7 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
         share = shares[row, column]
         color = "white" if share > 0.6 else "black"
         axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
-    figure.colorbar(image, ax=axis, label="share of the true class's pixels", shrink=0.8)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
     figure.savefig(path, dpi=110)
 
 

@@ -1,10 +1,10 @@
-"""Confusion matrix and figures against their definitions."""
+"""Counts and figures against their definitions."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_mnv2.metrics import SegmentationMetrics, confusion_matrix
+from flax_mnv2.metrics import ClassificationMetrics, SegmentationMetrics, confusion_matrix, top_k_counts
 
 
 def test_counts_pairs_and_leaves_out_the_ignored():
@@ -48,3 +48,35 @@ def test_nothing_counted_gives_no_figure():
 def test_counts_beyond_float32_are_exact():
     count = 2**53 - 1
     assert SegmentationMetrics.from_confusion(np.array([[count, 0], [0, 0]])).num_pixels == count
+
+
+def test_hits_are_counted_by_true_class_and_fillers_are_not():
+    top = np.array([[2, 0], [1, 2], [0, 1], [2, 1], [2, 2]], np.int32)
+    labels, mask = np.array([2, 2, 2, 0, 2], np.int32), np.array([1, 1, 1, 1, 0], bool)
+    counts = top_k_counts(jnp.asarray(labels), jnp.asarray(top), jnp.asarray(mask), num_classes=3)
+    assert {name: list(map(int, value)) for name, value in counts.items()} == {
+        "examples": [1, 0, 3],
+        "top1": [0, 0, 1],
+        "top5": [0, 0, 2],
+    }
+    metrics = ClassificationMetrics.from_counts(counts)
+    assert (metrics.top1, metrics.top5, metrics.num_examples) == (0.25, 0.5, 4)
+    figures = metrics.to_dict(("a", "b", "c"), per_class=True)
+    assert figures == {
+        "top1": 0.25,
+        "top5": 0.5,
+        "num_top1": 1,
+        "num_top5": 2,
+        "per_class": [
+            {"id": 0, "label": "a", "num_examples": 1, "top1": 0.0, "top5": 0.0},
+            {"id": 2, "label": "c", "num_examples": 3, "top1": 1 / 3, "top5": 2 / 3},
+        ],
+    }
+    assert "per_class" not in metrics.to_dict(("a", "b", "c"))
+
+
+def test_a_classifier_without_examples_has_no_figure():
+    nothing = np.zeros(2, np.int64)
+    metrics = ClassificationMetrics.from_counts({"examples": nothing, "top1": nothing, "top5": nothing})
+    assert np.isnan(metrics.top1)
+    assert metrics.to_dict(("a", "b"))["top5"] is None

@@ -8,6 +8,7 @@ import bz2
 import errno
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import shutil
@@ -84,6 +85,24 @@ def open_tree(path: str | os.PathLike[str], *, keep: Keep | None = None) -> File
         return _Tar(path, keep, decompress)
     except _DAMAGE as error:
         raise _damaged(path, error) from error
+
+
+def inner_files(tree: FileTree, name: str) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the plain files of a tar that lies inside ``tree``, in their order.
+
+    The inner tar is held in memory.
+
+    Raises:
+      DataError: it is damaged; the message names both archives.
+    """
+    data = tree.read(name)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in _plain_members(tar, lambda _: True):
+                yield _normal(member.name), data[member.offset_data : member.offset_data + member.size]
+            _check_end(data[tar.offset : tar.offset + tarfile.BLOCKSIZE])
+    except _DAMAGE as error:
+        raise _damaged(tree.path, error, name) from error
 
 
 def identity(path: str | os.PathLike[str]) -> str:
@@ -180,6 +199,7 @@ class _Tar:
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             for member in _plain_members(tar, keep):
                 self._spans[_normal(member.name)] = (member.offset_data, member.size)
+            _check_end(os.pread(self._file.fileno(), tarfile.BLOCKSIZE, tar.offset))
 
     def _spool(self, keep: Keep, decompress: Callable[[Path], IO[bytes]]) -> None:
         with decompress(self.path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
@@ -212,6 +232,12 @@ def _plain_members(tar: tarfile.TarFile, keep: Keep) -> Iterator[tarfile.TarInfo
     for member in tar:
         if member.isreg() and not member.issparse() and _is_safe(member.name) and keep(_normal(member.name)):
             yield member
+
+
+def _check_end(block: bytes) -> None:
+    """Refuse what follows the last member unless it is zeros or nothing: ``tarfile`` stops there in silence."""
+    if any(block):
+        raise tarfile.ReadError("a member's header is cut short or overwritten")
 
 
 class _Zip:

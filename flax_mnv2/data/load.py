@@ -1,18 +1,15 @@
 """From ``config.data`` to a prepared data set with random access to its encoded examples."""
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import tensorflow_datasets as tfds
-from absl import logging
 
+from flax_mnv2.data import imagenet
+from flax_mnv2.data.prepare import default_data_dir, open_records, prepared
 from flax_mnv2.data.shapes_segmentation import SHAPES_IGNORE_LABEL, SHAPES_LABELS, ShapesSegmentation
 from flax_mnv2.data.voc_segmentation import VOC_IGNORE_LABEL, VOC_LABELS, VocSegmentation, custom_config
 from flax_mnv2.errors import ConfigError, DataError
@@ -23,6 +20,7 @@ DATASETS = (
     "voc_segmentation/custom",
     "shapes_segmentation",
 )
+CLASSIFICATION_DATASETS = ("imagenet2012",)
 
 
 class EncodedExample(TypedDict):
@@ -33,18 +31,28 @@ class EncodedExample(TypedDict):
     image_id: str
 
 
+class LabeledExample(TypedDict):
+    """One stored example of a classification data set: JPEG bytes, class index, and the name of its file."""
+
+    image: bytes
+    label: int
+    file_name: str
+
+
 class ExampleSource:
     """Random access to the encoded examples of one split; safe to share between threads, can be pickled."""
 
-    def __init__(self, records: Sequence[Any]):
+    def __init__(self, records: Sequence[Any], *, text: str):
+        """``text`` is the feature that names an example; TFDS gives it as bytes."""
         self._records = records
+        self._text = text
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> EncodedExample:
+    def __getitem__(self, index: int) -> Any:
         record = self._records[index]
-        return {**record, "image_id": record["image_id"].decode()}
+        return {**record, self._text: record[self._text].decode()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,15 +87,39 @@ class SegmentationDataset:
         """
         if split not in self.num_examples:
             raise DataError(f"{self.name} has no split {split!r}; it has {', '.join(self.split_names)}.")
-        for file in self.builder.info.splits[split].filepaths:
-            if not file.exists():
-                raise DataError(
-                    f"The prepared data set is damaged: {file} is missing. Delete "
-                    f"{self.builder.data_dir} and start again to rebuild it."
-                )
-        skip = tfds.decode.SkipDecoding()
-        records = self.builder.as_data_source(split, decoders={"image": skip, "segmentation_mask": skip})
-        return ExampleSource(records)
+        records = open_records(self.builder, split, images=("image", "segmentation_mask"))
+        return ExampleSource(records, text="image_id")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassificationDataset:
+    """Images with one label each, from archives or from a data set that TFDS has prepared.
+
+    Attributes:
+      name: such as ``imagenet2012``.
+      labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
+      builders: by split, what gives the prepared builder. A split is built when it is first asked for, so an
+        evaluation does not wait for the training images.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    builders: Mapping[str, Callable[[], tfds.core.DatasetBuilder]] = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.builders)
+
+    def source(self, split: str) -> ExampleSource:
+        """The examples of a split, as :class:`LabeledExample`, in the order of the archive.
+
+        Raises:
+          DataError: there is no such split, its archive is damaged, or prepared files are missing.
+        """
+        if split not in self.builders:
+            raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
+        return ExampleSource(open_records(self.builders[split](), split, images=("image",)), text="file_name")
 
 
 def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:
@@ -114,11 +146,8 @@ def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:
     name = data.get("dataset", "")
     if name not in DATASETS:
         raise ConfigError(f"config.data.dataset is {name!r}, expected one of {', '.join(DATASETS)}.")
-    data_dir = Path(data.get("data_dir") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    builder = _make_builder(name, data, data_dir)
-    if not _is_prepared(builder):
-        _prepare(builder, data_dir)
-        builder = _make_builder(name, data, data_dir)
+    data_dir = default_data_dir(data.get("data_dir") or "")
+    builder = prepared(lambda: _make_builder(name, data, data_dir), data_dir)
     metadata = builder.info.metadata
     return SegmentationDataset(
         name="/".join(filter(None, (builder.name, getattr(builder.builder_config, "name", None)))),
@@ -128,6 +157,43 @@ def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:
         num_examples={split: info.num_examples for split, info in builder.info.splits.items()},
         builder=builder,
     )
+
+
+def load_classification(data: Mapping[str, Any]) -> ClassificationDataset:
+    """Find a classification data set; its splits are prepared when they are first asked for.
+
+    Args:
+      data: ``config.data``, a ConfigDict or any mapping with the keys
+
+        - ``dataset``: one of :data:`CLASSIFICATION_DATASETS`;
+        - ``data_dir``: as for :func:`load_segmentation`;
+        - ``archive``: the folder of ``ILSVRC2012_img_train.tar`` and ``ILSVRC2012_img_val.tar``; one of them is
+          enough for its split. Empty: TFDS's own ``imagenet2012``, if it is prepared in ``data_dir`` as
+          ArrayRecord, else the folder ``downloads/manual`` there.
+
+        Other keys are ignored; absent ones are empty.
+
+    Raises:
+      ConfigError: a key is wrong.
+      DataError: the data is not there.
+    """
+    name = data.get("dataset", "")
+    if name not in CLASSIFICATION_DATASETS:
+        raise ConfigError(
+            f"config.data.dataset is {name!r}, expected one of {', '.join(CLASSIFICATION_DATASETS)} for classification."
+        )
+    labels = imagenet.imagenet_labels()
+    _check_fixed(name, data, num_classes=len(labels))
+    data_dir, archive = default_data_dir(data.get("data_dir") or ""), data.get("archive") or ""
+    existing = None if archive else imagenet.prepared_by_tfds(data_dir)
+    if existing is not None:
+        builders = {split: lambda: existing for split in existing.info.splits if split in imagenet.SPLITS}
+    else:
+        builders = {
+            split: functools.partial(prepared, functools.partial(imagenet.make_builder, split, tar, data_dir), data_dir)
+            for split, tar in imagenet.find_archives(archive, data_dir).items()
+        }
+    return ClassificationDataset(name=name, labels=labels, builders=builders)
 
 
 def _make_builder(name: str, data: Mapping[str, Any], data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -145,9 +211,9 @@ def _make_builder(name: str, data: Mapping[str, Any], data_dir: Path) -> tfds.co
         config = custom_config(archive, labels=labels, ignore_label=ignore_label)
         return VocSegmentation(config=config, data_dir=data_dir)
     if name == "shapes_segmentation":
-        _check_fixed(name, data, SHAPES_LABELS, SHAPES_IGNORE_LABEL)
+        _check_fixed(name, data, num_classes=len(SHAPES_LABELS), ignore_label=SHAPES_IGNORE_LABEL)
         return ShapesSegmentation(data_dir=data_dir)
-    _check_fixed(name, data, VOC_LABELS, VOC_IGNORE_LABEL)
+    _check_fixed(name, data, num_classes=len(VOC_LABELS), ignore_label=VOC_IGNORE_LABEL)
     config = name.partition("/")[2]
     sbd_archive = data.get("sbd_archive") or ""
     return VocSegmentation(config=config, archive=archive, sbd_archive=sbd_archive, data_dir=data_dir)
@@ -180,60 +246,11 @@ def _labels(text: str, num_classes: int) -> tuple[str, ...]:
     return labels
 
 
-def _check_fixed(name: str, data: Mapping[str, Any], labels: tuple[str, ...], ignore_label: int) -> None:
+def _check_fixed(name: str, data: Mapping[str, Any], **fixed_values: int) -> None:
     """Refuse settings that cannot apply to a data set whose labels are fixed."""
     if data.get("labels"):
         raise ConfigError(f"config.data.labels is set, but the labels of {name} are fixed. Set it to ''.")
-    for key, fixed in (("num_classes", len(labels)), ("ignore_label", ignore_label)):
+    for key, fixed in fixed_values.items():
         value = data.get(key)
         if value not in (None, fixed) and not (key == "num_classes" and value == 0):
             raise ConfigError(f"config.data.{key} is {value}, but {name} has {fixed}.")
-
-
-def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    return (Path(builder.data_dir) / "dataset_info.json").is_file()
-
-
-def _prepare(builder: tfds.core.DatasetBuilder, data_dir: Path) -> None:
-    """Build the data set, alone; whatever goes wrong, no unfinished folder stays."""
-    target = Path(builder.data_dir)
-    try:
-        with _only_one(data_dir):
-            if _is_prepared(builder):  # another process was faster
-                return
-            if target.exists():
-                raise DataError(f"{target} is not a complete data set. Delete that folder to have it rebuilt.")
-            for leftover in target.parent.glob(f"incomplete.*_{target.name}"):  # of a killed process
-                shutil.rmtree(leftover)
-            logging.info("Preparing %s in %s; this happens once.", builder.info.full_name, target)
-            if not sys.stderr.isatty():
-                tfds.disable_progress_bar()
-            try:
-                builder.download_and_prepare()
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    target.parent.rmdir()  # if empty
-                raise
-    except OSError as error:
-        raise DataError(
-            f"Cannot prepare {builder.info.full_name} in {data_dir}: {error}. Set --config.data.data_dir to "
-            "a folder that can be written and has room."
-        ) from error
-
-
-@contextlib.contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    """Hold an advisory lock on the folder, so that two processes do not build at once."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(data_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Another process is preparing a data set in %s; waiting for it.", data_dir)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            logging.warning("No lock on %s (%s): prepare this data set in one process only.", data_dir, error)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,11 @@
-"""Batches from encoded segmentation examples, by grain.
+"""Batches from encoded examples, by grain: those of segmentation, and what every task's batches share.
 
-Both iterators are context managers: closing them ends their threads and processes. Worker processes are
+The iterators are context managers: closing them ends their threads and processes. Worker processes are
 spawned, so a script that asks for them needs the usual ``if __name__ == "__main__"``.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import cv2
@@ -28,7 +28,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to dicts of ``image`` and ``segmentation_mask`` (bytes) and ``image_id`` (str)."""
+    """Random access to the encoded examples of a split, dicts as ``flax_mnv2.data.load`` describes them."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -169,12 +169,51 @@ def eval_batches(
       ConfigError: the batch cannot be divided.
       DataError: the split is empty; while iterating: an example cannot be decoded or is larger than ``size``.
     """
+    return every_example_once(
+        _EvalExample(source, tuple(size), ignore_label),
+        source,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=num_threads,
+        num_workers=num_workers,
+        prefetch_buffer_size=prefetch_buffer_size,
+    )
+
+
+def every_example_once(
+    make_row: Callable[[int], Batch],
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    prefetch_buffer_size: int = 4,
+) -> BatchIterator:
+    """The evaluation of any task: rows in the order of the split, filled up to whole global batches.
+
+    Args:
+      make_row: position → row of a batch; positions from ``len(source)`` on are fillers. It can be pickled.
+      source: the split.
+      batch_size: examples in the global batch, over all processes.
+      process_index: which equal, contiguous part of every global batch to give.
+      process_count: number of parts.
+      num_threads: as in :func:`train_batches`.
+      num_workers: as in :func:`train_batches`.
+      prefetch_buffer_size: as in :func:`train_batches`.
+
+    Raises:
+      ConfigError: the batch cannot be divided.
+      DataError: the split is empty.
+    """
     _check_source(source)
     _check_batch(batch_size, process_count)
     padded = -(-len(source) // batch_size) * batch_size
-    examples = grain.MapDataset.range(padded).map(_EvalExample(source, tuple(size), ignore_label))
+    rows = grain.MapDataset.range(padded).map(make_row)
     return _iterate(
-        _ProcessRows(examples, batch_size, process_index, process_count).batch(batch_size // process_count),
+        _ProcessRows(rows, batch_size, process_index, process_count).batch(batch_size // process_count),
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
 from flax_mnv2.metrics import SegmentationMetrics, confusion_matrix
 from flax_mnv2.pretrained import make_model
+from flax_mnv2.tasks.segmentation_report import Picture, Pictures, format_table, write_files
 
 Batch = dict[str, jax.Array]
 
@@ -35,11 +37,15 @@ class SegmentationTask:
 
     Attributes:
       best_metric: name of the figure by which checkpoints are ranked, more is better.
+      figures: names of the main figures, with those that a person reads.
+      batch_fields: what of a batch the model, the loss and the metrics need.
       model: the linen model that is trained.
       eval_model: the same with the output stride of the evaluation; it takes the same variables.
     """
 
     best_metric = "mean_iou"
+    figures = {"mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}  # noqa: RUF012 (never written to)
+    batch_fields = ("image", "label")
 
     def __init__(
         self,
@@ -112,6 +118,33 @@ class SegmentationTask:
     def summarize(self, matrix: np.ndarray) -> SegmentationMetrics:
         """Figures of a whole evaluation from the summed confusion matrix."""
         return SegmentationMetrics.from_confusion(matrix)
+
+    def keeper(self) -> Pictures:
+        """Keeps what the report shows of single examples."""
+        return Pictures(self.config.eval.num_pictures)
+
+    def settings(self) -> dict[str, Any]:
+        """How the evaluation was made, for the report."""
+        evaluation = self.config.eval
+        return {
+            "output_stride": self.eval_model.config.output_stride,
+            "scales": list(evaluation.scales),
+            "flip": evaluation.flip,
+        }
+
+    def format_table(self, metrics: SegmentationMetrics, *, per_class: bool) -> str:
+        """The figures for a terminal, always with every class."""
+        del per_class
+        return format_table(metrics, self.labels)
+
+    def to_dict(self, metrics: SegmentationMetrics, *, per_class: bool) -> dict[str, Any]:
+        """The figures for JSON, always with every class."""
+        del per_class
+        return metrics.to_dict(self.labels)
+
+    def write_files(self, folder: pathlib.Path, matrix: np.ndarray, pictures: list[Picture]) -> dict[str, pathlib.Path]:
+        """Writes what the report has beside the figures; returns what and where."""
+        return write_files(folder, matrix, pictures, self.labels, ignore_label=self.ignore_label)
 
     def train_batches(self, dataset: SegmentationDataset, *, start_step: int) -> BatchIterator:
         """This process's share of every global batch from ``start_step`` on."""

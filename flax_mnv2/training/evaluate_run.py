@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.load import load_segmentation
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
-from flax_mnv2.metrics import SegmentationMetrics
 from flax_mnv2.pretrained import from_pretrained
-from flax_mnv2.tasks.segmentation import SegmentationTask, check_labels
+from flax_mnv2.tasks.jobs import Task, load_dataset, make_eval_task
 from flax_mnv2.training.checkpoint import FOLDER_NAME, Checkpoints
 from flax_mnv2.training.evaluation import Evaluation, evaluate
 from flax_mnv2.training.parallel import check_divisible, make_parallel
@@ -32,8 +30,9 @@ def evaluate_run(
     step: str = "best",
     split: str = "",
     output: str = "",
+    per_class: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates one model on a whole split; prints a table, writes JSON and two pictures.
+    """Evaluates one model on a whole split; prints a table, writes the task's report.
 
     Args:
       config: the run's, or for ``pretrained`` any that names the data.
@@ -43,6 +42,7 @@ def evaluate_run(
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
       split: empty for ``config.data.eval_split``.
       output: folder for the report; empty chooses one beside the checkpoint, or ``./evaluation``.
+      per_class: of a classifier, add the figures of every class (a segmentation model's are always there).
 
     Returns:
       The figures, as written to ``metrics.json``.
@@ -55,12 +55,12 @@ def evaluate_run(
     check_config(config)
     parallel = make_parallel(config.parallel)
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
-    dataset = load_segmentation(config.data)
+    dataset = load_dataset(config.task, config.data)
     split = split or config.data.eval_split
     dataset.source(split)  # fails early on an unknown split
 
     if pretrained:
-        model, variables = from_pretrained(pretrained, task="segmentation")
+        model, variables = from_pretrained(pretrained, task=config.task)
         model_config, name, default_output = model.config, pretrained, pathlib.Path("evaluation")
     else:
         checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
@@ -69,8 +69,7 @@ def evaluate_run(
             str(folder / FOLDER_NAME / str(at)),
             folder / "evaluation" / f"{split}_step_{at}",
         )
-    check_labels(model_config, dataset)
-    task = SegmentationTask(config, model_config, axis_name=parallel.axis_name)
+    task = make_eval_task(config, model_config, dataset, pretrained=pretrained)
     if not pretrained:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -80,38 +79,20 @@ def evaluate_run(
 
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     print(f"evaluating {name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True)
-    evaluation = evaluate(
-        task, parallel, eval_step, variables, dataset, split=split, num_pictures=config.eval.num_pictures
-    )
+    evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, keeper=task.keeper())
     metrics = task.summarize(evaluation.sums)
     figures = {
         "model": name,
         "dataset": dataset.name,
         "split": split,
         "num_examples": evaluation.num_examples,
-        "output_stride": task.eval_model.config.output_stride,
-        "scales": list(config.eval.scales),
-        "flip": config.eval.flip,
-        **metrics.to_dict(task.labels),
+        **task.settings(),
+        **task.to_dict(metrics, per_class=per_class),
     }
     if jax.process_index() == 0:
-        print(format_table(metrics, task.labels))
+        print(task.format_table(metrics, per_class=per_class))
         _write_report(pathlib.Path(output or default_output), figures, evaluation, task)
     return figures
-
-
-def format_table(metrics: SegmentationMetrics, labels: tuple[str, ...]) -> str:
-    """The figures as an aligned table for a terminal; a class that does not occur shows a dash."""
-    width = max(len("mean class accuracy"), *map(len, labels))
-    rows = [
-        *((label, "-" if value != value else f"{value:.4f}") for label, value in zip(labels, metrics.iou, strict=True)),
-        ("mean IoU", f"{metrics.mean_iou:.4f}"),
-        ("pixel accuracy", f"{metrics.pixel_accuracy:.4f}"),
-        ("mean class accuracy", f"{metrics.mean_class_accuracy:.4f}"),
-    ]
-    lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
-    rule = "-" * (width + 8)
-    return "\n".join([f"{'class':<{width}}  {'IoU':>6}", rule, *lines[: len(labels)], rule, *lines[len(labels) :]])
 
 
 def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoints, int, pathlib.Path]:
@@ -137,23 +118,13 @@ def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoi
     return checkpoints, at, folder.parent
 
 
-def _write_report(
-    folder: pathlib.Path, figures: dict[str, Any], evaluation: Evaluation, task: SegmentationTask
-) -> None:
-    from flax_mnv2.visualize import save_confusion_matrix, save_predictions
-
+def _write_report(folder: pathlib.Path, figures: dict[str, Any], evaluation: Evaluation, task: Task) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        save_confusion_matrix(folder / "confusion_matrix.png", evaluation.sums, task.labels)
-        if evaluation.pictures:
-            save_predictions(
-                folder / "predictions.png", evaluation.pictures, task.labels, ignore_label=task.ignore_label
-            )
+        path = folder / "metrics.json"
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        written = {"metrics": path, **task.write_files(folder, evaluation.sums, evaluation.kept)}
     except OSError as error:
         raise DataError(f"Cannot write the report in {folder}: {error.strerror}. Choose another --output.") from None
-    print(f"model:     {figures['model']}")
-    print(f"metrics:   {folder / 'metrics.json'}")
-    print(f"confusion: {folder / 'confusion_matrix.png'}")
-    if evaluation.pictures:
-        print(f"pictures:  {folder / 'predictions.png'}")
+    for what, where in {"model": figures["model"], **written}.items():
+        print(f"{what + ':':<10} {where}")

@@ -1,32 +1,29 @@
-"""Runs an evaluation: every example once, sums added on the host, the first examples kept for pictures."""
+"""Runs an evaluation: every example once, sums added on the host, single examples kept where they are wanted."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from flax_mnv2.tasks.jobs import Dataset, Task
 from flax_mnv2.training.parallel import Parallel, prefetch
 from flax_mnv2.training.progress import Progress
 
-_ON_DEVICE = ("image", "label", "mask")
 
+class Keeper(Protocol):
+    """Collects from single examples what a report needs."""
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """One example with its prediction, unpadded.
+    def wants(self, batch: dict[str, np.ndarray]) -> bool:
+        """Whether to fetch what the evaluation step keeps of this batch."""
 
-    Attributes:
-      image: (h, w, 3) uint8.
-      label: (h, w) uint8.
-      prediction: (h, w) uint8.
-    """
+    def add(self, batch: dict[str, np.ndarray], examples: Any) -> None:
+        """Takes a batch and what the step kept of it, both this process's share."""
 
-    image: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
+    def result(self) -> Any:
+        """What was collected, in the order of the split; called once, on every process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,23 +33,23 @@ class Evaluation:
     Attributes:
       sums: the task's sums over all examples, int64.
       num_examples: examples counted, on all hosts.
-      pictures: the first examples of the split (those that this process holds).
+      kept: what the keeper collected, None without one.
     """
 
     sums: Any
     num_examples: int
-    pictures: list[Picture]
+    kept: Any
 
 
 def evaluate(
-    task: Any,
+    task: Task,
     parallel: Parallel,
     eval_step: Any,
     variables: Any,
-    dataset: Any,
+    dataset: Dataset,
     *,
     split: str,
-    num_pictures: int = 0,
+    keeper: Keeper | None = None,
 ) -> Evaluation:
     """Evaluates ``variables`` on a whole split.
 
@@ -63,12 +60,12 @@ def evaluate(
       variables: the model's, replicated.
       dataset: the task's data set.
       split: its split.
-      num_pictures: how many of the first examples to keep.
+      keeper: collects from single examples; None for the sums alone.
 
     Raises:
       RuntimeError: examples were lost or counted twice.
     """
-    sums, counted, pictures = None, 0, {}
+    sums, counted = None, 0
     total = len(dataset.source(split))
     batch_size = task.config.eval.batch_size
     with (
@@ -77,15 +74,15 @@ def evaluate(
     ):
 
         def put(batch):
-            return batch, parallel.put_batch({name: batch[name] for name in _ON_DEVICE})
+            return batch, parallel.put_batch({name: batch[name] for name in (*task.batch_fields, "mask")})
 
         for host_batch, device_batch in prefetch(batches, put):
             batch_sums, examples = eval_step(variables, device_batch)
             batch_sums = jax.tree.map(lambda value: np.asarray(value, np.int64), batch_sums)
             sums = batch_sums if sums is None else jax.tree.map(np.add, sums, batch_sums)
             counted += int(host_batch["mask"].sum())
-            if np.any(host_batch["mask"] & (host_batch["index"] < num_pictures)):
-                pictures |= _pictures(host_batch, parallel.fetch(examples), num_pictures)
+            if keeper is not None and keeper.wants(host_batch):
+                keeper.add(host_batch, parallel.fetch(examples))
             progress.advance()
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -93,13 +90,4 @@ def evaluate(
         counted = int(multihost_utils.process_allgather(np.int32(counted)).sum())
     if counted != total:
         raise RuntimeError(f"The evaluation saw {counted} examples of {total} in {split}.")
-    return Evaluation(sums, counted, [pictures[index] for index in sorted(pictures)])
-
-
-def _pictures(batch: dict[str, np.ndarray], predictions: np.ndarray, limit: int) -> dict[int, Picture]:
-    rows = zip(batch["index"], batch["mask"], batch["size"], batch["image"], batch["label"], predictions, strict=True)
-    return {
-        int(index): Picture(image[:height, :width], label[:height, :width], prediction[:height, :width])
-        for index, valid, (height, width), image, label, prediction in rows
-        if valid and index < limit
-    }
+    return Evaluation(sums, counted, None if keeper is None else keeper.result())

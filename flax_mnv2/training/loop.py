@@ -10,9 +10,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from flax_mnv2.data.load import load_segmentation
 from flax_mnv2.errors import CheckpointError, UserError
 from flax_mnv2.pretrained import from_pretrained, load_backbone
+from flax_mnv2.tasks.jobs import check_trains, load_dataset
 from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
 from flax_mnv2.training.checkpoint import FOLDER_NAME, Checkpoints
 from flax_mnv2.training.evaluation import evaluate
@@ -50,11 +50,12 @@ def train(
     """
     # ---- Check everything that can be checked before the first expensive step -----------------------------
     check_config(config)
+    check_trains(config)
     parallel = parallel or make_parallel(config.parallel)
     check_divisible(parallel, config.batch_size, "batch_size")
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
     workdir = open_workdir(workdir, config)
-    dataset = load_segmentation(config.data)
+    dataset = load_dataset(config.task, config.data)
     train_source, eval_source = dataset.source(config.data.train_split), dataset.source(config.data.eval_split)
 
     # ---- Model, optimizer, steps ----------------------------------------------------------------------------
@@ -105,15 +106,15 @@ def train(
                 split = config.data.eval_split
                 evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split=split)
                 metrics = task.summarize(evaluation.sums)
-                figures = {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy}
-                log.evaluated(int(state.step), split, figures)
+                figures = {name: getattr(metrics, name) for name in task.figures}
+                log.evaluated(int(state.step), split, figures, titles=task.figures)
                 return figures
 
             # ---- The loop ---------------------------------------------------------------------------------------
             due = step == config.num_steps or (step > 0 and step % config.eval_every_steps == 0)
             if due and step not in writer.evaluated_steps:
                 run_evaluation(state)  # the run was cut between the save and the evaluation of this step
-            feed = prefetch(batches, lambda batch: parallel.put_batch({k: batch[k] for k in ("image", "label")}))
+            feed = prefetch(batches, lambda batch: parallel.put_batch({k: batch[k] for k in task.batch_fields}))
             while step < config.num_steps and stop.signal is None:
                 state, metrics = train_step(state, next(feed))
                 step += 1
@@ -138,7 +139,8 @@ def train(
     if stop.signal is not None:
         say(f"{stop.signal.name}: saved step {step} in {workdir / FOLDER_NAME}; the same command goes on from there")
         raise Interrupted(stop.signal)
-    say(f"checkpoints: {workdir / FOLDER_NAME} (last step {step}, best by mean IoU: step {best_step})")
+    best = f"best by {task.figures[task.best_metric]}: step {best_step}"
+    say(f"checkpoints: {workdir / FOLDER_NAME} (last step {step}, {best})")
     say(f"metrics:     {workdir / METRICS_NAME}, and TensorBoard in {workdir / 'tensorboard'}")
     return state
 
@@ -167,13 +169,11 @@ class TrainingLog:
         self._pending.append((step, metrics))
         self._progress.advance()
 
-    def evaluated(self, step: int, split: str, figures: dict[str, float]) -> None:
-        """Writes the figures of an evaluation."""
+    def evaluated(self, step: int, split: str, figures: dict[str, float], *, titles: dict[str, str]) -> None:
+        """Writes the figures of an evaluation; ``titles`` are their names for a person."""
         self._writer.write(step, split, figures)
-        self._progress.write(
-            f"step {step}: mean IoU {figures['mean_iou']:.4f}, "
-            f"pixel accuracy {figures['pixel_accuracy']:.4f} on {split}"
-        )
+        shown = ", ".join(f"{titles[name]} {value:.4f}" for name, value in figures.items())
+        self._progress.write(f"step {step}: {shown} on {split}")
 
     def flush(self) -> None:
         """Writes the metrics since the last call: the newest, with the mean of the losses.

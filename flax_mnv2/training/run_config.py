@@ -30,7 +30,7 @@ CHANGEABLE = (
 def default_config() -> ml_collections.ConfigDict:
     """All fields. Sizes are in pixels, durations in steps (updates of the weights)."""
     config = ml_collections.ConfigDict()
-    config.task = "segmentation"
+    config.task = "segmentation"  # or classification, which this version evaluates and does not train
     config.seed = 0
     config.num_steps = 30_000
     config.batch_size = 16  # over all devices and hosts
@@ -62,7 +62,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.dataset = "voc_segmentation/2012"
     config.data.data_dir = ""  # prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.archive = ""  # VOC-layout folder, .tar, .tar.gz or .zip
+    config.data.archive = ""  # VOC-layout folder, .tar, .tar.gz or .zip; of imagenet2012 the folder of its two tars
     config.data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
     config.data.labels = ""  # of voc_segmentation/custom: a file with a name per line, or names with commas
     config.data.num_classes = 0  # 0: as many as labels
@@ -97,10 +97,11 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1  # by mean IoU; 0: none
+    config.checkpoint.keep_best = 1  # by mean IoU (segmentation) or top-1 accuracy; 0: none
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8  # over all devices and hosts
+    # Of segmentation alone:
     config.eval.output_stride = 0  # 0: as in training
     config.eval.scales = (1.0,)  # several: softmax averaged over them, as in the DeepLab papers
     config.eval.flip = False  # average with the mirrored image
@@ -117,7 +118,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ):
         if names:
             raise ConfigError(f"The config {title} {', '.join(sorted(names))}; start from default_config().")
-    _check(config, "task", _one_of("segmentation"))
+    _check(config, "task", _one_of("segmentation", "classification"))
     _check(config, "parallel", _one_of("jit", "pmap"))
     _check(config, "dtype", _one_of("float32", "bfloat16"))
     _check(config, "init_scope", _one_of("backbone", "all"))
@@ -143,7 +144,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check(config, "optimizer.momentum", (lambda value: 0 <= value < 1, "from 0 to below 1"))
     low = config.data.min_scale
     _check(config, "data.max_scale", (lambda value: value >= low, f"at least data.min_scale = {low}"))
-    _check(config, "eval.scales", (lambda value: value and all(s > 0 for s in value), "positive numbers"))
+    if config.task == "segmentation":
+        _check(config, "eval.scales", (lambda value: value and all(s > 0 for s in value), "positive numbers"))
+    else:
+        for name, default in (("eval.output_stride", 0), ("eval.scales", (1.0,)), ("eval.flip", False)):
+            _check(config, name, _left_at(default, config.task))
     steps = config.num_steps
     _check(config, "optimizer.warmup_steps", (lambda value: value < steps, f"below num_steps = {steps}"))
 
@@ -189,6 +194,10 @@ def _check(config, name: str, rule) -> None:
 
 def _one_of(*choices: str):
     return (lambda value: value in choices), "one of " + ", ".join(map(repr, choices))
+
+
+def _left_at(default: Any, task: str):
+    return (lambda value: jsonable({"": value}) == jsonable({"": default})), f"left at {default!r} for {task}"
 
 
 def _at_least(low: int):

@@ -8,13 +8,24 @@ import pytest
 _TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="session")
-def archives() -> ModuleType:
-    """The helpers in tests/voc_archives.py (tests are not a package)."""
-    spec = importlib.util.spec_from_file_location("voc_archives", _TESTS / "voc_archives.py")
+def _helpers(name: str) -> ModuleType:
+    """A module in tests/ (which is not a package)."""
+    spec = importlib.util.spec_from_file_location(name, _TESTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def archives() -> ModuleType:
+    """The helpers in tests/voc_archives.py."""
+    return _helpers("voc_archives")
+
+
+@pytest.fixture(scope="session")
+def imagenet() -> ModuleType:
+    """The helpers in tests/imagenet_archives.py."""
+    return _helpers("imagenet_archives")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A run small enough to train in a second: drawn shapes, four narrow blocks."""
 
+import importlib.util
 import pathlib
+from types import ModuleType
 
 import pytest
 
@@ -31,3 +33,13 @@ def tiny_config(shapes_dir, tiny_blocks):
     config.eval_every_steps = 6
     config.checkpoint.every_steps = 3
     return config
+
+
+@pytest.fixture(scope="session")
+def imagenet() -> ModuleType:
+    """The helpers in tests/imagenet_archives.py (tests are not a package)."""
+    path = pathlib.Path(__file__).resolve().parents[1] / "imagenet_archives.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

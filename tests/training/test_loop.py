@@ -204,6 +204,13 @@ def test_labels_that_differ_ask_for_a_new_head(tiny_config, tmp_path):
         train(tiny_config, tmp_path / "run", parallel=_one_device())
 
 
+def test_a_classifier_is_not_trained_yet(tiny_config, tmp_path):
+    tiny_config.task = "classification"
+    with pytest.raises(ConfigError, match=r"only evaluates classification.* Use eval\.py with --pretrained"):
+        train(tiny_config, tmp_path / "run", parallel=_one_device())
+    assert not any(tmp_path.iterdir())
+
+
 def test_batch_must_divide_over_the_devices(tiny_config, tmp_path):
     tiny_config.batch_size = 6
     with pytest.raises(ConfigError, match="divisible by the number of devices, 4"):

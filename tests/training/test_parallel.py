@@ -7,6 +7,7 @@ import pytest
 from flax_mnv2 import ConfigError
 from flax_mnv2.data.load import load_segmentation
 from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
+from flax_mnv2.tasks.segmentation_report import Pictures
 from flax_mnv2.training.evaluation import evaluate
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
 from flax_mnv2.training.parallel import check_divisible, make_parallel, prefetch
@@ -31,7 +32,7 @@ def _run(config, dataset, mode, num_devices):
             state, metrics = step(state, parallel.put_batch({k: batch[k] for k in ("image", "label")}))
             losses.append(float(metrics["loss"]))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split="val", num_pictures=3)
+    evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split="val", keeper=Pictures(3))
     return losses, jax.tree.map(np.asarray, state), evaluation
 
 
@@ -55,7 +56,8 @@ def test_every_way_agrees_to_rounding(tiny_config, dataset):
         assert other_evaluation.num_examples == evaluation.num_examples == 80
         moved = np.abs(other_evaluation.sums - evaluation.sums).sum() / evaluation.sums.sum()
         assert moved < 1e-4, f"{name}: {moved:.5f} of the pixels are counted elsewhere"
-        for one, other in zip(evaluation.pictures, other_evaluation.pictures, strict=True):
+        assert len(evaluation.kept) == 3
+        for one, other in zip(evaluation.kept, other_evaluation.kept, strict=True):
             np.testing.assert_array_equal(one.image, other.image)
             assert one.prediction.shape == other.prediction.shape == one.label.shape
 

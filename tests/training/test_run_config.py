@@ -17,6 +17,7 @@ def test_defaults_pass():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
+        ("task", "detection", "one of 'segmentation', 'classification'"),
         ("parallel", "pjit", "one of 'jit', 'pmap'"),
         ("dtype", "float16", "one of 'float32', 'bfloat16'"),
         ("batch_size", 0, "at least 1"),
@@ -40,6 +41,16 @@ def test_values_out_of_range_are_named(name, value, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
         check_config(config)
     assert f"config.{name} must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("output_stride", 8), ("scales", (0.5, 1.0)), ("flip", True)])
+def test_what_a_classifier_would_ignore_is_refused(name, value):
+    config = default_config()
+    config.task = "classification"
+    check_config(config)
+    config.eval[name] = value
+    with pytest.raises(ConfigError, match=rf"config\.eval\.{name} must be left at .* for classification"):
+        check_config(config)
 
 
 def test_a_misspelt_field_in_a_recipe_fails_where_it_stands():

@@ -132,6 +132,7 @@ def test_input_workers_give_the_same_run(whole_run, run, tmp_path):
         ([*SMALL, "--workdir=/proc/none/run"], "Cannot write in the workdir"),
         ([*SMALL, "--workdir=w", "--config.data.dataset=coco"], "expected one of voc_segmentation/2012"),
         ([*SMALL, "--workdir=w", "--config.init_from=./absent"], "No folder ./absent"),
+        (["--config=configs/cls_imagenet.py", "--workdir=w"], "trains segmentation and only evaluates classification"),
     ],
 )
 def test_mistakes_give_one_message_and_status_2(run, tmp_path, monkeypatch, arguments, message):

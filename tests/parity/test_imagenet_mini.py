@@ -1,0 +1,90 @@
+"""The recipe of eval.py on 300 ImageNet images: the same classes as transformers, image by image."""
+
+import importlib.util
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flax_mnv2.data.load import load_classification
+from flax_mnv2.training.evaluate_run import evaluate_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Right first answers, ours and theirs, of shared/weights/mobilenet_v2_1.0_224.
+EXPECTED = {"train": (200, 176), "validation": (100, 77)}
+
+
+@pytest.fixture(scope="module")
+def folder(shared):
+    return shared / "weights" / "mobilenet_v2_1.0_224"
+
+
+@pytest.fixture(scope="module")
+def config(shared, tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("cls_imagenet", ROOT / "configs" / "cls_imagenet.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = recipe.get_config()
+    config.data.archive = str(shared / "data" / "imagenet_mini")
+    config.data.data_dir = str(tmp_path_factory.mktemp("tfds"))
+    return config
+
+
+@pytest.fixture
+def one_torch_thread(transformers):
+    """PyTorch's threads wait in loops for each other: on busy cores one is several times faster than two."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _theirs(transformers, folder, images):
+    """Logits by transformers from encoded images, through its own Pillow preprocessing."""
+    import torch
+
+    processor = transformers.MobileNetV2ImageProcessorPil.from_pretrained(folder)
+    model = transformers.MobileNetV2ForImageClassification.from_pretrained(folder).eval()
+
+    def logits(data):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return model(**processor(image, return_tensors="pt")).logits[0].numpy()
+
+    with torch.no_grad():
+        return np.stack([logits(data) for data in images])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("split", EXPECTED)
+def test_same_classes_image_by_image(transformers, folder, config, tmp_path, split):
+    count, right = EXPECTED[split]
+    figures = evaluate_run(config, pretrained=str(folder), split=split, output=str(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+
+    source = load_classification(config.data).source(split)
+    examples = [source[index] for index in range(len(source))]
+    logits = _theirs(transformers, folder, [example["image"] for example in examples])
+    labels = np.array([example["label"] + 1 for example in examples])
+
+    assert [row["file_name"] for row in rows] == [example["file_name"] for example in examples]
+    ours = np.array([[top["label"] for top in row["top5"]] for row in rows])
+    np.testing.assert_array_equal(ours[:, 0], logits.argmax(1))
+    np.testing.assert_array_equal(ours, np.argsort(-logits, axis=1, kind="stable")[:, :5])
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        [[top["probability"] for top in row["top5"]] for row in rows],
+        np.take_along_axis(probabilities, ours, axis=1),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+    assert figures["num_examples"] == len(labels) == count
+    assert figures["num_top1"] == (logits.argmax(1) == labels).sum() == right
+    assert figures["num_top5"] == (np.argsort(-logits, axis=1)[:, :5] == labels[:, None]).any(1).sum()
+    print(f"{split}: top-1 {figures['num_top1']} and top-5 {figures['num_top5']} of {count}, as transformers")
