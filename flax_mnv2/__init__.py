@@ -2,25 +2,33 @@
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
+from flax_mnv2.image_processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
 from flax_mnv2.models import (
+    MobileNetV2Backbone,
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
 )
 from flax_mnv2.pretrained import from_pretrained, load_backbone, save_pretrained
+from flax_mnv2.variants import VARIANTS, variant_config
 from flax_mnv2.version import __version__
 
 __all__ = [
+    "VARIANTS",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "MobileNetV2Backbone",
     "MobileNetV2Config",
+    "MobileNetV2FeatureExtractor",
     "MobileNetV2ForImageClassification",
     "MobileNetV2ForSemanticSegmentation",
+    "MobileNetV2ImageProcessor",
     "MobileNetV2Model",
     "UserError",
     "__version__",
     "from_pretrained",
     "load_backbone",
     "save_pretrained",
+    "variant_config",
 ]

@@ -1,8 +1,11 @@
-"""A folder or hub id in Hugging Face's layout ↔ a model and its variables."""
+"""A folder or hub id ↔ a model and its variables."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import tempfile
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,45 +15,63 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.convert import files, hugging_face
-from flax_mnv2.errors import CheckpointError, ConfigError
-from flax_mnv2.models import (
-    MobileNetV2ForImageClassification,
-    MobileNetV2ForSemanticSegmentation,
-    MobileNetV2Model,
+from flax_mnv2.convert import formats
+from flax_mnv2.convert.checkpoint import (
+    MODEL_CLASSES,
+    Checkpoint,
+    example_image,
+    make_model,
+    task_of,
+    variable_shapes,
+    with_reference_extras,
 )
+from flax_mnv2.convert.source import Source
+from flax_mnv2.convert.tensors import Path, Shapes, Tensors
+from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
+
+__all__ = [
+    "MODEL_CLASSES",
+    "from_pretrained",
+    "load_backbone",
+    "make_model",
+    "save_pretrained",
+    "task_of",
+    "variable_shapes",
+]
 
 Variables = dict[str, Any]
-CONFIG_NAME = "config.json"
-MODEL_CLASSES: dict[str, type[nn.Module]] = {
-    "backbone": MobileNetV2Model,
-    "classification": MobileNetV2ForImageClassification,
-    "segmentation": MobileNetV2ForSemanticSegmentation,
-}
-_TASK_OF_ARCHITECTURE = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
-_HUB_FILES = (CONFIG_NAME, "preprocessor_config.json", files.SAFETENSORS_NAME, files.PICKLE_NAME)
+LAYOUTS = ("hf", "flax")
+_HEAD_SEED = 0  # of tensors that are started afresh
+_SHOWN = 8
 
 
 def from_pretrained(
     id_or_folder: str | pathlib.Path,
     *,
-    task: str | None = None,
-    dtype: Any = jnp.float32,
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
+    dtype: Any = jnp.float32,
+    task: str | None = None,
+    num_labels: int | None = None,
+    ignore_mismatched_sizes: bool = False,
     **config_overrides: Any,
 ) -> tuple[nn.Module, Variables]:
-    """Loads a MobileNetV2 checkpoint of Hugging Face's layout.
+    """Loads a MobileNetV2 checkpoint.
 
     Args:
-      id_or_folder: a folder with ``config.json`` and weights, or a hub id such as
-        ``google/mobilenet_v2_1.0_224``, which huggingface_hub downloads and caches.
-      task: ``"segmentation"``, ``"classification"`` or ``"backbone"``; None reads it from the config.
-      dtype: type of the computation; the variables are float32.
+      id_or_folder: a folder of Hugging Face's layout or of the flax format, a checkpoint of a training run
+        (``WORKDIR/checkpoints/STEP``), or a hub id such as ``google/mobilenet_v2_1.0_224``, which huggingface_hub
+        downloads and caches.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
-      **config_overrides: fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``.
+      dtype: type of the computation; the variables are float32.
+      task: ``"segmentation"``, ``"classification"`` or ``"backbone"``; None reads it from the config. A backbone is
+        taken from a checkpoint with any head.
+      num_labels: classes of the head; None keeps the checkpoint's.
+      ignore_mismatched_sizes: start tensors of the head afresh (from a fixed seed) where the checkpoint has them in
+        another shape, with a warning that names them.
+      **config_overrides: other fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``.
 
     Returns:
       The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
@@ -59,40 +80,73 @@ def from_pretrained(
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
       ConfigError: the config is not a MobileNetV2's, or an override is unknown or out of range.
     """
-    folder = resolve_folder(id_or_folder, revision=revision, cache_dir=cache_dir)
-    config = MobileNetV2Config.from_json_file(folder / CONFIG_NAME).replace(**config_overrides)
-    model = make_model(config, task or task_of(config), dtype=dtype)
+    source = _open(id_or_folder, revision=revision, cache_dir=cache_dir)
+    config = source.config
+    if num_labels is not None and num_labels != config.num_labels:
+        config_overrides["num_labels"] = num_labels
+    config = config.replace(**config_overrides)
+    task = task or source.task or task_of(config)
+    model = make_model(config, task, dtype=dtype)
     shapes = variable_shapes(model)
-    state = files.read_weights(folder)
+    mismatched = _mismatched_head(source, shapes)
+    afresh = mismatched if ignore_mismatched_sizes else {}
+    rest = {key: value for key, value in source.state.items() if key not in afresh.values()}
+    shapes = {path: shape for path, shape in shapes.items() if path not in afresh}
     try:
-        flat = hugging_face.from_state_dict(state, shapes)
+        flat = dataclasses.replace(source, state=rest).select(shapes, backbone_only=task == "backbone")
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        if not mismatched or ignore_mismatched_sizes:
+            raise
+        raise CheckpointError(
+            f"{error}\nTo start the head's tensors of another shape afresh, pass ignore_mismatched_sizes=True."
+        ) from None
+    if afresh:
+        flat |= _initialise(model, list(afresh))
+        names = sorted(f"{key} {tuple(source.state[key].shape)}" for key in afresh.values())
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        warnings.warn(
+            f"{source.where}: these tensors have another shape than the model's and were started afresh; train the "
+            f"head before using it: {', '.join(names[:_SHOWN])}{more}.",
+            stacklevel=2,
+        )
     return model, traverse_util.unflatten_dict(flat)
 
 
-def save_pretrained(folder: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any]) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` that transformers loads, nothing missing or unexpected.
+def save_pretrained(
+    folder: str | pathlib.Path,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    processor: MobileNetV2ImageProcessor | None = None,
+    *,
+    layout: str = "hf",
+) -> None:
+    """Writes a model to a folder; an interrupted save leaves no folder that looks whole.
 
-    A segmentation model has no last 1×1 convolution, which the reference's class declares without reading
-    it; it is written as a freshly initialised one.
+    With ``layout="hf"`` transformers loads it, nothing missing or unexpected, and gives the same logits. A
+    segmentation model has no last 1×1 convolution, which the reference's class declares without reading it; it is
+    written as a freshly initialised one.
 
     Args:
-      folder: made if it is not there.
+      folder: made if it is not there; weights that lie there are replaced.
       model: one of this library's models.
       variables: its ``params`` and ``batch_stats``.
+      processor: what prepares images for it, written as ``preprocessor_config.json``.
+      layout: ``"hf"``, or ``"flax"`` for Orbax, which can hold what transformers cannot represent.
+
+    Raises:
+      ConfigError: transformers cannot represent the model, or it is not one of ``MODEL_CLASSES``.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    flat = {path: np.asarray(value) for path, value in traverse_util.flatten_dict(dict(variables)).items()}
-    if isinstance(model, MobileNetV2ForSemanticSegmentation):
-        flat |= _unused_last_conv(model.config)
-    state = hugging_face.to_state_dict(flat)
-    if isinstance(model, MobileNetV2Model):  # a bare backbone has no prefix in the reference
-        state = {key.removeprefix("mobilenet_v2."): value for key, value in state.items()}
-    config = model.config.replace(extra={**model.config.extra, "architectures": [type(model).__name__]})
-    config.to_json_file(folder / CONFIG_NAME)
-    files.write_safetensors(folder / files.SAFETENSORS_NAME, state)
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
+    task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
+    if task is None:
+        known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
+        raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
+    flat = {path: np.asarray(value, np.float32) for path, value in traverse_util.flatten_dict(dict(variables)).items()}
+    tensors = with_reference_extras(model.config, task, flat)
+    text = None if processor is None else _processor_text(processor)
+    checkpoint = Checkpoint(model.config, task, tensors, processor_text=text)
+    formats.write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
 
 
 def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]) -> Variables:
@@ -111,87 +165,45 @@ def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]
     Raises:
       CheckpointError: the backbone's tensors are missing, left over or of another shape, each named.
     """
-    folder = resolve_folder(id_or_folder)
-    MobileNetV2Config.from_json_file(folder / CONFIG_NAME)  # refuses the folder of another architecture
-    state = hugging_face.with_prefix(files.read_weights(folder))
-    backbone = {key: value for key, value in state.items() if key.startswith("mobilenet_v2.")}
     flat = traverse_util.flatten_dict(dict(variables))
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
-    try:
-        flat |= hugging_face.from_state_dict(backbone, wanted)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+    flat |= _open(id_or_folder).select(wanted, backbone_only=True)
     return traverse_util.unflatten_dict(flat)
 
 
-def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
-    """The model class of a task, with attributes such as ``dtype``."""
-    if task not in MODEL_CLASSES:
-        raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
-    return MODEL_CLASSES[task](config, **attributes)
-
-
-def task_of(config: MobileNetV2Config) -> str:
-    """The task that a config's ``architectures`` names."""
-    names = config.extra.get("architectures") or ()
-    for name in names:
-        if name in _TASK_OF_ARCHITECTURE:
-            return _TASK_OF_ARCHITECTURE[name]
-    raise ConfigError(
-        f"The config's architectures are {list(names)}; expected one of {', '.join(_TASK_OF_ARCHITECTURE)}. "
-        f"Say which model you want: task={' or '.join(map(repr, MODEL_CLASSES))}."
-    )
-
-
-def variable_shapes(model: nn.Module) -> dict[hugging_face.Path, tuple[int, ...]]:
-    """Shape of every variable by its path, without computing anything."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, model.config.num_channels), jnp.float32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), image)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
-
-
-def resolve_folder(
-    id_or_folder: str | pathlib.Path,
-    *,
-    revision: str | None = None,
-    cache_dir: str | pathlib.Path | None = None,
-) -> pathlib.Path:
-    """The local folder of a checkpoint, downloading it if a hub id is given.
-
-    Raises:
-      CheckpointError: no such folder, and not a hub id that can be had.
-    """
-    folder = pathlib.Path(id_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(id_or_folder)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or folder.exists():
-        raise CheckpointError(f"No folder {name}; expected one with {CONFIG_NAME} and {files.SAFETENSORS_NAME}.")
-    import huggingface_hub
-
-    try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, cache_dir=cache_dir, allow_patterns=list(_HUB_FILES)
-            )
-        )
-    except Exception as error:  # many types, from the network to the cache; the message must be one
+def _open(id_or_folder: str | pathlib.Path, **hub_options: Any) -> Source:
+    folder = formats.fetch(id_or_folder, **hub_options)
+    source = formats.open_source(folder)
+    if source.format not in LAYOUTS:
         raise CheckpointError(
-            f"{name!r} is no local folder and could not be downloaded from the Hugging Face hub "
-            f"({type(error).__name__}). Check the spelling and the network, or give a local folder with "
-            f"{CONFIG_NAME} and {files.SAFETENSORS_NAME}."
-        ) from None
+            f"{folder} is in {source.format}'s format; convert it first: python -m flax_mnv2.convert {folder} FOLDER"
+        )
+    return source
 
 
-def _unused_last_conv(config: MobileNetV2Config) -> dict[hugging_face.Path, np.ndarray]:
-    plan = config.layer_plan
-    width, module = plan.last_channels, ("mobilenet_v2", "conv_1x1")
-    kernel_shape = (1, 1, plan.blocks[-1].out_channels, width)
-    kernel = np.random.default_rng(0).normal(0.0, config.initializer_range, kernel_shape)
+def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
+    """Those variables of the head that the checkpoint has in another shape, and their names there."""
+    keys = {path: source.naming.key_of(path) for path in shapes if path[1] != "mobilenet_v2"}
     return {
-        ("params", *module, "convolution", "kernel"): kernel.astype(np.float32),
-        ("params", *module, "normalization", "scale"): np.ones(width, np.float32),
-        ("params", *module, "normalization", "bias"): np.zeros(width, np.float32),
-        ("batch_stats", *module, "normalization", "mean"): np.zeros(width, np.float32),
-        ("batch_stats", *module, "normalization", "var"): np.ones(width, np.float32),
+        path: key
+        for path, key in keys.items()
+        if key in source.state and tuple(source.state[key].shape) != source.naming.shape_of(shapes[path])
     }
+
+
+def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:
+    """Fresh values of some variables, from a fixed seed; compiled, so that the network itself is not run."""
+
+    def init(key: jax.Array, image: jax.Array) -> list[jax.Array]:
+        flat = traverse_util.flatten_dict(dict(model.init(key, image)))
+        return [flat[path] for path in paths]
+
+    image = example_image(model.config)
+    values = jax.jit(init)(jax.random.key(_HEAD_SEED), np.zeros(image.shape, image.dtype))
+    return {path: np.asarray(value) for path, value in zip(paths, values, strict=True)}
+
+
+def _processor_text(processor: MobileNetV2ImageProcessor) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        return (pathlib.Path(folder) / PROCESSOR_NAME).read_text(encoding="utf-8")

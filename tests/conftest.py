@@ -1,5 +1,6 @@
 """What all tests share: four CPU devices, strict promotion rules, a compilation cache, the shared data."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -19,6 +20,11 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# torchvision can then be imported beside the CPU build of torch; costs nothing until it is.
+_spec = importlib.util.spec_from_file_location("torchvision_ops", ROOT / "tests" / "torchvision_ops.py")
+_spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 
 
 @pytest.fixture(scope="session")

@@ -494,7 +494,7 @@ def test_older_and_newer_names_are_read(tmp_path, types_):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (None, CheckpointError, r"No preprocessor_config\.json in .*make the processor yourself"),
+        (None, CheckpointError, r"No preprocessor_config\.json in .*or write one"),
         ("{", CheckpointError, r"Cannot read .*preprocessor_config\.json"),
         ("[" * 100_000, CheckpointError, r"Cannot read .*preprocessor_config\.json"),
         ("[]", CheckpointError, "must hold a JSON object; found list"),

@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+import flax_mnv2.config
 from flax_mnv2 import (
     CheckpointError,
     ConfigError,
@@ -21,6 +22,9 @@ from flax_mnv2 import (
     load_backbone,
     save_pretrained,
 )
+from flax_mnv2.convert import hugging_face
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.models import MobileNetV2Backbone
 from flax_mnv2.pretrained import variable_shapes
 
 CONFIG = MobileNetV2Config(depth_multiplier=0.35, num_labels=6)
@@ -62,8 +66,6 @@ def test_round_trip_is_exact(tmp_path, tiny_blocks, model_class):
 )
 def test_transformers_loads_what_is_saved(tmp_path, name):
     transformers = pytest.importorskip("transformers")
-    import flax_mnv2
-
     model = getattr(flax_mnv2, name)(CONFIG)
     save_pretrained(tmp_path, model, _random_variables(model))
     reference, report = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
@@ -161,6 +163,143 @@ def test_damaged_and_absent_files_are_named(segmentation_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="No model config"):
         from_pretrained(tmp_path / "empty")
+
+
+def test_other_labels_start_a_new_head_with_one_warning(segmentation_folder):
+    folder, variables = segmentation_folder
+    with pytest.warns(UserWarning, match="started afresh") as caught:
+        model, loaded = from_pretrained(folder, num_labels=4, ignore_mismatched_sizes=True)
+    assert len(caught) == 1
+    key = "segmentation_head.classifier.convolution."
+    assert f"{key}bias (6,), {key}weight (6, 256, 1, 1)." in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert model.config.num_labels == 4
+    head = loaded["params"]["segmentation_head"].pop("classifier")["convolution"]
+    old = variables["params"]["segmentation_head"].pop("classifier")["convolution"]
+    _assert_same(loaded, variables)
+    assert head["kernel"].shape == (1, 1, 256, 4)
+    assert 0.015 < head["kernel"].std() < 0.025, "drawn as the model's own initialiser does"
+    assert not head["bias"].any()
+    assert old["bias"].all()
+    with pytest.warns(UserWarning, match="started afresh"):
+        _, again = from_pretrained(folder, id2label=dict(enumerate("wxyz")), ignore_mismatched_sizes=True)
+    np.testing.assert_array_equal(
+        again["params"]["segmentation_head"]["classifier"]["convolution"]["kernel"], head["kernel"]
+    )
+
+
+def test_other_labels_are_refused_unless_asked_for(segmentation_folder):
+    folder, variables = segmentation_folder
+    with pytest.raises(CheckpointError, match="pass ignore_mismatched_sizes=True") as caught:
+        from_pretrained(folder, num_labels=4)
+    assert "weight: the checkpoint has (6, 256, 1, 1), the model needs (4, 256, 1, 1)" in str(caught.value)
+    model, loaded = from_pretrained(folder, num_labels=6, ignore_mismatched_sizes=True)
+    assert model.config.replace(extra={}) == CONFIG
+    _assert_same(loaded, variables)
+
+
+def test_a_backbone_of_another_shape_is_never_started_afresh(segmentation_folder):
+    folder, _ = segmentation_folder
+    with pytest.raises(CheckpointError, match=r"of another shape:\n    mobilenet_v2\.") as caught:  # and no warning
+        from_pretrained(folder, depth_multiplier=1.0, ignore_mismatched_sizes=True)
+    assert "ignore_mismatched_sizes" not in str(caught.value)
+
+
+def test_a_backbone_is_taken_from_any_checkpoint(tmp_path, tiny_blocks):
+    model = MobileNetV2ForImageClassification(CONFIG)
+    variables = _random_variables(model)
+    save_pretrained(tmp_path, model, variables)
+    backbone, loaded = from_pretrained(tmp_path, task="backbone")
+    assert type(backbone) is MobileNetV2Model
+    _assert_same(loaded["params"], {"mobilenet_v2": variables["params"]["mobilenet_v2"]})
+
+
+def test_a_processor_is_saved_beside_the_model(tmp_path, tiny_blocks):
+    model = MobileNetV2Model(CONFIG)
+    save_pretrained(tmp_path, model, _random_variables(model), MobileNetV2ImageProcessor(crop_size=96))
+    assert MobileNetV2ImageProcessor.from_pretrained(tmp_path).crop_size == {"height": 96, "width": 96}
+    save_pretrained(tmp_path, model, _random_variables(model, seed=1))
+    assert MobileNetV2ImageProcessor.from_pretrained(tmp_path).crop_size == {"height": 96, "width": 96}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"layer_depth_multiplier": 1.2}, {"fixed_stem_and_head": True}, {"pool_window": 7}, {"round_widths": False}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_transformers_cannot_represent_goes_into_the_flax_layout(tmp_path, fields):
+    config = CONFIG.replace(depth_multiplier=0.68125, **fields)
+    model = MobileNetV2ForImageClassification(config)
+    variables = _random_variables(model)
+    name, value = next(iter(fields.items()))
+    with pytest.raises(ConfigError, match=rf"{name}: transformers has .*, this model {value}\n") as caught:
+        save_pretrained(tmp_path / "hf", model, variables)
+    assert 'layout="flax"' in str(caught.value)
+    assert not (tmp_path / "hf").exists()
+    save_pretrained(tmp_path / "flax", model, variables, layout="flax")
+    loaded_model, loaded = from_pretrained(tmp_path / "flax")
+    assert loaded_model.config.replace(extra={}) == config
+    _assert_same(loaded, variables)
+
+
+def test_fields_of_ours_that_change_nothing_are_no_obstacle(tmp_path, tiny_blocks):
+    model = MobileNetV2Model(CONFIG.replace(round_widths=False, stem_residual=True, batch_norm_momentum=0.9))
+    save_pretrained(tmp_path, model, _random_variables(model))
+    assert from_pretrained(tmp_path)[0].config.replace(extra={}) == model.config
+
+
+def test_every_field_of_ours_is_judged():
+    """A new field must be placed: does it change the network that transformers would build?"""
+    training_only = {"batch_norm_momentum", "head_batch_norm_momentum", "classifier_initializer_range"}
+    known_to_transformers = {"problem_type"}
+    judged = {*hugging_face.PLAN_FIELDS, *hugging_face.OTHER_NETWORK_FIELDS, *training_only, *known_to_transformers}
+    assert judged == set(flax_mnv2.config._OWN_FIELDS)
+
+
+def test_models_of_part_of_the_network_are_not_saved(tmp_path):
+    with pytest.raises(ConfigError, match="A MobileNetV2Backbone cannot be saved"):
+        save_pretrained(tmp_path, MobileNetV2Backbone(CONFIG), {})
+    with pytest.raises(ConfigError, match="layout must be one of 'hf', 'flax'"):
+        save_pretrained(tmp_path, MobileNetV2Model(CONFIG), {}, layout="tf")
+
+
+def test_shards_are_loaded(segmentation_folder):
+    folder, variables = segmentation_folder
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = {key: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, key in enumerate(sorted(state))}
+    for name in set(names.values()):
+        save_file({key: state[key] for key in state if names[key] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    _assert_same(from_pretrained(folder)[1], variables)
+
+
+def test_hub_downloads_prefer_safetensors(segmentation_folder, tmp_path, monkeypatch):
+    import fnmatch
+    import shutil
+
+    import huggingface_hub
+
+    folder, variables = segmentation_folder
+    asked = []
+
+    def download(name, *, revision, cache_dir, allow_patterns):
+        asked.append((name, revision, cache_dir))
+        target = tmp_path / f"download_{len(asked)}"
+        target.mkdir()
+        for path in folder.iterdir():
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (folder / "pytorch_model.bin").write_bytes(b"must not be fetched")
+    _assert_same(from_pretrained("owner/name", revision="v1", cache_dir="cache")[1], variables)
+    assert asked == [("owner/name", "v1", "cache")]
+    assert not (tmp_path / "download_1" / "pytorch_model.bin").exists()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"Cannot read .*pytorch_model\.bin"):
+        from_pretrained("owner/name")
 
 
 def test_a_hub_id_without_network_is_explained(tmp_path):

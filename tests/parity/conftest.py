@@ -56,3 +56,45 @@ def assert_close():
         assert difference <= relative * scale, f"{name}: {difference:.3g} at a scale of {scale:.3g}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("torch", reason="parity tests need torch==2.13.0 (requirements-test.txt)")
+        yield pytest.importorskip("torchvision", reason="parity tests need torchvision==0.28.0")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield pytest.importorskip("timm", reason="parity tests need timm")
+
+
+@pytest.fixture(scope="session")
+def compare_classifiers(assert_close):
+    """Last feature map and logits of a converted classifier against the original's, on random images."""
+    import jax
+    import torch
+    from flax import traverse_util
+
+    from flax_mnv2.convert.checkpoint import make_model
+
+    def check(checkpoint, features_of, logits_of, size):
+        images = np.random.default_rng(0).normal(size=(2, *size, checkpoint.config.num_channels)).astype(np.float32)
+        theirs_images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        with torch.no_grad():
+            theirs_features, theirs_logits = features_of(theirs_images), logits_of(theirs_images)
+        model = make_model(checkpoint.config, checkpoint.task)
+        variables = traverse_util.unflatten_dict({path: checkpoint.tensors[path] for path in checkpoint.model_paths})
+        run = jax.jit(
+            lambda v, x: model.apply(v, x, output_hidden_states=["conv_1x1"]),
+            compiler_options={"xla_backend_optimization_level": 0},  # runs once, so compiling fast matters more
+        )
+        ours = run(variables, images)
+        assert_close(ours.hidden_states[0], theirs_features.permute(0, 2, 3, 1), name="last features")
+        assert_close(ours.logits, theirs_logits, name="logits")
+
+    return check

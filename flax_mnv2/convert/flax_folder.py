@@ -1,0 +1,104 @@
+"""The flax format: ``variables/`` as Orbax writes it, beside ``config.json``; also the checkpoints of a training run.
+
+What a model does not have (PyTorch's counters, the unused convolution) lies in ``extra_tensors.safetensors`` rather
+than in ``variables/``, so that ``variables/`` is what ``model.apply`` takes and any Orbax reader can use it as it is.
+The file is written even when it is empty: a folder without it is one that did not come from another library.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from flax_mnv2.convert import files
+from flax_mnv2.convert.tensors import FLAX_NAMING, Path, StateDict, write_state
+from flax_mnv2.errors import CheckpointError
+
+VARIABLES_NAME = "variables"
+ABOUT_NAME = "about"
+EXTRA_NAME = "extra_tensors.safetensors"
+
+
+def recognises(folder: pathlib.Path) -> bool:
+    """Whether a folder is in the flax format or a run's checkpoint."""
+    return (folder / VARIABLES_NAME).is_dir()
+
+
+def read_state(folder: pathlib.Path) -> StateDict:
+    """All tensors by path, joined by slashes: ``params/mobilenet_v2/…``.
+
+    Raises:
+      CheckpointError: Orbax cannot read ``variables/``, or the extra tensors are damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    path = (folder / VARIABLES_NAME).absolute()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        state = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
+    except Exception as error:  # Orbax and TensorStore raise many types
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise CheckpointError(
+            f"Cannot read {path}: {first}. It is damaged or no Orbax checkpoint of a model."
+        ) from None
+    if has_extra(folder):
+        state |= files.read_tensor_file(folder / EXTRA_NAME).state
+    return state
+
+
+def has_extra(folder: pathlib.Path) -> bool:
+    """Whether the folder says which tensors its source had beside the model's."""
+    return (folder / EXTRA_NAME).is_file()
+
+
+def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What a run noted beside a checkpoint: its config under ``config``, the model's under ``model``; None elsewhere.
+
+    Raises:
+      CheckpointError: the note cannot be read.
+    """
+    path = folder / ABOUT_NAME / "metadata"  # where Orbax's JSON handler puts it
+    if not (folder / ABOUT_NAME).is_dir():
+        return None
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return {"config": dict(about["config"]), "model": dict(about["model"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"Cannot read {path}: {error}. It is damaged, or not by this library's train.py."
+        ) from None
+
+
+def write_tensors(folder: pathlib.Path, tensors: Mapping[Path, np.ndarray], model_paths: set[Path]) -> None:
+    """Writes ``variables/`` and the extra tensors, each whole or not at all.
+
+    Args:
+      folder: exists.
+      tensors: by path.
+      model_paths: which of them the model has.
+    """
+    import orbax.checkpoint as ocp
+
+    extra = write_state({path: value for path, value in tensors.items() if path not in model_paths}, FLAX_NAMING)
+    files.write_tensor_file(folder / EXTRA_NAME, extra)
+    remove_variables(folder)
+    tree = traverse_util.unflatten_dict({path: np.asarray(tensors[path]) for path in model_paths})
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / VARIABLES_NAME).absolute(), tree)  # Orbax renames it when it is whole
+
+
+def remove_variables(folder: pathlib.Path) -> None:
+    """Deletes ``variables/`` if Orbax wrote it."""
+    path = folder / VARIABLES_NAME
+    if path.is_dir() and (path / "_METADATA").is_file():
+        shutil.rmtree(path)

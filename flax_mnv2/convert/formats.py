@@ -1,0 +1,271 @@
+"""Recognises, reads and writes the formats: ``hf``, ``torchvision``, ``timm`` and ``flax``."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.convert import files, flax_folder, hugging_face, timm, torchvision
+from flax_mnv2.convert.checkpoint import Checkpoint, task_of, with_reference_extras
+from flax_mnv2.convert.source import Source
+from flax_mnv2.convert.tensors import FLAX_NAMING, StateDict, write_state
+from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.hub import resolve_folder
+from flax_mnv2.image_processor import PROCESSOR_NAME
+
+FORMATS = ("hf", "torchvision", "timm", "flax")
+CONFIG_NAME = "config.json"
+FILE_SUFFIXES = (files.SAFETENSORS_SUFFIX, *files.PICKLE_SUFFIXES)
+_SHOWN = 5
+_HUB_FILES = (
+    CONFIG_NAME,
+    PROCESSOR_NAME,
+    *files.WEIGHT_NAMES[:2],
+    "model-*.safetensors",
+    f"{flax_folder.VARIABLES_NAME}/*",
+    flax_folder.EXTRA_NAME,
+)
+_HUB_PICKLES = (*files.WEIGHT_NAMES[2:], "pytorch_model-*.bin")
+
+
+def fetch(
+    id_or_folder: str | pathlib.Path, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
+) -> pathlib.Path:
+    """The local folder of a checkpoint; from the hub, pickled weights are fetched only where there are no others.
+
+    Raises:
+      CheckpointError: no such folder, and not a hub id that can be had.
+    """
+    folder = resolve_folder(id_or_folder, revision=revision, cache_dir=cache_dir, files=_HUB_FILES)
+    if files.find_weights(folder) or flax_folder.recognises(folder):
+        return folder
+    return resolve_folder(id_or_folder, revision=revision, cache_dir=cache_dir, files=(*_HUB_FILES, *_HUB_PICKLES))
+
+
+def open_source(path: pathlib.Path) -> Source:
+    """Reads a folder or file of any format, which it recognises by its files, config and names.
+
+    Raises:
+      CheckpointError: nothing there, unreadable, or of no known format.
+      ConfigError: the config beside it is not a MobileNetV2's.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return _open_file(path)
+    raise CheckpointError(f"No file or folder {path}.")
+
+
+def _open_folder(folder: pathlib.Path) -> Source:
+    if flax_folder.recognises(folder):
+        return _open_flax(folder)
+    steps = [*folder.glob("checkpoints/*/variables"), *folder.glob("[0-9]*/variables")]
+    if steps:
+        raise CheckpointError(
+            f"{folder} holds the checkpoints of a training run; name one of them, such as {max(steps).parent}."
+        )
+    values = _peek(folder / CONFIG_NAME)
+    if "architecture" in values and "model_type" not in values:
+        return _open_timm(folder, files.read_weights(folder), values)
+    config = MobileNetV2Config.from_json_file(folder / CONFIG_NAME)
+    return _open_hugging_face(folder, files.read_weights(folder), config)
+
+
+def _open_file(path: pathlib.Path) -> Source:
+    found = files.read_tensor_file(path)
+    values = _peek(path.parent / CONFIG_NAME)
+    if hugging_face.recognises(found.state):
+        if not values:
+            raise CheckpointError(
+                f"{path} has transformers' tensor names, but no {CONFIG_NAME} lies beside it, and the tensors alone do "
+                "not say padding, epsilon and output stride. Put the model's config.json into the same folder."
+            )
+        return _open_hugging_face(path, found, MobileNetV2Config.from_json_file(path.parent / CONFIG_NAME))
+    if torchvision.recognises(found.state):
+        config = torchvision.config_of(found.state)
+        naming = torchvision.naming(len(config.layer_plan.blocks))
+        return Source(
+            format="torchvision",
+            where=path,
+            config=config,
+            task="classification",
+            state=found.state,
+            naming=naming,
+            processor_text=torchvision.PROCESSOR_TEXT,
+            notes=found.notes,
+        )
+    if timm.recognises(found.state):
+        return _open_timm(path, found, values if "architecture" in values else None)
+    names = [f"{name} {value.shape}" for name, value in sorted(found.state.items())]
+    raise CheckpointError(
+        f"The tensors of {path} are those of no format known here.\n"
+        f"  found {len(names)}: {', '.join(names[:_SHOWN]) or 'none'}{', …' if len(names) > _SHOWN else ''}\n"
+        "  expected names such as\n"
+        "    hf:          mobilenet_v2.conv_stem.first_conv.convolution.weight\n"
+        "    torchvision: features.0.0.weight\n"
+        "    timm:        conv_stem.weight, blocks.0.0.conv_dw.weight"
+    )
+
+
+def _open_hugging_face(path: pathlib.Path, found: files.TensorFile, config: MobileNetV2Config) -> Source:
+    folder = path if path.is_dir() else path.parent
+    return Source(
+        format="hf",
+        where=path,
+        config=config,
+        task=_stated_task(config),
+        state=hugging_face.with_prefix(found.state),
+        naming=hugging_face.NAMING,
+        config_text=_read_text(folder / CONFIG_NAME),
+        processor_text=_read_text(folder / PROCESSOR_NAME),
+        notes=found.notes,
+    )
+
+
+def _open_timm(path: pathlib.Path, found: files.TensorFile, values: dict[str, Any] | None) -> Source:
+    config = timm.config_of(found.state, values)
+    return Source(
+        format="timm",
+        where=path,
+        config=config,
+        task="classification",
+        state=found.state,
+        naming=timm.naming(config),
+        processor_text=timm.processor_text(values),
+        notes=found.notes,
+    )
+
+
+def _open_flax(folder: pathlib.Path) -> Source:
+    about = flax_folder.read_about(folder)
+    if about is None:
+        config = MobileNetV2Config.from_json_file(folder / CONFIG_NAME)
+        task = _stated_task(config)
+    else:
+        config, task = MobileNetV2Config.from_dict(about["model"]), about["config"].get("task")
+    return Source(
+        format="flax",
+        where=folder,
+        config=config,
+        task=task,
+        state=flax_folder.read_state(folder),
+        naming=FLAX_NAMING,
+        complete=flax_folder.has_extra(folder),
+        config_text=_read_text(folder / CONFIG_NAME) if about is None else None,
+        processor_text=_read_text(folder / PROCESSOR_NAME),
+    )
+
+
+def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_processor: bool) -> None:
+    """Writes a checkpoint; ``config.json`` comes last, so that a folder that has one is whole.
+
+    Args:
+      checkpoint: what to write.
+      destination: a folder for ``hf`` and ``flax``, a file for ``torchvision``, either for ``timm``. What lies there
+        under the names that are written is replaced, and other weights are removed.
+      to: one of ``FORMATS``.
+      keep_processor: whether a ``preprocessor_config.json`` stays where the checkpoint has none.
+
+    Raises:
+      ConfigError: the format cannot represent the model, or needs a file where a folder is named, or the reverse.
+      CheckpointError: the folder is one of a training run.
+    """
+    is_file = destination.suffix in FILE_SUFFIXES
+    if (to in ("hf", "flax") and is_file) or (to == "torchvision" and not is_file):
+        wanted = f"a file ending in {', '.join(FILE_SUFFIXES)}" if to == "torchvision" else "a folder"
+        raise ConfigError(f"The format {to} is {wanted}; found {destination}.")
+    if (destination / flax_folder.ABOUT_NAME).exists():
+        raise CheckpointError(
+            f"{destination} is a checkpoint of a training run and is not written to; name another folder."
+        )
+    text, processor_text, content = _CONTENTS[to](checkpoint)
+    if is_file:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        files.write_tensor_file(destination, content)
+        return
+    destination.mkdir(parents=True, exist_ok=True)
+    (destination / CONFIG_NAME).unlink(missing_ok=True)  # without one, nothing takes the folder for a whole model
+    if to == "flax":
+        flax_folder.write_tensors(destination, checkpoint.tensors, checkpoint.model_paths)
+        stale = files.WEIGHT_NAMES
+    else:
+        files.write_tensor_file(destination / files.SAFETENSORS_NAME, content)
+        flax_folder.remove_variables(destination)
+        stale = (*files.WEIGHT_NAMES[1:], flax_folder.EXTRA_NAME)
+    for name in stale:  # other weights there would be taken for this model's
+        (destination / name).unlink(missing_ok=True)
+    if processor_text is not None:
+        files.write_text(destination / PROCESSOR_NAME, processor_text)
+    elif not keep_processor:
+        (destination / PROCESSOR_NAME).unlink(missing_ok=True)
+    files.write_text(destination / CONFIG_NAME, text)
+
+
+# What a format writes: config.json, preprocessor_config.json, tensors; all of it known before anything is touched.
+_Content = tuple[str, str | None, StateDict]
+
+
+def _hugging_face_content(checkpoint: Checkpoint) -> _Content:
+    hugging_face.check_target(checkpoint.config)
+    tensors = checkpoint.tensors
+    if checkpoint.task == "segmentation" and not any("conv_1x1" in path for path in tensors):
+        tensors = with_reference_extras(checkpoint.config, checkpoint.task, tensors)
+    state = write_state(tensors, hugging_face.NAMING)
+    if checkpoint.task == "backbone":  # a bare one has no prefix in the reference
+        state = {key.removeprefix(hugging_face.PREFIX): value for key, value in state.items()}
+    return checkpoint.to_config_text(), checkpoint.processor_text, state
+
+
+def _torchvision_content(checkpoint: Checkpoint) -> _Content:
+    torchvision.check_target(checkpoint.config, checkpoint.task)
+    naming = torchvision.naming(len(checkpoint.config.layer_plan.blocks))
+    return "", None, write_state(checkpoint.tensors, naming)
+
+
+def _timm_content(checkpoint: Checkpoint) -> _Content:
+    variant = timm.check_target(checkpoint.config, checkpoint.task)
+    try:
+        processor = dict(json.loads(checkpoint.processor_text or "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"The source's {PROCESSOR_NAME} is no JSON object: {error}.") from None
+    text = timm.folder_config_text(checkpoint.config, variant, processor)
+    return text, None, write_state(checkpoint.tensors, timm.naming(checkpoint.config))
+
+
+def _flax_content(checkpoint: Checkpoint) -> _Content:
+    return checkpoint.to_config_text(), checkpoint.processor_text, {}
+
+
+_CONTENTS = {
+    "hf": _hugging_face_content,
+    "torchvision": _torchvision_content,
+    "timm": _timm_content,
+    "flax": _flax_content,
+}
+
+
+def _stated_task(config: MobileNetV2Config) -> str | None:
+    try:
+        return task_of(config)
+    except ConfigError:
+        return None
+
+
+def _peek(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _read_text(path: pathlib.Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}.") from None

@@ -1,0 +1,142 @@
+"""Conversion from and to timm's mobilenetv2_* against the library itself, on random weights and statistics."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from flax_mnv2.convert import formats
+from flax_mnv2.convert import timm as ours
+
+SIZES = {
+    "mobilenetv2_035": (97, 130),
+    "mobilenetv2_050": (64, 70),
+    "mobilenetv2_075": (100, 158),
+    "mobilenetv2_100": (224, 224),
+    "mobilenetv2_110d": (97, 130),
+    "mobilenetv2_120d": (64, 70),
+    "mobilenetv2_140": (70, 64),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(timm, randomize, tmp_path_factory):
+    """Variant → (module, path of its state dict)."""
+    import torch
+
+    made = {}
+
+    def get(variant):
+        if variant not in made:
+            module = randomize(timm.create_model(variant, num_classes=6), seed=2)
+            for index, buffer in enumerate(module.buffers()):
+                if buffer.ndim == 0:
+                    buffer.fill_(index)
+            path = tmp_path_factory.mktemp("timm") / "model.pth"
+            torch.save({"state_dict": module.state_dict(), "epoch": 3, "arch": variant}, path)
+            made[variant] = module, path
+        return made[variant]
+
+    return get
+
+
+def test_every_variant_is_here(timm):
+    assert set(SIZES) == set(ours.VARIANTS) == set(timm.list_models("mobilenetv2_*"))
+
+
+@pytest.mark.parametrize("variant", SIZES)
+def test_same_features_and_logits(saved, compare_classifiers, variant):
+    module, path = saved(variant)
+    compare_classifiers(formats.open_source(path).checkpoint(), module.forward_features, module, SIZES[variant])
+
+
+@pytest.mark.parametrize("variant", SIZES)
+def test_every_variant_comes_back_bit_for_bit(timm, saved, tmp_path, variant):
+    """Through the flax format into timm's folder, which timm loads by itself."""
+    import torch
+
+    module, path = saved(variant)
+    formats.write(formats.open_source(path).checkpoint(), tmp_path / "flax", "flax", keep_processor=False)
+    formats.write(formats.open_source(tmp_path / "flax").checkpoint(), tmp_path / "timm", "timm", keep_processor=False)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    assert loaded.state_dict().keys() == module.state_dict().keys()
+    for key, value in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert loaded.pretrained_cfg["architecture"] == variant
+
+
+def test_the_config_says_what_timm_does(saved):
+    module, path = saved("mobilenetv2_110d")
+    config = formats.open_source(path).config
+    assert config.layer_norm_eps == module.bn1.eps
+    assert config.batch_norm_momentum == 1 - module.bn1.momentum
+    assert (config.tf_padding, config.num_labels, config.classifier_dropout_prob) == (False, 6, 0.2)
+    assert (config.depth_multiplier, config.layer_depth_multiplier, config.fixed_stem_and_head) == (1.1, 1.2, True)
+
+
+def test_preprocessing_is_that_of_its_evaluation(timm, saved):
+    from timm.data import create_transform, resolve_data_config
+
+    module, path = saved("mobilenetv2_100")
+    resize, crop, *_, normalize = create_transform(**resolve_data_config({}, model=module)).transforms
+    values = json.loads(formats.open_source(path).processor_text)
+    assert values["size"] == {"shortest_edge": resize.size}
+    assert values["crop_size"] == dict(zip(("height", "width"), crop.size, strict=True))
+    assert (resize.interpolation.value, values["resample"]) == ("bicubic", 3)
+    np.testing.assert_allclose(values["image_mean"], normalize.mean, atol=1e-6)
+    np.testing.assert_allclose(values["image_std"], normalize.std, atol=1e-6)
+
+
+def test_a_folder_that_timm_saved_comes_back_with_its_config(timm, saved, tmp_path):
+    module, _ = saved("mobilenetv2_050")
+    labels = {"label_names": list("abcdef"), "label_descriptions": {"a": "ant"}}
+    timm.models.save_for_hf(module, tmp_path / "saved", model_config=dict(labels), safe_serialization=True)
+    source = formats.open_source(tmp_path / "saved")
+    assert source.format == "timm"
+    assert source.config.id2label[0] == "ant"
+    assert source.config.id2label[5] == "f"
+    formats.write(source.checkpoint(), tmp_path / "hf", "hf", keep_processor=False)
+    formats.write(formats.open_source(tmp_path / "hf").checkpoint(), tmp_path / "back", "timm", keep_processor=False)
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("saved", "back"))
+    assert before == after
+
+
+def test_transformers_loads_the_converted_folder(transformers, saved, tmp_path, assert_close):
+    import torch
+
+    module, path = saved("mobilenetv2_075")
+    formats.write(formats.open_source(path).checkpoint(), tmp_path / "hf", "hf", keep_processor=False)
+    theirs, report = transformers.MobileNetV2ForImageClassification.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    images = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 3, 97, 130)).astype(np.float32))
+    with torch.no_grad():
+        assert_close(theirs.eval()(images).logits, module(images), name="transformers")
+
+
+def test_training_normalises_as_timm_does(saved):
+    """The running statistics after one batch in training mode, on the first layer, which dropout does not reach."""
+    import torch
+    from flax import traverse_util
+
+    from flax_mnv2.convert.checkpoint import make_model
+
+    module, path = saved("mobilenetv2_035")
+    checkpoint = formats.open_source(path).checkpoint()
+    images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    stem = torch.nn.Sequential(module.conv_stem, module.bn1).train()
+    before = module.bn1.running_mean.clone(), module.bn1.running_var.clone()
+    stem(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    theirs = module.bn1.running_mean.numpy().copy()
+    module.bn1.running_mean.copy_(before[0])
+    module.bn1.running_var.copy_(before[1])
+    module.eval()
+    model = make_model(checkpoint.config, "backbone")
+    flat = {path: checkpoint.tensors[path] for path in checkpoint.model_paths if path[1] == "mobilenet_v2"}
+    _, updated = jax.jit(lambda v, x: model.apply(v, x, train=True, run_to="conv_stem", mutable=["batch_stats"]))(
+        traverse_util.unflatten_dict(flat), images
+    )
+    ours = updated["batch_stats"]["mobilenet_v2"]["conv_stem"]["first_conv"]["normalization"]["mean"]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
