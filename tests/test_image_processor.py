@@ -392,7 +392,7 @@ def test_different_shapes_make_no_tensor(image):
         (np.full((40, 60), np.nan), "segmentation map 0 holds NaN"),
         ("absent.png", "No image file absent.png"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_bad_maps(image, bad, message):
     with pytest.raises(DataError, match=message):
@@ -430,7 +430,7 @@ def test_bad_maps(image, bad, message):
         ({"rescale_factor": 0}, "rescale_factor must be a positive number"),
         ({"do_resize": 1}, "do_resize must be one of True, False; found 1"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_bad_settings(image, setting, message):
     with pytest.raises(ConfigError, match=message):
@@ -449,7 +449,7 @@ def test_bad_settings(image, setting, message):
         ({"data_format": None}, "data_format must be one of"),
         ({"input_data_format": 3}, "input_data_format must be one of"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_bad_options_of_a_call(image, option, message):
     with pytest.raises(ConfigError, match=message):
@@ -483,7 +483,7 @@ def test_round_trip_keeps_unknown_keys(tmp_path):
         {"image_processor_type": "MobileNetV2ImageProcessorPil"},
         {"feature_extractor_type": "MobileNetV2FeatureExtractor"},
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_older_and_newer_names_are_read(tmp_path, types_):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 99, "crop_size": 98, **types_}))

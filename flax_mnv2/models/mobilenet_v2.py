@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 
 import flax.linen as nn
@@ -35,10 +36,10 @@ class _MobileNetV2(nn.Module):
     """
 
     config: MobileNetV2Config
-    dtype: Dtype = jnp.float32
-    axis_name: str | None = None
-    freeze_batch_norm: bool = False
-    remat: bool = False
+    dtype: Dtype = dataclasses.field(default=jnp.float32, kw_only=True)
+    axis_name: str | None = dataclasses.field(default=None, kw_only=True)
+    freeze_batch_norm: bool = dataclasses.field(default=False, kw_only=True)
+    remat: bool = dataclasses.field(default=False, kw_only=True)
 
     def _layer(self, train: bool):
         return make_layer(

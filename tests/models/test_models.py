@@ -55,7 +55,7 @@ def test_hidden_states_are_the_sixteen_blocks():
     assert shapes == plan
     assert output.last_hidden_state.shape == (1, 8, 8, 1280)
     assert output.pooler_output.shape == (1, 1280)
-    assert _outputs(MobileNetV2Model(config, add_pooling_layer=False), (1, 64, 64, 3)).pooler_output is None
+    assert _outputs(MobileNetV2Model(config, False), (1, 64, 64, 3)).pooler_output is None  # positional, as theirs
 
 
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny_blocks):

@@ -1,6 +1,5 @@
 """The image processor against transformers' Pillow implementation: equal to the last bit."""
 
-import sys
 import types
 
 import jax.numpy as jnp
@@ -35,13 +34,8 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def reference(transformers):
-    """Its Pillow class. torchvision is hidden meanwhile: it may be there and not fit the torch build."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "transformers.image_utils" not in sys.modules:
-            patch.setitem(sys.modules, "torchvision", None)
-            transformers.utils.import_utils.is_torchvision_available.cache_clear()
-        yield transformers.MobileNetV2ImageProcessorPil
-        transformers.utils.import_utils.is_torchvision_available.cache_clear()
+    """Its Pillow class, not the torchvision one."""
+    return transformers.MobileNetV2ImageProcessorPil
 
 
 def _random_image(shape, seed=0):
