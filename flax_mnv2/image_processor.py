@@ -206,8 +206,11 @@ class MobileNetV2ImageProcessor:
         """Writes ``preprocessor_config.json``, which this library and transformers read; makes the folder."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (folder / PROCESSOR_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / PROCESSOR_NAME).write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """The text of a ``preprocessor_config.json``."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a ``preprocessor_config.json``."""

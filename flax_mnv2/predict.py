@@ -15,14 +15,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from flax_mnv2.errors import ConfigError, DataError, UserError
-from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.prediction.classification import ClassificationPredictor
 from flax_mnv2.prediction.inputs import find_images
 from flax_mnv2.prediction.records import RECORDS_NAME, Records, format_record
 from flax_mnv2.prediction.segmentation import SegmentationPredictor
 from flax_mnv2.prediction.stream import Predictor, predict_files
-from flax_mnv2.pretrained import from_pretrained
+from flax_mnv2.pretrained import from_pretrained, load_processor
 
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
 DEFAULT_SEGMENTATION_OUTPUT = "predictions"
@@ -106,12 +105,7 @@ def load_predictor(
     model, variables = from_pretrained(id_or_folder, task=task, revision=revision, dtype=dtype)
     if model.config.num_channels != 3:
         raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
-    if isinstance(model, MobileNetV2ForSemanticSegmentation) and _is_run_checkpoint(pathlib.Path(id_or_folder)):
-        # A run's checkpoint has no processor. Runs train on crops of images at about their own size, scaled to
-        # [-1, 1], and evaluate whole ones so; any other size would not be what the network knows.
-        processor = MobileNetV2ImageProcessor(do_center_crop=False)
-        return SegmentationPredictor(model, variables, processor, own_size=True)
-    processor = MobileNetV2ImageProcessor.from_pretrained(id_or_folder, revision=revision)
+    processor = load_processor(id_or_folder, revision=revision)
     if isinstance(model, MobileNetV2ForSemanticSegmentation):
         return SegmentationPredictor(model, variables, processor)
     if isinstance(model, MobileNetV2ForImageClassification):
@@ -152,12 +146,6 @@ def _progress(total: int):
     from tqdm import tqdm
 
     return tqdm(total=total, unit="image", disable=None, leave=False, file=sys.stderr)
-
-
-def _is_run_checkpoint(folder: pathlib.Path) -> bool:
-    folder = folder.expanduser()
-    parts = all((folder / name).is_dir() for name in ("variables", "about"))
-    return parts and not (folder / PROCESSOR_NAME).exists()
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

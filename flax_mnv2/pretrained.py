@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from flax_mnv2.convert import formats
+from flax_mnv2.convert import flax_folder, formats
 from flax_mnv2.convert.checkpoint import (
     MODEL_CLASSES,
     Checkpoint,
@@ -28,12 +27,13 @@ from flax_mnv2.convert.checkpoint import (
 from flax_mnv2.convert.source import Source
 from flax_mnv2.convert.tensors import Path, Shapes, Tensors
 from flax_mnv2.errors import CheckpointError, ConfigError
-from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 
 __all__ = [
     "MODEL_CLASSES",
     "from_pretrained",
     "load_backbone",
+    "load_processor",
     "make_model",
     "save_pretrained",
     "task_of",
@@ -144,7 +144,7 @@ def save_pretrained(
         raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
     flat = {path: np.asarray(value, np.float32) for path, value in traverse_util.flatten_dict(dict(variables)).items()}
     tensors = with_reference_extras(model.config, task, flat)
-    text = None if processor is None else _processor_text(processor)
+    text = None if processor is None else processor.to_json_string()
     checkpoint = Checkpoint(model.config, task, tensors, processor_text=text)
     formats.write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
 
@@ -169,6 +169,19 @@ def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
     flat |= _open(id_or_folder).select(wanted, backbone_only=True)
     return traverse_util.unflatten_dict(flat)
+
+
+def load_processor(
+    id_or_folder: str | pathlib.Path, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
+) -> MobileNetV2ImageProcessor:
+    """The processor that belongs to a checkpoint; arguments as for ``from_pretrained``.
+
+    Raises:
+      CheckpointError: there is none; a run's checkpoint needs none, as every run prepares images alike.
+    """
+    if flax_folder.is_run_checkpoint(pathlib.Path(id_or_folder).expanduser()):
+        return flax_folder.run_processor()
+    return MobileNetV2ImageProcessor.from_pretrained(id_or_folder, revision=revision, cache_dir=cache_dir)
 
 
 def _open(id_or_folder: str | pathlib.Path, **hub_options: Any) -> Source:
@@ -201,9 +214,3 @@ def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:
     image = example_image(model.config)
     values = jax.jit(init)(jax.random.key(_HEAD_SEED), np.zeros(image.shape, image.dtype))
     return {path: np.asarray(value) for path, value in zip(paths, values, strict=True)}
-
-
-def _processor_text(processor: MobileNetV2ImageProcessor) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        return (pathlib.Path(folder) / PROCESSOR_NAME).read_text(encoding="utf-8")

@@ -24,7 +24,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 # torchvision can then be imported beside the CPU build of torch; costs nothing until it is.
 _spec = importlib.util.spec_from_file_location("torchvision_ops", ROOT / "tests" / "torchvision_ops.py")
-_spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+_torchvision_ops = importlib.util.module_from_spec(_spec)  # its declarations live as long as it does
+_spec.loader.exec_module(_torchvision_ops)
 
 
 @pytest.fixture(scope="session")

@@ -247,23 +247,23 @@ def test_shares_are_sorted_and_complete():
 
 
 @pytest.mark.parametrize(
-    ("size", "own_size", "region", "side"),
+    ("size", "do_resize", "region", "side"),
     [
-        ((60, 90), False, (43, 65), 65),
-        ((200, 100), False, (65, 32), 65),
-        ((1, 1000), False, (1, 65), 65),
-        ((60, 90), True, (60, 90), 129),
-        ((20, 30), True, (20, 30), 129),  # no smaller than the network's size
-        ((129, 30), True, (129, 30), 129),
-        ((130, 30), True, (130, 30), 257),
-        ((300, 2050), True, (150, 1025), 1025),
+        ((60, 90), True, (43, 65), 65),
+        ((200, 100), True, (65, 32), 65),
+        ((1, 1000), True, (1, 65), 65),
+        ((60, 90), False, (60, 90), 129),
+        ((20, 30), False, (20, 30), 129),  # no smaller than the network's size
+        ((129, 30), False, (129, 30), 129),
+        ((130, 30), False, (130, 30), 257),
+        ((300, 2050), False, (150, 1025), 1025),
     ],
 )
-def test_a_photo_is_framed_whole(tiny_blocks, size, own_size, region, side):
+def test_a_photo_is_framed_whole(tiny_blocks, size, do_resize, region, side):
     model = MobileNetV2ForSemanticSegmentation(CONFIG)
-    processor = MobileNetV2ImageProcessor(size=72, crop_size=64)
+    processor = MobileNetV2ImageProcessor(do_resize=do_resize, size=72, crop_size=64)
     photo = np.full((*size, 3), 255, np.uint8)
-    example = SegmentationPredictor(model, {}, processor, own_size=own_size).prepare(photo)
+    example = SegmentationPredictor(model, {}, processor).prepare(photo)
     assert example.pixels.shape == (side, side, 3)
     assert (example.pixels[: region[0], : region[1]] == 1).all()
     assert np.count_nonzero(example.pixels) == 3 * region[0] * region[1]  # 0, the mean, elsewhere

@@ -60,7 +60,6 @@ def convert(
     Raises:
       UserError: anything that is not as it should be; nothing is written then.
     """
-    _quieten()
     destination = pathlib.Path(os.path.normpath(destination.expanduser()))
     if to is None and destination.suffix in formats.FILE_SUFFIXES:
         raise ConfigError(
@@ -111,13 +110,6 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
     if to in ("torchvision", "timm") and destination.suffix in formats.FILE_SUFFIXES:
         notes.append(f"a {to} file holds tensors only: class names and preprocessing stay behind")
     return lines + [f"note        {note}" for note in notes]
-
-
-def _quieten() -> None:
-    """Orbax logs each step of its work as information and warnings."""
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ The file is written even when it is empty: a folder without it is one that did n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from flax import traverse_util
 from flax_mnv2.convert import files
 from flax_mnv2.convert.tensors import FLAX_NAMING, Path, StateDict, write_state
 from flax_mnv2.errors import CheckpointError
+from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 
 VARIABLES_NAME = "variables"
 ABOUT_NAME = "about"
@@ -41,7 +43,7 @@ def read_state(folder: pathlib.Path) -> StateDict:
 
     path = (folder / VARIABLES_NAME).absolute()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
@@ -79,6 +81,16 @@ def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
         ) from None
 
 
+def is_run_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a folder is a checkpoint of a training run, which has no ``preprocessor_config.json``."""
+    return recognises(folder) and (folder / ABOUT_NAME).is_dir() and not (folder / PROCESSOR_NAME).exists()
+
+
+def run_processor() -> MobileNetV2ImageProcessor:
+    """What a run's model takes: images at their own size, scaled to [-1, 1], as it was trained and evaluated."""
+    return MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
+
+
 def write_tensors(folder: pathlib.Path, tensors: Mapping[Path, np.ndarray], model_paths: set[Path]) -> None:
     """Writes ``variables/`` and the extra tensors, each whole or not at all.
 
@@ -93,7 +105,7 @@ def write_tensors(folder: pathlib.Path, tensors: Mapping[Path, np.ndarray], mode
     files.write_tensor_file(folder / EXTRA_NAME, extra)
     remove_variables(folder)
     tree = traverse_util.unflatten_dict({path: np.asarray(tensors[path]) for path in model_paths})
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / VARIABLES_NAME).absolute(), tree)  # Orbax renames it when it is whole
 
 
@@ -102,3 +114,16 @@ def remove_variables(folder: pathlib.Path) -> None:
     path = folder / VARIABLES_NAME
     if path.is_dir() and (path / "_METADATA").is_file():
         shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax, which logs each step of its work as information and warnings, from doing so."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

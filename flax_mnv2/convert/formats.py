@@ -140,11 +140,13 @@ def _open_timm(path: pathlib.Path, found: files.TensorFile, values: dict[str, An
 
 def _open_flax(folder: pathlib.Path) -> Source:
     about = flax_folder.read_about(folder)
+    processor_text = _read_text(folder / PROCESSOR_NAME)
     if about is None:
         config = MobileNetV2Config.from_json_file(folder / CONFIG_NAME)
         task = _stated_task(config)
     else:
         config, task = MobileNetV2Config.from_dict(about["model"]), about["config"].get("task")
+        processor_text = processor_text or flax_folder.run_processor().to_json_string()
     return Source(
         format="flax",
         where=folder,
@@ -154,7 +156,7 @@ def _open_flax(folder: pathlib.Path) -> Source:
         naming=FLAX_NAMING,
         complete=flax_folder.has_extra(folder),
         config_text=_read_text(folder / CONFIG_NAME) if about is None else None,
-        processor_text=_read_text(folder / PROCESSOR_NAME),
+        processor_text=processor_text,
     )
 
 

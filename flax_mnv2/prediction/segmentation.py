@@ -63,9 +63,9 @@ class _Framed:
 class SegmentationPredictor:
     """Segments whole photos.
 
-    With ``own_size`` photos keep their size, up to a longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them:
-    the scale that this project's runs train and evaluate at. The square is at least the network's size, and its side
-    a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs.
+    With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
+    longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them. The square is at least the network's size, and its
+    side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs.
     """
 
     def __init__(
@@ -73,10 +73,8 @@ class SegmentationPredictor:
         model: MobileNetV2ForSemanticSegmentation,
         variables: Mapping[str, Any],
         processor: MobileNetV2ImageProcessor,
-        *,
-        own_size: bool = False,
     ):
-        self._processor, self._labels, self._own_size = processor, model.config.id2label, own_size
+        self._processor, self._labels = processor, model.config.id2label
         self._side = max(int(np.max(model.config.image_size)), MIN_SIZE_PX)
         self._variables = jax.device_put(variables)
         self._logits = jax.jit(lambda variables, pixels: model.apply(variables, pixels).logits)
@@ -86,7 +84,7 @@ class SegmentationPredictor:
         height, width = photo.shape[:2]
         longer = max(height, width)
         side = target = self._side
-        if self._own_size:
+        if not self._processor.do_resize:
             target = min(longer, MAX_OWN_SIDE_PX)
             side = -(-(max(target, side) - 1) // _SIDE_STEP_PX) * _SIDE_STEP_PX + 1
         region = max(1, round(height * target / longer)), max(1, round(width * target / longer))

@@ -10,7 +10,7 @@ import ml_collections
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.load import ClassificationDataset, SegmentationDataset, load_classification, load_segmentation
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.pretrained import load_processor
 from flax_mnv2.tasks.classification import ClassificationTask, label_offset
 from flax_mnv2.tasks.segmentation import SegmentationTask, check_labels
 
@@ -47,7 +47,7 @@ def make_eval_task(
         return SegmentationTask(config, model_config)
     if not pretrained:
         check_trains(config)
-    processor = MobileNetV2ImageProcessor.from_pretrained(pretrained)
+    processor = load_processor(pretrained)
     offset = label_offset(model_config, dataset)
     return ClassificationTask(config, model_config, processor=processor, label_offset=offset)
 

@@ -24,6 +24,7 @@ from flax_mnv2.convert import files, formats, timm
 from flax_mnv2.convert.__main__ import main
 from flax_mnv2.convert.checkpoint import make_model
 from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.pretrained import load_processor
 
 pytestmark = pytest.mark.usefixtures("tiny_blocks")
 CONFIG = MobileNetV2Config(depth_multiplier=0.5, num_labels=5)
@@ -147,6 +148,8 @@ def test_a_trained_model_loads_and_converts(run_checkpoint, tmp_path, assert_sam
     for target in ("hf", "flax"):
         _convert(folder, tmp_path / target, "--to", target)
         assert_same(from_pretrained(tmp_path / target)[1], variables)
+        assert load_processor(tmp_path / target) == load_processor(folder)
+    assert not load_processor(folder).do_resize
     assert "conv_1x1 is a fresh one" in capsys.readouterr().out
     state = load_file(tmp_path / "hf" / "model.safetensors")
     assert state["mobilenet_v2.conv_1x1.convolution.weight"].shape == (1280, 8, 1, 1)
