@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from flax_mnv2.config import DEEPLAB_CHANNELS, MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+
+TASKS = ("backbone", "classification", "segmentation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +48,14 @@ def complexity(
 
     Args:
       config: the architecture.
-      task: ``"backbone"``, ``"classification"`` or ``"segmentation"``.
+      task: one of ``TASKS``.
       image_size: side in pixels, or (height, width); None is the config's.
+
+    Raises:
+      ConfigError: there is no such task.
     """
+    if task not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}; found {task!r}.")
     size = config.image_size if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
     convs = [*_backbone(config, height, width, include_last_conv=task != "segmentation")]

@@ -9,7 +9,23 @@ from collections.abc import Sequence
 from flax_mnv2.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
+_OFFLINE = "; HF_HUB_OFFLINE is set, so only its cache was looked at"
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*")  # branch, tag, commit, or refs/pr/1
+
+
+def expand_user(path: str | pathlib.Path) -> pathlib.Path:
+    """``path`` with ``~`` and ``~user`` at its beginning replaced by the home folder.
+
+    Raises:
+      CheckpointError: nobody has that name.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise CheckpointError(
+            f"{path} begins with a user's home folder, which cannot be found. For a name that begins with ~ write "
+            f"./{path}."
+        ) from None
 
 
 def resolve_folder(
@@ -33,7 +49,7 @@ def resolve_folder(
     Raises:
       CheckpointError: no such folder, and not a hub id that can be had.
     """
-    folder = pathlib.Path(id_or_folder).expanduser()
+    folder = expand_user(id_or_folder)
     if folder.is_dir():
         return folder
     name = str(id_or_folder)
@@ -55,6 +71,12 @@ def resolve_folder(
     except Exception as error:  # many types, from the network to the cache; the message must be one
         raise CheckpointError(
             f"{name!r}{f' at revision {revision!r}' if revision else ''} is no local folder and could not be "
-            f"downloaded from the Hugging Face hub ({type(error).__name__}). Check the spelling and the network, or "
-            f"give a local folder with {files[0]}."
+            f"downloaded from the Hugging Face hub ({type(error).__name__}){_OFFLINE if _is_offline() else ''}. Check "
+            f"the spelling and the network, or give a local folder with {files[0]}."
         ) from None
+
+
+def _is_offline() -> bool:
+    import huggingface_hub.constants
+
+    return huggingface_hub.constants.HF_HUB_OFFLINE

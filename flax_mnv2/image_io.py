@@ -101,12 +101,16 @@ def _flatten(images: Any, rank: int, what: str):
     elif isinstance(images, (str, os.PathLike, Image.Image)):
         yield images
     else:
-        array = _to_numpy(images, what)
+        array = to_numpy(images, what)
         yield from array if array.ndim == rank + 1 else [array]
 
 
-def _to_numpy(value: Any, what: str) -> np.ndarray:
-    """An array of any of the four libraries, none of which is imported for it."""
+def to_numpy(value: Any, what: str) -> np.ndarray:
+    """An array of any of the four libraries, none of which is imported for it; bfloat16 as float32, bool as 0 and 1.
+
+    Raises:
+      DataError: it is no array; ``what`` says what it should have been.
+    """
     if type(value).__module__.partition(".")[0] == "torch":
         value = value.detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
@@ -115,7 +119,7 @@ def _to_numpy(value: Any, what: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
-    return array.view(np.uint8) if array.dtype == bool else array
+    return array.astype(np.uint8) if array.dtype == bool else array
 
 
 def _check_values(array: np.ndarray, name: str) -> np.ndarray:
@@ -179,8 +183,9 @@ def _to_rgb(array: np.ndarray, name: str) -> np.ndarray:
 
 def _open(path: str | os.PathLike) -> Image.Image:
     """Reads a whole file, and turns it as its EXIF orientation says."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(path)
     try:
+        path = path if path.exists() else path.expanduser()
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
@@ -230,7 +235,7 @@ def _to_eight_bits(array: np.ndarray, mode: str, name: str) -> np.ndarray:
 def _pil_to_array(image: Image.Image, name: str) -> np.ndarray:
     _load(image, name)
     array = np.asarray(image)
-    return array.view(np.uint8) if array.dtype == bool else array
+    return array.astype(np.uint8) if array.dtype == bool else array
 
 
 def _load(image: Image.Image, name: str) -> None:

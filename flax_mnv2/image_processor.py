@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -32,13 +33,23 @@ _KNOWN_TYPES = (PROCESSOR_TYPE, f"{PROCESSOR_TYPE}Fast", f"{PROCESSOR_TYPE}Pil",
 
 
 class BatchFeature(dict):
-    """A dict whose entries are also attributes: ``pixel_values``, and ``labels`` where maps were given."""
+    """A dict whose entries are also attributes: ``pixel_values``, and ``labels`` where maps were given.
+
+    JAX takes it apart as it does a dict, and ``model.apply(variables, **features)`` passes both to a model.
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
             raise AttributeError(f"no {name!r} here; there are {', '.join(self)}") from None
+
+
+jax.tree_util.register_pytree_node(
+    BatchFeature,
+    lambda features: (tuple(features.values()), tuple(features)),
+    lambda names, values: BatchFeature(zip(names, values, strict=True)),
+)
 
 
 @dataclasses.dataclass
@@ -156,7 +167,7 @@ class MobileNetV2ImageProcessor:
         Raises:
           DataError: logits of another rank, or not one size per image.
         """
-        logits = np.asarray(outputs.logits)
+        logits = image_io.to_numpy(outputs.logits, "batch of logits")
         if logits.ndim != 4:
             raise DataError(f"logits must be (images, height, width, classes); found shape {logits.shape}.")
         if target_sizes is None:
@@ -318,7 +329,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             f"No {PROCESSOR_NAME} in {path.parent}. Copy the one that belongs to the weights there, or write one: "
             f"{PROCESSOR_TYPE}(size=…, crop_size=…).save_pretrained(folder)."
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not text, not JSON, or numbers without end
         raise CheckpointError(f"Cannot read {path}: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object; found {type(values).__name__}.")

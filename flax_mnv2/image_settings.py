@@ -51,6 +51,8 @@ def _check_sides(name: str, value: Any, forms: Sequence[set[str]]) -> dict[str, 
     """A size in the first form from an int, in the last (height, width) from a pair, or in any of them."""
     if isinstance(value, (int, np.integer)):
         value = dict.fromkeys(sorted(forms[0]), value)
+    elif type(value).__name__ == "SizeDict":  # transformers' own, which is no mapping
+        value = dict(value)
     elif isinstance(value, (list, tuple)) and len(value) == 2:
         value = dict(zip(("height", "width"), value, strict=True))
     if not isinstance(value, Mapping) or set(value) not in forms:
@@ -79,7 +81,11 @@ def check_target_size(value: Any) -> tuple[int, int]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    try:
+        return number and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _check_factor(name: str, value: Any) -> float:

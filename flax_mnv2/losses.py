@@ -33,9 +33,9 @@ def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: in
     labels = labels.astype(jnp.int32)
     num_classes = logits.shape[-1]
     counts = labels != ignore_label
-    # A one-hot product rather than a gather: the gather's gradient is a scatter, slow on every platform.
-    truth = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits * truth, axis=-1)
+    # A one-hot selection rather than a gather: the gather's gradient is a scatter, slow on every platform.
+    truth = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(truth, logits, 0.0), axis=-1)
     losses = jnp.where((labels >= 0) & (labels < num_classes), losses, jnp.nan)
     return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(counts, dtype=logits.dtype)
 
@@ -61,6 +61,7 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int
     """
     if logits.shape[-1] < 2:
         raise ValueError("A segmentation loss needs num_labels of at least 2; found 1: its softmax is always 1.")
+    _check_array(labels)
     if labels.ndim != 3 or len(labels) != len(logits) or not _is_integer(labels):
         raise ValueError(
             f"labels of a segmentation must be integers (N, H, W) with N = {len(logits)}; found {labels.dtype} "
@@ -83,11 +84,14 @@ def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: s
         multi-label for others.
 
     Returns:
-      Scalar: mean squared error, mean cross-entropy (0 where nothing counts) or mean binary cross-entropy.
+      Scalar, float32 or better: mean squared error, mean cross-entropy (0 where nothing counts) or mean binary
+      cross-entropy. Inside ``jit`` labels out of range make it NaN.
 
     Raises:
       ValueError: shapes or types do not fit; labels out of range, where they are known (not inside ``jit``).
     """
+    _check_array(labels)
+    logits = logits.astype(at_least_float32(logits.dtype))
     num_examples, num_labels = logits.shape
     if problem_type is None:
         several = "single_label_classification" if _is_integer(labels) else "multi_label_classification"
@@ -105,8 +109,11 @@ def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: s
     labels = labels.astype(logits.dtype)
     if problem_type == "regression":
         return jnp.mean(jnp.square(logits - labels))
-    # Binary cross-entropy of a logit x and target t, arranged so that no exponential overflows.
-    return jnp.mean(jnp.maximum(logits, 0.0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+    in_range = (labels >= 0) & (labels <= 1)
+    if not isinstance(labels, jax.core.Tracer) and not np.asarray(in_range).all():
+        raise ValueError(f"labels for {problem_type} must be from 0 to 1; found {np.asarray(labels)[~in_range][:8]}.")
+    losses = jax.nn.softplus(logits) - logits * labels  # binary cross-entropy; no exponential overflows
+    return jnp.mean(jnp.where(in_range, losses, jnp.nan))
 
 
 def check_label_values(labels: jax.Array, num_classes: int, ignore_label: int) -> None:
@@ -120,6 +127,11 @@ def check_label_values(labels: jax.Array, num_classes: int, ignore_label: int) -
             f"labels must be in [0, {num_classes}) or {ignore_label} (ignored); found {wrong[:8].tolist()}"
             f"{'…' if wrong.size > 8 else ''}. Check num_labels and how the labels were made."
         )
+
+
+def _check_array(labels: jax.Array) -> None:
+    if not isinstance(labels, (jax.Array, np.ndarray)):
+        raise ValueError(f"labels must be a JAX or NumPy array; found {type(labels).__name__}.")
 
 
 def _is_integer(array: jax.Array) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flax_mnv2.errors import ConfigError, DataError, UserError
+from flax_mnv2.hub import expand_user
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.prediction.classification import ClassificationPredictor
 from flax_mnv2.prediction.inputs import find_images
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_READER_STATUS
+    except OSError as error:  # such as a full disk behind stdout
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
     for name, reason in failures:
         print(reason if name in reason else f"{name}: {reason}", file=sys.stderr)
     return SOME_FAILED_STATUS if failures else 0
@@ -115,7 +119,7 @@ def load_predictor(
 
 def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Does all the work; returns name and reason of what failed."""
-    folder = None if arguments.output is None else pathlib.Path(arguments.output).expanduser()
+    folder = None if arguments.output is None else expand_user(arguments.output)
     files, failures = find_images(arguments.images, exclude=folder or pathlib.Path(DEFAULT_SEGMENTATION_OUTPUT))
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures)

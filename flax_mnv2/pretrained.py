@@ -24,9 +24,11 @@ from flax_mnv2.convert.checkpoint import (
     variable_shapes,
     with_reference_extras,
 )
+from flax_mnv2.convert.diff import check_same_tensors
 from flax_mnv2.convert.source import Source
 from flax_mnv2.convert.tensors import Path, Shapes, Tensors
 from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.hub import expand_user
 from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 
 __all__ = [
@@ -95,11 +97,8 @@ def from_pretrained(
     try:
         flat = dataclasses.replace(source, state=rest).select(shapes, backbone_only=task == "backbone")
     except CheckpointError as error:
-        if not mismatched or ignore_mismatched_sizes:
-            raise
-        raise CheckpointError(
-            f"{error}\nTo start the head's tensors of another shape afresh, pass ignore_mismatched_sizes=True."
-        ) from None
+        advice = _advice(source, task, mismatched=bool(mismatched) and not ignore_mismatched_sizes)
+        raise CheckpointError(f"{error}{advice}") from None
     if afresh:
         flat |= _initialise(model, list(afresh))
         names = sorted(f"{key} {tuple(source.state[key].shape)}" for key in afresh.values())
@@ -135,6 +134,7 @@ def save_pretrained(
 
     Raises:
       ConfigError: transformers cannot represent the model, or it is not one of ``MODEL_CLASSES``.
+      CheckpointError: ``variables`` are not the model's; every difference is named, and nothing is written.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
@@ -142,7 +142,9 @@ def save_pretrained(
     if task is None:
         known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
         raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
-    flat = {path: np.asarray(value, np.float32) for path, value in traverse_util.flatten_dict(dict(variables)).items()}
+    flat = traverse_util.flatten_dict(dict(variables))
+    _check_variables(model, flat)
+    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
     tensors = with_reference_extras(model.config, task, flat)
     text = None if processor is None else processor.to_json_string()
     checkpoint = Checkpoint(model.config, task, tensors, processor_text=text)
@@ -179,7 +181,7 @@ def load_processor(
     Raises:
       CheckpointError: there is none; a run's checkpoint needs none, as every run prepares images alike.
     """
-    if flax_folder.is_run_checkpoint(pathlib.Path(id_or_folder).expanduser()):
+    if flax_folder.is_run_checkpoint(expand_user(id_or_folder)):
         return flax_folder.run_processor()
     return MobileNetV2ImageProcessor.from_pretrained(id_or_folder, revision=revision, cache_dir=cache_dir)
 
@@ -202,6 +204,34 @@ def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
         for path, key in keys.items()
         if key in source.state and tuple(source.state[key].shape) != source.naming.shape_of(shapes[path])
     }
+
+
+def _advice(source: Source, task: str, *, mismatched: bool) -> str:
+    """What to do about tensors that do not fit, as far as that is known: a line, or nothing."""
+    held = source.task_of_names()
+    if mismatched:
+        return "\nTo start the head's tensors of another shape afresh, pass ignore_mismatched_sizes=True."
+    if task in ("backbone", held):
+        return ""
+    head = "no head" if held == "backbone" else f"the head of a {held} model"
+    return (
+        f'\nThis checkpoint has {head}, and a {task} model was asked for. Its backbone alone is what task="backbone" '
+        "loads, and what load_backbone puts under another head."
+    )
+
+
+def _check_variables(model: nn.Module, flat: Mapping[Path, Any]) -> None:
+    """Raises a CheckpointError with every difference, unless these are the variables of ``model``."""
+    collections = {str(path[0]) for path in flat}
+    others = sorted(collections - {"params", "batch_stats"})
+    more = f"; leave out {', '.join(others)}" if others and "params" in collections else ""
+    check_same_tensors(
+        found={"/".join(map(str, path)): getattr(value, "shape", ()) for path, value in flat.items()},
+        expected={"/".join(path): shape for path, shape in variable_shapes(model).items()},
+        source=f"the {type(model).__name__} to be saved",
+        owner="variables have",
+        advice=f'Pass the {{"params": …, "batch_stats": …}} of this model, as its init returns them{more}.',
+    )
 
 
 def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:

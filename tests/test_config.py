@@ -114,6 +114,10 @@ def test_unknown_override_is_named():
         ('{"model_type": "resnet"}', "model_type 'resnet'"),
         ('{"output_stride": "16"}', "output_stride must be"),
         ("[" * 100_000, "Cannot read"),
+        ('{"x": ' + "9" * 5000 + "}", "Cannot read"),
+        ('{"depth_multiplier": ' + "9" * 400 + "}", "depth_multiplier must be"),
+        ('{"depth_multiplier": NaN}', "depth_multiplier must be"),
+        ('{"layer_norm_eps": -Infinity}', "layer_norm_eps must be"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -178,3 +182,14 @@ def test_residual_is_decided_after_strides_are_removed():
     narrow = {"depth_multiplier": 0.35}
     assert not MobileNetV2Config(**narrow).layer_plan.blocks[0].residual
     assert MobileNetV2Config(**narrow, output_stride=2).layer_plan.blocks[0].residual
+
+
+def test_names_alone_can_be_replaced():
+    config = MobileNetV2Config(num_labels=3).replace(label2id={"a": 0, "b": 1, "c": 2})
+    assert (config.num_labels, config.label2id["c"]) == (3, 2)
+
+
+def test_names_of_the_deepest_network_sort_by_depth():
+    names = [block.name for block in MobileNetV2Config(layer_depth_multiplier=6.0).layer_plan.blocks]
+    assert len(names) == 91
+    assert names == sorted(names)

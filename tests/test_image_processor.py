@@ -4,12 +4,21 @@ import io
 import json
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2 import CheckpointError, ConfigError, DataError, UserError, hub
+from flax_mnv2 import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    UserError,
+    hub,
+)
 from flax_mnv2.image_io import read_picture
 from flax_mnv2.image_processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
 
@@ -186,13 +195,22 @@ def test_the_longer_side_is_truncated():
     assert pixels.shape == (363, 256, 3)
 
 
-def test_features_can_be_read_by_key_attribute_and_as_arguments(processor, image):
+def test_features_can_be_read_by_key_and_attribute(processor, image):
     features = processor(image, image[..., 0])
     assert features.pixel_values is features["pixel_values"]
     assert features.labels is features["labels"]
-    assert dict(**features) == features
     assert set(processor(image)) == {"pixel_values"}
     assert not hasattr(processor(image), "labels")
+
+
+def test_features_go_into_a_model_and_through_jit(processor, image, tiny_blocks):
+    model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=4))
+    features = processor(image, image[..., 0] % 4, size=40, crop_size=40, return_tensors="jax")
+    variables = jax.jit(model.init)(jax.random.key(0), features.pixel_values)
+    loss = jax.jit(lambda variables, features: model.apply(variables, **features).loss)(variables, features)
+    expected = jax.jit(model.apply)(variables, features.pixel_values, features.labels).loss
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert jax.tree.map(jnp.shape, features) == {"pixel_values": (1, 40, 40, 3), "labels": (1, 40, 40)}
 
 
 @pytest.mark.parametrize(("kind", "module"), [("np", "numpy"), ("jax", "jax"), ("pt", "torch")])

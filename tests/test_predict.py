@@ -129,6 +129,15 @@ def test_a_folder_stands_for_all_images_below_it(photos, tmp_path):
     assert files == [photos / "out" / "e.png"]  # named itself
 
 
+def test_a_name_that_begins_with_a_tilde_is_a_name(photos, classifier, monkeypatch, capsys):
+    (photos / "a.png").rename(photos / "~nobody.png")
+    monkeypatch.chdir(photos)
+    status, out, _ = _run(capsys, ".", "--model", classifier, "--top", 1)
+    assert status == predict.SOME_FAILED_STATUS  # of the two broken files
+    assert "~nobody.png" in out
+    _stops(capsys, "home folder", ".", "--model", "~no-such-user/model")
+
+
 def test_patterns_and_repetitions(photos, monkeypatch):
     monkeypatch.chdir(photos)
     names = ["*.png", str(photos / "a.png"), "./a.png", "**/*.PNG"]
@@ -498,7 +507,11 @@ def test_models_for_something_else_are_refused(tmp_path, tiny_blocks, photos, ca
     _stops(capsys, "is a backbone without a head", photos, "--model", backbone)
     numbers = CONFIG.replace(problem_type="regression")
     regression = _save(tmp_path / "regression", MobileNetV2ForImageClassification, numbers)
-    _stops(capsys, 'problem_type is "regression"', photos, "--model", regression)
+    _stops(capsys, "is a regression", photos, "--model", regression)
+    for num_labels, message in ((1, "is a regression"), (0, "no classifier")):
+        config = CONFIG.replace(num_labels=num_labels)
+        folder = _save(tmp_path / str(num_labels), MobileNetV2ForImageClassification, config)
+        _stops(capsys, message, photos, "--model", folder)
     grey = _save(tmp_path / "grey", MobileNetV2ForImageClassification, CONFIG.replace(num_channels=1))
     _stops(capsys, "takes images of 1 channels", photos, "--model", grey)
 

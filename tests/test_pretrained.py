@@ -263,6 +263,61 @@ def test_models_of_part_of_the_network_are_not_saved(tmp_path):
         save_pretrained(tmp_path, MobileNetV2Model(CONFIG), {}, layout="tf")
 
 
+@pytest.mark.parametrize("layout", ["hf", "flax"])
+def test_variables_of_another_model_are_not_saved(tmp_path, tiny_blocks, layout):
+    model = MobileNetV2ForImageClassification(CONFIG)
+    variables = _random_variables(model)
+    other = _random_variables(MobileNetV2ForImageClassification(CONFIG.replace(num_labels=4)))
+    stem = "mobilenet_v2/conv_stem/first_conv"
+    for wrong, messages in (
+        ({"params": variables["params"]}, ["missing:", f"batch_stats/{stem}/normalization/mean (16,)"]),
+        (other, ["params/classifier/bias: variables have (4,), the model needs (6,)"]),
+        (
+            variables | {"intermediates": {"x": (np.ones(2), np.ones(3))}},
+            ["1 unexpected:\n    intermediates/x ()", "leave out intermediates."],
+        ),
+        (
+            variables["params"],
+            [
+                "unexpected:\n    classifier/bias (6,)\n    classifier/kernel (1280, 6)\n    mobilenet_v2/",
+                '{"params": …',
+            ],
+        ),
+        ({}, ["missing:"]),
+    ):
+        with pytest.raises(CheckpointError, match="MobileNetV2ForImageClassification to be saved do not") as caught:
+            save_pretrained(tmp_path / "new", model, wrong, layout=layout)
+        for message in messages:
+            assert message in str(caught.value)
+        assert ("leave out" in str(caught.value)) == ("intermediates" in wrong)
+        assert "the checkpoint" not in str(caught.value)
+        assert not (tmp_path / "new").exists()
+
+
+def test_another_head_is_named_with_what_helps(segmentation_folder, tmp_path):
+    folder, _ = segmentation_folder
+    with pytest.raises(CheckpointError, match="has the head of a segmentation model, and a classification") as caught:
+        from_pretrained(folder, task="classification", num_labels=3, ignore_mismatched_sizes=True)
+    assert 'task="backbone"' in str(caught.value)
+    assert "load_backbone" in str(caught.value)
+    model, backbone = from_pretrained(folder, task="backbone")
+    save_pretrained(tmp_path / "backbone", model, backbone)
+    with pytest.raises(CheckpointError, match="has no head, and a segmentation model was asked for"):
+        from_pretrained(tmp_path / "backbone", task="segmentation")
+    _edit(folder, lambda state: state.pop("segmentation_head.classifier.convolution.bias"))
+    with pytest.raises(CheckpointError) as caught:
+        from_pretrained(folder)
+    assert "asked for" not in str(caught.value)
+
+
+def test_a_model_is_not_saved_over_a_file(tmp_path, tiny_blocks):
+    model = MobileNetV2Model(CONFIG)
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="file is a file, where a folder is needed"):
+            save_pretrained(folder, model, _random_variables(model))
+
+
 def test_shards_are_loaded(segmentation_folder):
     folder, variables = segmentation_folder
     state = load_file(folder / "model.safetensors")

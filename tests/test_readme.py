@@ -13,7 +13,7 @@ def test_library_snippets_print_what_they_say(shared, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     expected = re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
     assert len(expected) == code.count("print(") >= 6
-    code = code.replace("../shared", str(shared)).replace('"/tmp/', f'"{tmp_path}/')
+    code = code.replace('"/tmp/', f'"{tmp_path}/').replace("../shared", str(shared))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})

@@ -66,6 +66,11 @@ def test_counted_parameters_are_those_of_the_model(task, fields):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == complexity(model.config, task).parameters
 
 
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ConfigError, match="'detection'"):
+        complexity(MobileNetV2Config(), "detection")
+
+
 def test_fields_can_be_changed_and_names_are_checked():
     assert variant_config("mobilenet_v2_0.5_96", num_labels=3, output_stride=8).num_labels == 3
     assert variant_config("mobilenet_v2_0.5_96", id2label={0: "cat", 1: "dog"}).id2label[1] == "dog"

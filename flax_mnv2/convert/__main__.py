@@ -17,8 +17,10 @@ from flax_mnv2.convert.checkpoint import Checkpoint
 from flax_mnv2.convert.source import Source
 from flax_mnv2.convert.tensors import widened
 from flax_mnv2.errors import CheckpointError, ConfigError, UserError
+from flax_mnv2.hub import expand_user
 
 USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # the shell's for SIGINT
 _OURS = (formats.CONFIG_NAME, *files.WEIGHT_NAMES, flax_folder.VARIABLES_NAME, flax_folder.EXTRA_NAME)
 
 
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
     return 0
 
 
@@ -60,27 +65,30 @@ def convert(
     Raises:
       UserError: anything that is not as it should be; nothing is written then.
     """
-    destination = pathlib.Path(os.path.normpath(destination.expanduser()))
+    destination = pathlib.Path(os.path.normpath(expand_user(destination)))
     if to is None and destination.suffix in formats.FILE_SUFFIXES:
         raise ConfigError(
             f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
         )
-    path = pathlib.Path(source).expanduser()
+    path = expand_user(source)
     is_local = path.exists() or path.suffix in formats.FILE_SUFFIXES
     opened = formats.open_source(path if is_local else formats.fetch(source))
     if source_format not in ("auto", opened.format):
         raise CheckpointError(f"{source} is in the format {opened.format}, not {source_format} as --from says.")
+    to = to or ("hf" if opened.format == "flax" else "flax")
+    formats.check_destination(destination, to)
     _check_destination(opened.where, destination, overwrite=overwrite)
     checkpoint = opened.checkpoint()
-    to = to or ("hf" if opened.format == "flax" else "flax")
     formats.write(checkpoint, destination, to, keep_processor=False)
     print("\n".join(_report(opened, checkpoint, destination, to)))
 
 
 def _check_destination(source: pathlib.Path, destination: pathlib.Path, *, overwrite: bool) -> None:
-    if destination.exists() and destination.resolve() in (source.resolve(), source.resolve().parent):
+    own, target = source.resolve(), destination.resolve()
+    files_of_source = [path.resolve() for path in own.iterdir()] if own.is_dir() else []
+    if target in (own.parent, *files_of_source) or target.is_relative_to(own):
         raise ConfigError(f"{destination} is where the source lies; name another place.")
-    taken = any(destination.iterdir()) if destination.is_dir() else destination.exists()
+    taken = not formats.is_empty(destination) if destination.is_dir() else destination.exists()
     if taken and not overwrite:
         raise ConfigError(f"{destination} exists and is not empty; name another place, or pass --overwrite.")
     if destination.is_dir() and not any((destination / name).exists() for name in _OURS) and taken:
@@ -107,8 +115,7 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
         notes.append(f"{' and '.join(types)} became float32, exactly")
     if not source.complete:
         notes.append("counters start at 0" + (", and conv_1x1 is a fresh one that nothing reads" if others else ""))
-    if to in ("torchvision", "timm") and destination.suffix in formats.FILE_SUFFIXES:
-        notes.append(f"a {to} file holds tensors only: class names and preprocessing stay behind")
+    notes += formats.left_behind(checkpoint, destination, to)
     return lines + [f"note        {note}" for note in notes]
 
 

@@ -79,9 +79,10 @@ def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Mo
 
 def task_of(config: MobileNetV2Config) -> str:
     """The task that a config's ``architectures`` names."""
-    names = config.extra.get("architectures") or ()
+    stated = config.extra.get("architectures") or ()
+    names = stated if isinstance(stated, (list, tuple)) else (stated,)
     for name in names:
-        if name in _TASK_OF_ARCHITECTURE:
+        if isinstance(name, str) and name in _TASK_OF_ARCHITECTURE:
             return _TASK_OF_ARCHITECTURE[name]
     raise ConfigError(
         f"The config's architectures are {list(names)}; expected one of {', '.join(_TASK_OF_ARCHITECTURE)}. "

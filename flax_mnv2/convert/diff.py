@@ -10,18 +10,27 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SHOWN = 12
 
 
-def check_same_tensors(*, found: Shapes, expected: Shapes, source: str) -> None:
+def check_same_tensors(
+    *,
+    found: Shapes,
+    expected: Shapes,
+    source: str,
+    owner: str = "the checkpoint has",
+    advice: str = "Check that the config beside the weights is theirs, and that the file is whole.",
+) -> None:
     """Raises a CheckpointError with the full list unless names and shapes agree exactly.
 
     Args:
       found: shapes by tensor name in the checkpoint.
       expected: shapes by tensor name in the model.
       source: what the message calls the checkpoint.
+      owner: subject and verb before a shape that was found.
+      advice: the last sentence: what to do.
     """
     missing = [f"{name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))]
     unexpected = [f"{name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
     misshapen = [
-        f"{name}: the checkpoint has {tuple(found[name])}, the model needs {tuple(expected[name])}"
+        f"{name}: {owner} {tuple(found[name])}, the model needs {tuple(expected[name])}"
         for name in sorted(set(found) & set(expected))
         if tuple(found[name]) != tuple(expected[name])
     ]
@@ -33,5 +42,4 @@ def check_same_tensors(*, found: Shapes, expected: Shapes, source: str) -> None:
             more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             parts.append(f"  {len(lines)} {title}:")
             parts += [f"    {line}" for line in [*lines[:_SHOWN], *more]]
-    parts.append("Check that the config beside the weights is theirs, and that the file is whole.")
-    raise CheckpointError("\n".join(parts))
+    raise CheckpointError("\n".join([*parts, advice]))

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import stat
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,6 +25,7 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 _DATA_PARALLEL = "module."
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,13 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, AttributeError) as error:  # how safetensors looks a type up, in its table or in NumPy
+        name = error.name if isinstance(error, AttributeError) else error.args[0]
+        raise CheckpointError(
+            f"{path} holds a tensor of an unsupported type, {name}; weights must be float32, float16 or bfloat16. Turn "
+            "it into one of these in the library that wrote it."
+        ) from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {error}. The file is damaged or incomplete; copy or download it again."
         ) from None
@@ -184,15 +193,23 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name to write to, which takes the place of ``path`` once all is on disk."""
+    """A name to write to, which takes the place of ``path`` once all is on disk, with a new file's permissions."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # safetensors puts a file of its own there, for the owner alone
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: pathlib.Path) -> bool:
+    """Whether a write that was killed left this file."""
+    return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
 
 
 def _import_torch(purpose: str):

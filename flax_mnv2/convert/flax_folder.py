@@ -26,6 +26,7 @@ from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 VARIABLES_NAME = "variables"
 ABOUT_NAME = "about"
 EXTRA_NAME = "extra_tensors.safetensors"
+_TEMPORARY = f"{VARIABLES_NAME}*.orbax-checkpoint-tmp*"
 
 
 def recognises(folder: pathlib.Path) -> bool:
@@ -44,8 +45,10 @@ def read_state(folder: pathlib.Path) -> StateDict:
     path = (folder / VARIABLES_NAME).absolute()
     try:
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:
+                raise ValueError("Orbax's note of its tensors, _METADATA, is missing or cannot be read")
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
             tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         state = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
     except Exception as error:  # Orbax and TensorStore raise many types
@@ -114,6 +117,11 @@ def remove_variables(folder: pathlib.Path) -> None:
     path = folder / VARIABLES_NAME
     if path.is_dir() and (path / "_METADATA").is_file():
         shutil.rmtree(path)
+
+
+def is_temporary(path: pathlib.Path) -> bool:
+    """Whether a save by Orbax that was killed left this folder."""
+    return path.match(_TEMPORARY) and path.is_dir()
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 from flax_mnv2.config import MobileNetV2Config
@@ -13,7 +16,8 @@ from flax_mnv2.convert.source import Source
 from flax_mnv2.convert.tensors import FLAX_NAMING, StateDict, write_state
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.hub import resolve_folder
-from flax_mnv2.image_processor import PROCESSOR_NAME
+from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
+from flax_mnv2.image_settings import CHECKS
 
 FORMATS = ("hf", "torchvision", "timm", "flax")
 CONFIG_NAME = "config.json"
@@ -126,6 +130,8 @@ def _open_hugging_face(path: pathlib.Path, found: files.TensorFile, config: Mobi
 
 def _open_timm(path: pathlib.Path, found: files.TensorFile, values: dict[str, Any] | None) -> Source:
     config = timm.config_of(found.state, values)
+    is_rgb = config.num_channels == 3
+    note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
     return Source(
         format="timm",
         where=path,
@@ -133,8 +139,8 @@ def _open_timm(path: pathlib.Path, found: files.TensorFile, values: dict[str, An
         task="classification",
         state=found.state,
         naming=timm.naming(config),
-        processor_text=timm.processor_text(values),
-        notes=found.notes,
+        processor_text=timm.make_processor(values).to_json_string() if is_rgb else None,
+        notes=found.notes if is_rgb else (*found.notes, note),
     )
 
 
@@ -163,6 +169,8 @@ def _open_flax(folder: pathlib.Path) -> Source:
 def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_processor: bool) -> None:
     """Writes a checkpoint; ``config.json`` comes last, so that a folder that has one is whole.
 
+    A folder that was new or empty is so again if writing it fails or is interrupted.
+
     Args:
       checkpoint: what to write.
       destination: a folder for ``hf`` and ``flax``, a file for ``torchvision``, either for ``timm``. What lies there
@@ -171,29 +179,111 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
       keep_processor: whether a ``preprocessor_config.json`` stays where the checkpoint has none.
 
     Raises:
-      ConfigError: the format cannot represent the model, or needs a file where a folder is named, or the reverse.
+      ConfigError: the format cannot represent the model, or as for ``check_destination``.
+      CheckpointError: the folder is one of a training run.
+    """
+    check_destination(destination, to)
+    content = _CONTENTS[to](checkpoint)
+    if destination.suffix in FILE_SUFFIXES:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        files.write_tensor_file(destination, content[-1])
+        return
+    with _undone_on_failure(destination):
+        _write_folder(checkpoint, destination, to, content, keep_processor=keep_processor)
+
+
+def check_destination(destination: pathlib.Path, to: str) -> None:
+    """Checks that a format can be written to a place, whether or not something lies there.
+
+    Raises:
+      ConfigError: the format needs a file where a folder is named, or the reverse, or a file is in the way.
       CheckpointError: the folder is one of a training run.
     """
     is_file = destination.suffix in FILE_SUFFIXES
     if (to in ("hf", "flax") and is_file) or (to == "torchvision" and not is_file):
         wanted = f"a file ending in {', '.join(FILE_SUFFIXES)}" if to == "torchvision" else "a folder"
         raise ConfigError(f"The format {to} is {wanted}; found {destination}.")
+    if is_file and destination.is_dir():
+        raise ConfigError(f"{destination} is a folder, where a file is to be written; name another place.")
+    folder = destination.parent if is_file else destination
+    for path in (folder, *folder.parents):
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            what = "a file" if path.exists() else "a link to nothing"
+            raise ConfigError(f"{path} is {what}, where a folder is needed; name another place.")
     if (destination / flax_folder.ABOUT_NAME).exists():
         raise CheckpointError(
             f"{destination} is a checkpoint of a training run and is not written to; name another folder."
         )
-    text, processor_text, content = _CONTENTS[to](checkpoint)
-    if is_file:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        files.write_tensor_file(destination, content)
-        return
-    destination.mkdir(parents=True, exist_ok=True)
+
+
+def is_empty(folder: pathlib.Path) -> bool:
+    """Whether nothing lies in a folder, or only what a killed write of ours left there."""
+    return all(map(_is_leftover, folder.iterdir()))
+
+
+def left_behind(checkpoint: Checkpoint, destination: pathlib.Path, to: str) -> list[str]:
+    """What a format cannot say of a checkpoint that it can otherwise represent, in words for the user."""
+    if to not in ("torchvision", "timm"):
+        return []
+    config, notes = checkpoint.config, []
+    if config.problem_type is not None:
+        notes.append(f"{to} has no problem_type: {config.problem_type!r} stays behind")
+    if destination.suffix in FILE_SUFFIXES:
+        return [*notes, f"a {to} file holds tensors only: class names and preprocessing stay behind"]
+    processor = _read_processor(checkpoint)
+    if processor is None:
+        usual = [] if timm.kept_config(config) else [f"no {PROCESSOR_NAME}: timm's usual preprocessing is written"]
+        return notes + usual
+    return notes + [
+        f"timm cannot prepare images with {name}={getattr(processor, name)!r}: it resizes the shorter side, crops a "
+        "square, scales by 1/255 and normalises"
+        for name in timm.unsaid_settings(processor)
+    ]
+
+
+@contextlib.contextmanager
+def _undone_on_failure(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a folder; what is written into one that was new or empty is removed if that fails."""
+    was_there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    was_empty = is_empty(folder)
+    try:
+        yield
+    except BaseException:
+        if was_empty:
+            for name in (CONFIG_NAME, PROCESSOR_NAME, *files.WEIGHT_NAMES, flax_folder.EXTRA_NAME):
+                (folder / name).unlink(missing_ok=True)
+            flax_folder.remove_variables(folder)
+            _remove_leftovers(folder)
+            if not was_there:
+                with contextlib.suppress(OSError):  # somebody else's files may have come
+                    folder.rmdir()
+        raise
+
+
+def _is_leftover(path: pathlib.Path) -> bool:
+    return files.is_temporary(path) or flax_folder.is_temporary(path)
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    for path in filter(_is_leftover, list(folder.iterdir())):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write_folder(
+    checkpoint: Checkpoint, destination: pathlib.Path, to: str, content: _Content, *, keep_processor: bool
+) -> None:
+    text, processor_text, state = content
+    _remove_leftovers(destination)
     (destination / CONFIG_NAME).unlink(missing_ok=True)  # without one, nothing takes the folder for a whole model
     if to == "flax":
         flax_folder.write_tensors(destination, checkpoint.tensors, checkpoint.model_paths)
         stale = files.WEIGHT_NAMES
     else:
-        files.write_tensor_file(destination / files.SAFETENSORS_NAME, content)
+        files.write_tensor_file(destination / files.SAFETENSORS_NAME, state)
         flax_folder.remove_variables(destination)
         stale = (*files.WEIGHT_NAMES[1:], flax_folder.EXTRA_NAME)
     for name in stale:  # other weights there would be taken for this model's
@@ -228,12 +318,21 @@ def _torchvision_content(checkpoint: Checkpoint) -> _Content:
 
 def _timm_content(checkpoint: Checkpoint) -> _Content:
     variant = timm.check_target(checkpoint.config, checkpoint.task)
+    text = timm.folder_config_text(checkpoint.config, variant, _read_processor(checkpoint))
+    return text, None, write_state(checkpoint.tensors, timm.naming(checkpoint.config))
+
+
+def _read_processor(checkpoint: Checkpoint) -> MobileNetV2ImageProcessor | None:
+    if checkpoint.processor_text is None:
+        return None
     try:
-        processor = dict(json.loads(checkpoint.processor_text or "{}"))
+        values = dict(json.loads(checkpoint.processor_text))
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"The source's {PROCESSOR_NAME} is no JSON object: {error}.") from None
-    text = timm.folder_config_text(checkpoint.config, variant, processor)
-    return text, None, write_state(checkpoint.tensors, timm.naming(checkpoint.config))
+    try:
+        return MobileNetV2ImageProcessor(**{name: values[name] for name in CHECKS if values.get(name) is not None})
+    except ConfigError as error:
+        raise ConfigError(f"The source's {PROCESSOR_NAME}: {error}") from None
 
 
 def _flax_content(checkpoint: Checkpoint) -> _Content:

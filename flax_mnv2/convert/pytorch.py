@@ -6,7 +6,6 @@ defaults, dropout 0.2 is torchvision's default and timm's recipe, mean and stand
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,29 +107,3 @@ def check_target(target: str, config: MobileNetV2Config, task: str, needs: Mappi
             + "\n".join(lines)
             + "\nConvert to hf or flax instead."
         )
-
-
-def processor_text(*, shortest_edge: int, crop: int, resample: int, mean: Any, std: Any) -> str:
-    """A ``preprocessor_config.json``: resize, central crop, scale to [0, 1], normalise.
-
-    Args:
-      shortest_edge: pixels after resizing.
-      crop: side of the central square in pixels.
-      resample: Pillow's filter: 2 bilinear, 3 bicubic.
-      mean: per channel.
-      std: per channel.
-    """
-    values = {
-        "crop_size": {"height": crop, "width": crop},
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(mean),
-        "image_processor_type": "MobileNetV2ImageProcessor",
-        "image_std": list(std),
-        "resample": resample,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": shortest_edge},
-    }
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"

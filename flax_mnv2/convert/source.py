@@ -73,7 +73,7 @@ class Source:
         Raises:
           CheckpointError: tensors are missing, left over or of another shape or type; each named.
         """
-        task = self.task or self._task_of_names()
+        task = self.task or self.task_of_names()
         shapes = variable_shapes(make_model(self.config, task))
         if task == "segmentation" and self._keys(last_conv_shapes(self.config)) & self.state.keys():
             shapes |= last_conv_shapes(self.config)
@@ -91,7 +91,8 @@ class Source:
     def _keys(self, shapes: Shapes) -> set[str]:
         return {self.naming.key_of(path) for path in shapes}
 
-    def _task_of_names(self) -> str:
+    def task_of_names(self) -> str:
+        """The task of the head that the tensors have; ``"backbone"`` where there is none."""
         for task, head in (("segmentation", "segmentation_head"), ("classification", "classifier")):
             if any(re.match(rf"(\w+/)?{head}[./]", key) for key in self.state):
                 return task

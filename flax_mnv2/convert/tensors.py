@@ -118,7 +118,10 @@ def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, 
     )
     for path, key in keys.items():
         if path[0] == COUNTERS and state[key].dtype.kind not in "iu":
-            raise CheckpointError(f"Tensor {key} is {state[key].dtype.name}; a counter must be an integer.")
+            raise CheckpointError(
+                f"Tensor {key} is {state[key].dtype.name}; this counter of batches must be an integer, which that type "
+                "may have lost. Halve the weights alone: {k: v.half() if v.is_floating_point() else v}."
+            )
     return {path: naming.to_flax(key, state[key]) for path, key in keys.items()}
 
 

@@ -19,6 +19,8 @@ from flax_mnv2.convert import pytorch
 from flax_mnv2.convert.tensors import Naming, Path, torch_naming
 from flax_mnv2.convert.widths import norm_widths, plan_differences
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.image_settings import MAX_SIDE, RESAMPLE_NAMES
 
 # Width, depth of the stages between the first and the last, and whether stem and head keep their width.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -40,8 +42,8 @@ _TOP = {
 }
 _UNEXPANDED = {"conv_3x3": ("conv_dw", "bn1"), "reduce_1x1": ("conv_pw", "bn2")}
 _EXPANDED = {"expand_1x1": ("conv_pw", "bn1"), "conv_3x3": ("conv_dw", "bn2"), "reduce_1x1": ("conv_pwl", "bn3")}
-# Pillow's filters by timm's names.
-_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_FILTERS = {name: number for number, name in RESAMPLE_NAMES.items()}
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")  # timm's evaluation has them all
 _HARMLESS_ARGS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}  # of create_model: no other network
 _DEFAULT_PREPROCESSING = {
     "input_size": [3, 224, 224],
@@ -98,17 +100,36 @@ def config_of(state: Mapping[str, np.ndarray], timm_config: Mapping[str, Any] | 
     return config.replace(**fields, **labels, classifier_dropout_prob=rate, image_size=size, extra=extra)
 
 
-def processor_text(timm_config: Mapping[str, Any] | None = None) -> str:
-    """The ``preprocessor_config.json`` of timm's evaluation transform."""
+def make_processor(timm_config: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
+    """The image processor that does what timm's evaluation transform does.
+
+    Raises:
+      ConfigError: ``timm_config``, as for ``config_of``, has a setting of the wrong form or out of its range.
+    """
     values = _preprocessing(timm_config or {})
     crop = values["input_size"][-1]
-    return pytorch.processor_text(
-        shortest_edge=math.floor(crop / values["crop_pct"]),
-        crop=crop,
-        resample=_FILTERS[values["interpolation"]],
-        mean=values["mean"],
-        std=values["std"],
-    )
+    try:
+        return MobileNetV2ImageProcessor(
+            size=math.floor(crop / values["crop_pct"]),
+            crop_size=crop,
+            resample=_FILTERS[values["interpolation"]],
+            image_mean=values["mean"],
+            image_std=values["std"],
+        )
+    except ConfigError as error:
+        raise ConfigError(f"The preprocessing in the config.json of a timm folder: {error}") from None
+
+
+def unsaid_settings(processor: MobileNetV2ImageProcessor) -> list[str]:
+    """Names of the settings of ``processor`` that timm's evaluation transform cannot have."""
+    unsaid = [name for name in _STEPS if not getattr(processor, name)]
+    if processor.do_rescale and not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-6):
+        unsaid.append("rescale_factor")
+    if processor.do_resize and "shortest_edge" not in processor.size:
+        unsaid.append("size")
+    if processor.do_center_crop and _crop_side(processor) is None:
+        unsaid.append("crop_size")
+    return unsaid
 
 
 def check_target(config: MobileNetV2Config, task: str) -> str:
@@ -125,17 +146,23 @@ def check_target(config: MobileNetV2Config, task: str) -> str:
     return nearest
 
 
-def folder_config_text(config: MobileNetV2Config, variant: str, processor: Mapping[str, Any]) -> str:
+def folder_config_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2ImageProcessor | None) -> str:
     """The ``config.json`` of a timm hub folder: the one that the weights came with, or a new one.
 
     Args:
       config: of the model.
       variant: its name in timm.
-      processor: contents of its ``preprocessor_config.json``; empty without one.
+      processor: what prepares its images, if that is known.
+
+    Raises:
+      ConfigError: the one that the weights came with is damaged.
     """
-    kept = config.extra.get(CONFIG_KEY)
-    if kept is not None and kept.get("num_classes") == config.num_labels and kept.get("architecture") == variant:
-        values = _plain(kept)
+    said = {} if processor is None else _from_processor(processor, config.num_channels)
+    kept = kept_config(config)
+    if kept.get("num_classes") == config.num_labels and kept.get("architecture") == variant:
+        values = kept
+        if said and said != _from_processor(make_processor(kept), config.num_channels):
+            (values.get("pretrained_cfg") or values).update(said)
     else:
         values = {
             "architecture": variant,
@@ -144,7 +171,8 @@ def folder_config_text(config: MobileNetV2Config, variant: str, processor: Mappi
             "global_pool": "avg",
             "pretrained_cfg": {
                 **_DEFAULT_PREPROCESSING,
-                **_from_processor(processor, config.num_channels),
+                "input_size": [config.num_channels, 224, 224],
+                **said,
                 "num_classes": config.num_labels,
                 "pool_size": [7, 7],
                 "first_conv": "conv_stem",
@@ -157,6 +185,12 @@ def folder_config_text(config: MobileNetV2Config, variant: str, processor: Mappi
         if names != [f"LABEL_{index}" for index in range(len(names))]:
             values["label_names"] = names
     return json.dumps(values, indent=2) + "\n"
+
+
+def kept_config(config: MobileNetV2Config) -> dict[str, Any]:
+    """The ``config.json`` of the timm folder that the weights came from; empty if they came from elsewhere."""
+    kept = config.extra.get(CONFIG_KEY)
+    return _plain(kept) if isinstance(kept, Mapping) else {}
 
 
 def _variant_config(variant: str) -> MobileNetV2Config:
@@ -185,9 +219,8 @@ def _nearest_variant(state: Mapping[str, np.ndarray]) -> str:
 
 
 def _named_variant(timm_config: Mapping[str, Any]) -> str:
-    for part in ("pretrained_cfg", "model_args", "label_descriptions"):
-        if not isinstance(timm_config.get(part) or {}, Mapping):
-            raise ConfigError(f"{part} in the config.json of a timm folder must be an object.")
+    for part in ("model_args", "label_descriptions"):
+        _object(timm_config, part)
     name = str(timm_config.get("architecture")).partition(".")[0]
     if name not in VARIANTS:
         raise ConfigError(
@@ -203,10 +236,19 @@ def _named_variant(timm_config: Mapping[str, Any]) -> str:
     return name
 
 
+def _object(timm_config: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    value = timm_config.get(part) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{part} in the config.json of a timm folder must be an object.")
+    return value
+
+
 def _label_names(timm_config: Mapping[str, Any], num_labels: int) -> list[str]:
     names = timm_config.get("label_names")
     if not isinstance(names, list) or len(names) != num_labels:
         return []
+    if not all(isinstance(name, (str, int)) for name in names):
+        raise ConfigError("label_names in the config.json of a timm folder must be a list of names.")
     descriptions = timm_config.get("label_descriptions") or {}
     return [str(descriptions.get(name, name)) for name in names]
 
@@ -214,33 +256,47 @@ def _label_names(timm_config: Mapping[str, Any], num_labels: int) -> list[str]:
 def _preprocessing(timm_config: Mapping[str, Any]) -> dict[str, Any]:
     values = _DEFAULT_PREPROCESSING | {
         name: value
-        for name, value in (timm_config.get("pretrained_cfg") or timm_config).items()
-        if name in _DEFAULT_PREPROCESSING
+        for name, value in (_object(timm_config, "pretrained_cfg") or timm_config).items()
+        if name in _DEFAULT_PREPROCESSING and value is not None  # null: timm's own
     }
     size, crop, interpolation = values["input_size"], values["crop_pct"], values["interpolation"]
     square = isinstance(size, list) and len(size) == 3 and isinstance(size[1], int) and size[1] == size[2]
-    fraction = isinstance(crop, (int, float)) and 0 < crop <= 1
-    if not (square and fraction and isinstance(interpolation, str) and interpolation in _FILTERS):
+    usable = square and 1 <= size[1] <= MAX_SIDE and isinstance(crop, (int, float)) and 0 < crop <= MAX_SIDE
+    if not usable or not size[1] / crop <= MAX_SIDE or interpolation not in list(_FILTERS):
         raise ConfigError(
-            "The config.json of a timm folder must have a square input_size, a crop_pct above 0 and up to 1, and an "
-            f"interpolation among {', '.join(_FILTERS)}; found {size!r}, {crop!r} and {interpolation!r}."
+            "The config.json of a timm folder must have a square input_size, a crop_pct above 0 that resizes to at "
+            f"most {MAX_SIDE} pixels, and an interpolation among {', '.join(_FILTERS)}; found {size!r}, {crop!r} and "
+            f"{interpolation!r}."
         )
     return values
 
 
-def _from_processor(processor: Mapping[str, Any], num_channels: int) -> dict[str, Any]:
+def _from_processor(processor: MobileNetV2ImageProcessor, num_channels: int) -> dict[str, Any]:
     """Those settings of an image processor that timm has a name for."""
-    names = {number: name for name, number in _FILTERS.items()}
-    found: dict[str, Any] = {}
-    crop, edge = processor.get("crop_size", {}).get("height"), processor.get("size", {}).get("shortest_edge")
-    if crop and edge:
-        found |= {"input_size": [num_channels, crop, crop], "crop_pct": crop / edge}
-    if processor.get("resample") in names:
-        found["interpolation"] = names[processor["resample"]]
-    for theirs, ours in (("mean", "image_mean"), ("std", "image_std")):
-        if ours in processor:
-            found[theirs] = list(processor[ours])
-    return found
+    said: dict[str, Any] = {
+        "interpolation": RESAMPLE_NAMES[processor.resample],
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+    }
+    crop, edge = _crop_side(processor), processor.size.get("shortest_edge")
+    if crop is not None:
+        said["input_size"] = [num_channels, crop, crop]
+        if edge is not None:
+            said["crop_pct"] = _crop_pct(crop, edge)
+    return said
+
+
+def _crop_side(processor: MobileNetV2ImageProcessor) -> int | None:
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    return height if height == width else None
+
+
+def _crop_pct(crop: int, edge: int) -> float:
+    """The quotient from which timm, which rounds ``crop / crop_pct`` down, computes ``edge`` again."""
+    fraction = crop / edge
+    while math.floor(crop / fraction) < edge:
+        fraction = math.nextafter(fraction, 0.0)
+    return fraction
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.convert import pytorch
 from flax_mnv2.convert.tensors import Naming, Path, torch_naming
 from flax_mnv2.convert.widths import find_depth_multiplier, nearest_depth_multiplier, norm_widths, plan_differences
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 
 # Position of (convolution, batch norm) inside a block's ``conv``.
 _UNEXPANDED = {"conv_3x3": ("0.0", "0.1"), "reduce_1x1": ("1", "2")}
@@ -81,6 +82,6 @@ def check_target(config: MobileNetV2Config, task: str) -> None:
 
 
 # ``MobileNet_V2_Weights.IMAGENET1K_V1``: shorter side 256, central 224, bilinear. (V2 resizes to 232.)
-PROCESSOR_TEXT = pytorch.processor_text(
-    shortest_edge=256, crop=224, resample=2, mean=pytorch.IMAGENET_MEAN, std=pytorch.IMAGENET_STD
-)
+PROCESSOR_TEXT = MobileNetV2ImageProcessor(
+    size=256, crop_size=224, resample=2, image_mean=pytorch.IMAGENET_MEAN, image_std=pytorch.IMAGENET_STD
+).to_json_string()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from flax_mnv2.config import LayerPlan
 from flax_mnv2.errors import ConfigError
@@ -60,14 +61,14 @@ def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: Layer
     blocks = [block.name for block in plan.blocks]
     if selection is True:
         return tuple(endpoints[name] for name in blocks if name in endpoints)
-    if isinstance(selection, (str, int)):
+    if isinstance(selection, str) or not isinstance(selection, Iterable) or np.ndim(selection) == 0:
         raise ConfigError(
             f"output_hidden_states must be True, False or a sequence of indices and names; found {selection!r}. "
-            f"For one layer write ({selection!r},)."
+            f"For one layer write ({selection!r},); under jit make the argument static."
         )
     chosen = []
     for item in selection:
-        if isinstance(item, int):
+        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
             if not -len(blocks) <= item < len(blocks):
                 raise ConfigError(f"output_hidden_states has index {item}; this network has {len(blocks)} blocks.")
             item = blocks[item]

@@ -59,7 +59,7 @@ class MobileNetV2Model(_MobileNetV2):
     @nn.compact
     def __call__(
         self,
-        images: jax.Array,
+        pixel_values: jax.Array,
         *,
         train: bool = False,
         output_hidden_states: Selection = False,
@@ -68,7 +68,7 @@ class MobileNetV2Model(_MobileNetV2):
         """Runs the network.
 
         Args:
-          images: normalised, floating point (N, H, W, num_channels), H and W at least 32.
+          pixel_values: normalised images, floating point (N, H, W, num_channels), H and W at least 32.
           train: use and update batch statistics.
           output_hidden_states: True for the outputs of all blocks, or a sequence of indices of blocks and of names such
             as ``"layer_10/expansion"`` (``flax_mnv2.models.endpoints.endpoint_names`` lists them).
@@ -77,9 +77,9 @@ class MobileNetV2Model(_MobileNetV2):
         Raises:
           ValueError: the images do not fit. ConfigError: no such layer.
         """
-        check_images(images, self.config)
+        check_images(pixel_values, self.config)
         backbone = Backbone(self.config, self._layer(train), run_to=run_to, remat=self.remat, name="mobilenet_v2")
-        endpoints = backbone(images)
+        endpoints = backbone(pixel_values)
         last = endpoints[run_to or "conv_1x1"]
         return BackboneOutput(
             last_hidden_state=last,
@@ -111,21 +111,26 @@ class MobileNetV2Backbone(_MobileNetV2):
                 f"strides asks for {unknown}; with output_stride={self.config.output_stride} this network has "
                 f"{', '.join(specs)}."
             )
+        if not strides:
+            raise ConfigError(
+                f"strides must name at least one of {', '.join(specs)}; found {self.strides!r} with "
+                f"output_stride={self.config.output_stride}."
+            )
         return {f"stride_{stride}": specs[f"stride_{stride}"].channels for stride in strides}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> OrderedDict[str, jax.Array]:
+    def __call__(self, pixel_values: jax.Array, *, train: bool = False) -> OrderedDict[str, jax.Array]:
         """Normalised images (N, H, W, num_channels) → features (N, ⌈H/s⌉, ⌈W/s⌉, channels) by name ``stride_<s>``.
 
         Each is the output of the deepest block at its resolution. Layers after the last of them are not computed.
         The order is that of ``strides``, also out of ``jit``, which would sort the keys of a plain dict.
         """
-        check_images(images, self.config)
+        check_images(pixel_values, self.config)
         specs = {name: self.config.feature_specs[name] for name in self.channels}
         order = ["conv_stem", *(block.name for block in self.config.layer_plan.blocks)]
         end = max((spec.layer for spec in specs.values()), key=order.index)
         backbone = Backbone(self.config, self._layer(train), run_to=end, remat=self.remat, name="mobilenet_v2")
-        endpoints = backbone(images)
+        endpoints = backbone(pixel_values)
         return OrderedDict((name, endpoints[spec.layer]) for name, spec in specs.items())
 
 
@@ -135,7 +140,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
     @nn.compact
     def __call__(
         self,
-        images: jax.Array,
+        pixel_values: jax.Array,
         labels: jax.Array | None = None,
         *,
         train: bool = False,
@@ -147,8 +152,8 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         for; a loss needs it to be 1×1. For ``labels`` see ``flax_mnv2.losses.classification_loss``; for the other
         arguments ``MobileNetV2Model``.
         """
-        check_images(images, self.config)
-        endpoints = Backbone(self.config, self._layer(train), remat=self.remat, name="mobilenet_v2")(images)
+        check_images(pixel_values, self.config)
+        endpoints = Backbone(self.config, self._layer(train), remat=self.remat, name="mobilenet_v2")(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
         logits = head(average_pool(endpoints["conv_1x1"], self.config.pool_window), train=train)
         return HeadOutput(
@@ -174,7 +179,7 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
     @nn.compact
     def __call__(
         self,
-        images: jax.Array,
+        pixel_values: jax.Array,
         labels: jax.Array | None = None,
         *,
         train: bool = False,
@@ -186,10 +191,10 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         the logits resized to them, without pixels of ``config.semantic_loss_ignore_index``. For the other arguments
         see ``MobileNetV2Model``.
         """
-        check_images(images, self.config)
+        check_images(pixel_values, self.config)
         layer = self._layer(train)
         backbone = Backbone(self.config, layer, include_last_conv=False, remat=self.remat, name="mobilenet_v2")
-        endpoints = backbone(images)
+        endpoints = backbone(pixel_values)
         head = DeepLabV3Head(self.config, layer, self.axis_name, name="segmentation_head")
         logits = head(endpoints[self.config.layer_plan.blocks[-1].name], train=train)
         loss = None
@@ -204,6 +209,8 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
 
 def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
     """Raises a ValueError for images that the network cannot take; their values count outside ``jit`` only."""
+    if not isinstance(images, (jax.Array, np.ndarray)):
+        raise ValueError(f"images must be a JAX or NumPy array; found {type(images).__name__}.")
     expected = f"(N, H, W, {config.num_channels}) with H and W at least {MIN_SIZE_PX}"
     if images.ndim != 4 or images.shape[-1] != config.num_channels or min(images.shape[1:3]) < MIN_SIZE_PX:
         raise ValueError(

@@ -32,6 +32,13 @@ class ModelOutput:
         """The fields that are not None, in their order."""
         return self.values()
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field of that name, or ``default`` where it is None or there is no such field."""
+        return dict(self.items()).get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.values()[key]

@@ -33,7 +33,8 @@ class ClassificationPredictor:
     exclude each other, a sigmoid each.
 
     Raises:
-      ConfigError: the model predicts numbers (``problem_type="regression"``) instead of classes.
+      ConfigError: the model predicts numbers instead of classes (``problem_type="regression"``, which a single label
+        means too), or has no classifier.
     """
 
     def __init__(
@@ -44,10 +45,13 @@ class ClassificationPredictor:
         *,
         top: int = 5,
     ):
-        problem_type = model.config.problem_type
-        if problem_type == "regression":
+        num_labels, problem_type = model.config.num_labels, model.config.problem_type
+        if num_labels == 0:
+            raise ConfigError("This model has num_labels=0, features and no classifier: there is nothing to predict.")
+        if problem_type == "regression" or (problem_type is None and num_labels == 1):
             raise ConfigError(
-                'This model\'s problem_type is "regression": it has no classes to give probabilities for.'
+                f"This model is a regression (problem_type={problem_type!r}, num_labels={num_labels}): it has no "
+                "classes to give probabilities for."
             )
         normalize = jax.nn.sigmoid if problem_type == "multi_label_classification" else jax.nn.softmax
         self._processor, self._labels, self._top = processor, model.config.id2label, top

@@ -1,6 +1,7 @@
 """The command: recognises, refuses with names, and gives every tensor back bit for bit."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -384,8 +385,9 @@ def test_a_damaged_flax_folder_is_named(make_folder, tmp_path):
     for path in (tmp_path / "flax" / "variables").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(CheckpointError, match=r"Cannot read .*variables.*no Orbax checkpoint"):
+    with pytest.raises(CheckpointError, match=r"Cannot read .*variables.*no Orbax checkpoint") as caught:
         from_pretrained(tmp_path / "flax")
+    assert "NoneType" not in str(caught.value)
 
 
 @pytest.mark.parametrize("layout", ["hf", "flax"])
@@ -403,8 +405,263 @@ def test_a_cut_write_leaves_nothing_that_looks_whole(make_folder, tmp_path, monk
     for folder in (tmp_path / "new", source):
         with pytest.raises(KeyboardInterrupt):
             save_pretrained(folder, model, random_variables(CONFIG, "classification", seed=9), layout=layout)
-        with pytest.raises(ConfigError, match="No model config"):
+        with pytest.raises((CheckpointError, ConfigError), match=r"No folder|No model config"):
             from_pretrained(folder)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "flax", "timm"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_interrupt_is_one_word_and_leaves_nothing(make_folder, tmp_path, monkeypatch, capsys, to, exists):
+    source, target = make_folder(config=TORCH_LIKE), tmp_path / "out"
+    if exists:
+        target.mkdir()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main([str(source), str(target), "--to", to]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert target.exists() == exists
+    assert not exists or not list(target.iterdir())
+
+
+def test_the_source_is_never_written_to(make_folder, tmp_path, capsys):
+    source = make_folder(config=TORCH_LIKE)
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "linked").mkdir()
+    for path in before:
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    for place, target, to in (
+        (source, source / "model.safetensors", "timm"),
+        (source, source / "new.safetensors", "timm"),
+        (source, source / "below" / "new", "flax"),
+        (source, tmp_path / "link", "hf"),
+        (source, tmp_path / "link" / "new", "hf"),
+        (tmp_path / "link", source, "hf"),
+        (tmp_path / "linked", source / "model.safetensors", "timm"),
+        (source / "model.safetensors", source, "hf"),
+        (source / "model.safetensors", tmp_path / "link" / "model.safetensors", "timm"),
+    ):
+        message = _refused(capsys, place, target, "--to", to, "--overwrite")
+        assert message == f"error: {target} is where the source lies; name another place.\n"
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+    _convert(source / "model.safetensors", source / "beside.safetensors", "--to", "timm")  # a file beside a file
+    _convert(source, tmp_path / "flax")
+    assert "where the source lies" in _refused(capsys, tmp_path / "flax", tmp_path / "flax" / "variables" / "x")
+
+
+def test_what_killed_writes_left_counts_as_nothing(make_folder, tmp_path, capsys):
+    source, target = make_folder(), tmp_path / "out"
+    target.mkdir()
+    (target / ".model.safetensors.12.tmp").write_text("x")
+    (target / "variables.orbax-checkpoint-tmp-7").mkdir()
+    (target / "variables.orbax-checkpoint-tmp-7" / "_METADATA").write_text("x")
+    _convert(source, target)
+    left = {path.name for path in target.iterdir()}
+    assert left == {"config.json", "preprocessor_config.json", "extra_tensors.safetensors", "variables"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".hidden").write_text("x")
+    assert "exists and is not empty" in _refused(capsys, source, tmp_path / "other")
+
+
+def test_a_file_in_the_way_is_named(make_folder, tmp_path, capsys):
+    source = make_folder(config=TORCH_LIKE)
+    (tmp_path / "plain").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent" / "place")
+    (tmp_path / "folder.pth").mkdir()
+    for target, options, message in (
+        ("plain", [], "plain is a file, where a folder is needed"),
+        ("plain", ["--overwrite"], "plain is a file, where a folder is needed"),
+        ("plain/a/b", [], "plain is a file, where a folder is needed"),
+        ("plain/a.pth", ["--to", "timm"], "plain is a file, where a folder is needed"),
+        ("dangling", [], "dangling is a link to nothing, where a folder is needed"),
+        ("folder.pth", ["--to", "timm"], "folder.pth is a folder, where a file is to be written"),
+    ):
+        assert message in _refused(capsys, source, tmp_path / target, *options)
+    assert (tmp_path / "plain").read_text() == "x"
+
+
+def test_home_folders_of_nobody_are_named(make_folder, tmp_path, capsys):
+    for source, target in (("~nosuchuser/x", tmp_path / "out"), (make_folder(), "~nosuchuser/x")):
+        message = _refused(capsys, source, target)
+        assert message.startswith("error: ~nosuchuser/x begins with a user's home folder")
+    with pytest.raises(CheckpointError, match="home folder"):
+        load_processor("~nosuchuser/x")
+
+
+@pytest.mark.parametrize("names", [5, [["x"]], {"a": 1}, [None]])
+def test_a_damaged_list_of_architectures_names_no_task(make_folder, tmp_path, names):
+    source = make_folder()
+    values = json.loads((source / "config.json").read_text()) | {"architectures": names}
+    (source / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="Say which model you want"):
+        from_pretrained(source)
+    _convert(source, tmp_path / "flax")  # the tensors say what it is
+
+
+def test_halved_counters_are_named(make_folder, tmp_path, capsys):
+    source = make_folder()
+    _edit(source, lambda state: state.update({key: value.astype(np.float16) for key, value in state.items()}))
+    message = _refused(capsys, source, tmp_path / "out")
+    assert "num_batches_tracked is float16; this counter of batches must be an integer" in message
+    assert "v.half() if v.is_floating_point() else v" in message
+    from_pretrained(source)  # which reads no counters
+
+
+def _set_processor(folder, **settings):
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": {"shortest_edge": "a"}}, "size['shortest_edge'] must be"),
+        ({"resample": [1]}, "resample must be"),
+        ({"image_std": "x"}, "image_std must be"),
+        ({"crop_size": [[1]]}, "crop_size must be"),
+    ],
+)
+def test_a_damaged_processor_is_named(make_folder, tmp_path, capsys, settings, message):
+    source = make_folder(config=TORCH_LIKE)
+    _set_processor(source, **settings)
+    assert f"The source's preprocessor_config.json: {message}" in _refused(
+        capsys, source, tmp_path / "out", "--to", "timm"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def _through_timm(source, tmp_path):
+    _convert(source, tmp_path / "timm", "--to", "timm")
+    _convert(tmp_path / "timm", tmp_path / "back", "--to", "hf")
+    return json.loads((tmp_path / "timm" / "config.json").read_text()), load_processor(tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("settings", "same_as"),
+    [
+        ({"crop_size": 224}, {"crop_size": 224}),
+        ({"crop_size": None, "size": None}, {}),
+        ({"image_mean": 0.25}, {"image_mean": 0.25, "crop_size": 96}),
+        ({"crop_size": 256, "size": 224}, {"crop_size": 256, "size": 224}),  # padded with zeros by both
+        ({"crop_size": 224, "size": 400}, {"crop_size": 224, "size": 400}),
+    ],
+)
+def test_every_form_of_a_processor_goes_through_timm(make_folder, tmp_path, capsys, settings, same_as):
+    source = make_folder(config=TORCH_LIKE)
+    _set_processor(source, **settings)
+    _, processor = _through_timm(source, tmp_path)
+    assert processor == MobileNetV2ImageProcessor(**same_as)
+    assert "timm cannot" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"do_resize": False, "do_center_crop": False}, ["do_resize=False", "do_center_crop=False"]),
+        ({"do_rescale": False, "do_normalize": False}, ["do_rescale=False", "do_normalize=False"]),
+        ({"rescale_factor": 1 / 127.5}, ["rescale_factor=0.00784"]),
+        ({"crop_size": [96, 80]}, ["crop_size={'height': 96, 'width': 80}"]),
+        ({"size": [96, 80]}, ["size={'height': 96, 'width': 80}"]),
+    ],
+)
+def test_what_timm_cannot_prepare_is_noted(make_folder, tmp_path, capsys, settings, named):
+    source = make_folder(config=TORCH_LIKE)
+    _set_processor(source, **settings)
+    _convert(source, tmp_path / "timm", "--to", "timm")
+    notes = [line for line in capsys.readouterr().out.splitlines() if "timm cannot prepare images with" in line]
+    assert len(notes) == len(named)
+    for note, name in zip(notes, named, strict=True):
+        assert f"with {name}" in note
+
+
+def test_other_things_that_stay_behind_are_noted(make_folder, tmp_path, capsys):
+    source = make_folder(config=TORCH_LIKE.replace(problem_type="multi_label_classification"))
+    for to in ("timm", "torchvision"):
+        _convert(source, tmp_path / f"{to}.safetensors", "--to", to)
+        out = capsys.readouterr().out
+        assert f"note        {to} has no problem_type: 'multi_label_classification' stays behind" in out
+        assert f"note        a {to} file holds tensors only" in out
+    (source / "preprocessor_config.json").unlink()
+    _convert(source, tmp_path / "timm", "--to", "timm")
+    assert "no preprocessor_config.json: timm's usual preprocessing is written" in capsys.readouterr().out
+
+
+def test_a_processor_that_was_changed_on_the_way_is_what_timm_gets(make_folder, tmp_path):
+    _convert(make_folder(config=TORCH_LIKE), tmp_path / "timm", "--to", "timm")
+    before = json.loads((tmp_path / "timm" / "config.json").read_text())
+    _convert(tmp_path / "timm", tmp_path / "hf", "--to", "hf")
+    _set_processor(tmp_path / "hf", size={"shortest_edge": 128}, resample=3)
+    _convert(tmp_path / "hf", tmp_path / "again", "--to", "timm")
+    after = json.loads((tmp_path / "again" / "config.json").read_text())
+    changed = {"crop_pct": 96 / 128, "interpolation": "bicubic"}
+    assert after == before | {"pretrained_cfg": before["pretrained_cfg"] | changed}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pretrained_cfg": {"mean": ["a"]}}, "image_mean must be three finite numbers"),
+        ({"pretrained_cfg": {"std": [0.5, 0.5]}}, "image_std must be three finite numbers"),
+        ({"pretrained_cfg": {"std": 0}}, "image_std must be above 0"),
+        ({"pretrained_cfg": {"crop_pct": 1e-308}}, "crop_pct above 0"),
+        ({"pretrained_cfg": {"crop_pct": float("nan")}}, "crop_pct above 0"),
+        ({"pretrained_cfg": {"crop_pct": 10**400}}, "crop_pct above 0"),
+        ({"pretrained_cfg": {"crop_pct": 1000}}, "size['shortest_edge'] must be"),
+        ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, "square input_size"),
+        ({"pretrained_cfg": {"input_size": [3, 10**400, 10**400]}}, "square input_size"),
+        ({"pretrained_cfg": {"interpolation": ["a"]}}, "interpolation among"),
+        ({"pretrained_cfg": "x"}, "pretrained_cfg in the config.json of a timm folder must be an object"),
+        ({"label_names": [["a"]] * 5, "label_descriptions": {"a": "b"}}, "label_names in the config.json"),
+    ],
+)
+def test_damaged_configs_of_timm_are_named(make_folder, tmp_path, capsys, values, message):
+    source = make_folder(config=TORCH_LIKE)
+    _convert(source, tmp_path / "timm", "--to", "timm")
+    path = tmp_path / "timm" / "config.json"
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(config))
+    capsys.readouterr()
+    message_found = _refused(capsys, tmp_path / "timm", tmp_path / "out")
+    assert message in message_found
+    assert len(message_found.splitlines()) == 1
+    # The same, kept in a config.json of ours; what is no such config is not looked at.
+    text = json.loads((source / "config.json").read_text())
+    for kept in (config, 5):
+        (source / "config.json").write_text(json.dumps(text | {timm.CONFIG_KEY: kept}))
+        assert main([str(source), str(tmp_path / "o"), "--to", "timm"]) in (0, 2)
+
+
+def test_one_number_for_all_channels_is_read_from_timm(make_folder, tmp_path):
+    _convert(make_folder(config=TORCH_LIKE), tmp_path / "timm", "--to", "timm")
+    path = tmp_path / "timm" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] |= {"mean": 0.25, "std": None}
+    path.write_text(json.dumps(config))
+    _convert(tmp_path / "timm", tmp_path / "hf", "--to", "hf")
+    processor = load_processor(tmp_path / "hf")
+    assert (processor.image_mean, processor.image_std) == ([0.25] * 3, [0.229, 0.224, 0.225])
+
+
+def test_a_network_of_other_channels_has_no_processor(make_folder, tmp_path, capsys):
+    source = make_folder(config=TORCH_LIKE.replace(num_channels=4))
+    (source / "preprocessor_config.json").unlink()
+    _convert(source, tmp_path / "timm", "--to", "timm")
+    values = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert values["pretrained_cfg"]["input_size"] == [4, 224, 224]
+    _convert(tmp_path / "timm", tmp_path / "hf", "--to", "hf")
+    assert "makes 3 channels, not 4: preprocessing stays behind" in capsys.readouterr().out
+    assert not (tmp_path / "hf" / "preprocessor_config.json").exists()
+    _convert(tmp_path / "hf", tmp_path / "again", "--to", "timm")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == values
+
+
+@pytest.mark.parametrize("crop", [192, 224])
+def test_every_edge_is_read_back_by_timms_rule(crop):
+    for edge in range(150, 513):
+        written = timm._from_processor(MobileNetV2ImageProcessor(size=edge, crop_size=crop), 3)
+        assert math.floor(crop / written["crop_pct"]) == edge
+        assert abs(written["crop_pct"] - crop / edge) < 1e-9
+        assert timm.make_processor(written).size == {"shortest_edge": edge}
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Files of tensors: every form that is read, every one that is refused, and that nothing in them runs."""
 
 import json
+import os
 import pickle
+import stat
 
 import ml_dtypes
 import numpy as np
@@ -129,6 +131,29 @@ def test_other_suffixes_and_damage_are_named(tmp_path):
         (tmp_path / "w.safetensors").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"Cannot read .*w\.safetensors.*damaged"):
             files.read_tensor_file(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
+def test_types_that_numpy_does_not_have_are_named(tmp_path, kind, name):
+    header = json.dumps({"w": {"dtype": kind, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match=f"unsupported type, {name}; weights must be float32") as caught:
+        files.read_tensor_file(tmp_path / "w.safetensors")
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_permissions_of_new_files(tmp_path, suffix, umask, mode):
+    if suffix != ".safetensors":
+        pytest.importorskip("torch")
+    before = os.umask(umask)
+    try:
+        files.write_tensor_file(tmp_path / f"w{suffix}", STATE)
+        files.write_text(tmp_path / "config.json", "{}")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
 def _shard(folder, stem="model", suffix=".safetensors"):

@@ -36,7 +36,15 @@ def _tiny(model, seed=0):
 
 
 def test_names_and_indices_select_layers_in_the_order_asked_for():
-    selection = ("layer_13/expansion", 3, -1, "layer_10/expansion", "layer_12/depthwise", "conv_stem", "conv_1x1")
+    selection = (
+        "layer_13/expansion",
+        np.int64(3),
+        -1,
+        "layer_10/expansion",
+        "layer_12/depthwise",
+        "conv_stem",
+        "conv_1x1",
+    )
     output = _shapes(MobileNetV2Model(MobileNetV2Config()), output_hidden_states=selection)
     assert [state.shape for state in output.hidden_states] == [
         (2, 3, 2, 960),
@@ -70,6 +78,8 @@ def test_selected_values_are_those_of_the_network(tiny_blocks):
         (("layer_16",), "'layer_16'"),
         (("layer_01/projection",), "layer_01/projection"),
         ((16,), "index 16; this network has 16"),
+        ((True,), "names True"),
+        (jnp.zeros(()), "static"),
         ("layer_01", r"\('layer_01',\)"),
         (3, r"\(3,\)"),
     ],
@@ -149,6 +159,12 @@ def test_features_stop_at_the_last_one_asked_for():
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert sorted(variables["params"]["mobilenet_v2"]) == ["conv_stem", *(f"layer_{i:02d}" for i in range(5))]
     assert list(_shapes(model)) == ["stride_8", "stride_2"]
+
+
+@pytest.mark.parametrize(("output_stride", "strides"), [(2, None), (32, ())])
+def test_no_stride_at_all_is_refused(output_stride, strides):
+    with pytest.raises(ConfigError, match=r"at least one of stride_2.*output_stride"):
+        _shapes(MobileNetV2Backbone(MobileNetV2Config(output_stride=output_stride), strides=strides))
 
 
 def test_a_stride_beyond_the_output_stride_is_refused():

@@ -15,12 +15,17 @@ def test_three_ways_of_reading_agree():
     assert dict(output).keys() == {"loss", "logits"}
     assert output[:1] == (output.loss,)
     assert output[-1] is output.logits
+    assert "loss" in output
+    assert output.get("loss") is output.loss
 
 
 def test_what_is_none_is_left_out():
     output = HeadOutput(logits=jnp.ones((1, 3)))
     assert output[0] is output.logits
     assert len(output) == 1
+    assert "loss" not in output
+    assert output.get("loss") is None
+    assert output.get("loss", 3) == 3
     assert [name for name, _ in output.items()] == ["logits"]
     with pytest.raises(KeyError, match="holds logits"):
         output["loss"]

@@ -89,10 +89,7 @@ def compare_classifiers(assert_close):
             theirs_features, theirs_logits = features_of(theirs_images), logits_of(theirs_images)
         model = make_model(checkpoint.config, checkpoint.task)
         variables = traverse_util.unflatten_dict({path: checkpoint.tensors[path] for path in checkpoint.model_paths})
-        run = jax.jit(
-            lambda v, x: model.apply(v, x, output_hidden_states=["conv_1x1"]),
-            compiler_options={"xla_backend_optimization_level": 0},  # runs once, so compiling fast matters more
-        )
+        run = jax.jit(lambda v, x: model.apply(v, x, output_hidden_states=["conv_1x1"]))
         ours = run(variables, images)
         assert_close(ours.hidden_states[0], theirs_features.permute(0, 2, 3, 1), name="last features")
         assert_close(ours.logits, theirs_logits, name="logits")

@@ -170,6 +170,18 @@ def test_maps(reference, reduce, dtype):
             np.testing.assert_array_equal(maps[0], labels)
 
 
+def test_maps_of_one_bit(reference):
+    labels = np.random.default_rng(8).random((20, 30)) > 0.5
+    picture = Image.fromarray(labels)
+    assert picture.mode == "1"
+    settings = {"size": 25, "crop_size": 24}
+    for kind in (picture, np.asarray(picture), labels):
+        theirs = reference(**settings)(_random_image((20, 30)), kind).labels[0]
+        ours = MobileNetV2ImageProcessor(**settings)(_random_image((20, 30)), kind).labels[0]
+        assert set(np.unique(theirs)) == {0, 1}
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
 def test_a_saved_processor_is_the_same_one_there(reference, tmp_path):
     settings = {
         "size": {"height": 50, "width": 41},

@@ -1,5 +1,6 @@
 """Losses against the reference's own classes: on the same logits, and through both models with the same weights."""
 
+import functools
 import types
 
 import jax
@@ -29,11 +30,24 @@ def test_classification_loss(transformers, name):
     num_labels, problem_type, labels = CASES[name]
     logits = np.random.default_rng(0).normal(scale=4.0, size=(6, num_labels)).astype(np.float32)
     config = types.SimpleNamespace(num_labels=num_labels, problem_type=problem_type)
-    theirs = LOSS_MAPPING["ForImageClassification"](torch.from_numpy(labels), torch.from_numpy(logits), config)
-    ours = classification_loss(logits, labels, problem_type=problem_type)
-    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-6)
-    jitted = jax.jit(lambda x, y: classification_loss(x, y, problem_type=problem_type))(logits, labels)
+    logits[0] = 0.0  # where kinks would show in the gradient
+    theirs_logits = torch.from_numpy(logits).requires_grad_()
+    theirs = LOSS_MAPPING["ForImageClassification"](torch.from_numpy(labels), theirs_logits, config)
+    theirs.backward()
+    loss = functools.partial(classification_loss, problem_type=problem_type)
+    np.testing.assert_allclose(loss(logits, labels), theirs.item(), rtol=1e-6)
+    jitted, gradient = jax.jit(jax.value_and_grad(loss))(logits, labels)
     np.testing.assert_allclose(jitted, theirs.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, theirs_logits.grad.numpy(), atol=1e-6)
+    half = loss(logits.astype(np.float16), labels)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, theirs.item(), rtol=2e-3)
+
+
+def test_an_impossible_class_costs_nothing():
+    logits = np.array([[1.0, -np.inf, 0.0]], np.float32)
+    for run in (classification_loss, jax.jit(classification_loss)):
+        np.testing.assert_allclose(run(logits, np.array([0])), np.log1p(np.exp(-1.0)), rtol=1e-6)
 
 
 def test_binary_cross_entropy_of_large_logits_stays_finite():
@@ -88,6 +102,8 @@ def test_loss_of_the_segmentation_model_on_real_weights(transformers, shared):
         (np.array([[0], [1]]), None, r"integers of shape \(2,\)"),
         (np.array([0.0, 1.0], np.float32), "single_label_classification", "found float32"),
         (np.zeros((2, 4), np.float32), None, r"numbers of shape \(2, 5\)"),
+        (np.full((2, 5), 7.0, np.float32), None, r"from 0 to 1; found \[7\."),
+        ([0, 1], None, "NumPy array; found list"),
     ],
 )
 def test_labels_that_do_not_fit_are_explained(labels, problem_type, message):
@@ -113,6 +129,7 @@ def test_labels_out_of_range_poison_a_compiled_loss():
     logits = np.zeros((2, 5), np.float32)
     assert np.isnan(jax.jit(classification_loss)(logits, np.array([0, 7])))
     assert np.isfinite(jax.jit(classification_loss)(logits, np.array([0, -100])))
+    assert np.isnan(jax.jit(classification_loss)(logits, np.full((2, 5), 7.0, np.float32)))
 
 
 def test_not_a_number_in_images_is_named(tiny_blocks):

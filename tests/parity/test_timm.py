@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.convert import formats
 from flax_mnv2.convert import timm as ours
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 
 SIZES = {
     "mobilenetv2_035": (97, 130),
@@ -86,6 +88,23 @@ def test_preprocessing_is_that_of_its_evaluation(timm, saved):
     assert (resize.interpolation.value, values["resample"]) == ("bicubic", 3)
     np.testing.assert_allclose(values["image_mean"], normalize.mean, atol=1e-6)
     np.testing.assert_allclose(values["image_std"], normalize.std, atol=1e-6)
+
+
+@pytest.mark.parametrize(("crop", "edge"), [(224, 256), (224, 400), (192, 410), (256, 224)])
+def test_preprocessing_that_is_written_is_what_timm_does(timm, crop, edge):
+    """The same picture prepared by both; at 256 of 224 the crop is larger than the picture and padded."""
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+
+    processor = MobileNetV2ImageProcessor(size=edge, crop_size=crop, image_mean=[0.4, 0.5, 0.6], image_std=0.25)
+    text = ours.folder_config_text(MobileNetV2Config(), "mobilenetv2_100", processor)
+    transform = create_transform(**resolve_data_config(pretrained_cfg=json.loads(text)["pretrained_cfg"]))
+    assert transform.transforms[0].size == edge
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
+    theirs = transform(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
+    found = processor(pixels, return_tensors="np").pixel_values[0]
+    assert found.shape == theirs.shape == (crop, crop, 3)
+    np.testing.assert_allclose(found, theirs, atol=1e-5)
 
 
 def test_a_folder_that_timm_saved_comes_back_with_its_config(timm, saved, tmp_path):
