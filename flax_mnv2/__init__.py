@@ -9,7 +9,13 @@ from flax_mnv2.models import (
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
 )
-from flax_mnv2.pretrained import from_pretrained, load_backbone, save_pretrained
+from flax_mnv2.pretrained import (
+    from_pretrained,
+    from_state_dict,
+    load_backbone,
+    save_pretrained,
+    to_state_dict,
+)
 from flax_mnv2.variants import VARIANTS, variant_config
 from flax_mnv2.version import __version__
 
@@ -28,7 +34,9 @@ __all__ = [
     "UserError",
     "__version__",
     "from_pretrained",
+    "from_state_dict",
     "load_backbone",
     "save_pretrained",
+    "to_state_dict",
     "variant_config",
 ]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from flax_mnv2.convert import flax_folder, formats
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.convert import files, flax_folder, formats
 from flax_mnv2.convert.checkpoint import (
     MODEL_CLASSES,
     Checkpoint,
@@ -34,11 +35,13 @@ from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 __all__ = [
     "MODEL_CLASSES",
     "from_pretrained",
+    "from_state_dict",
     "load_backbone",
     "load_processor",
     "make_model",
     "save_pretrained",
     "task_of",
+    "to_state_dict",
     "variable_shapes",
 ]
 
@@ -138,17 +141,55 @@ def save_pretrained(
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
-    task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
-    if task is None:
-        known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
-        raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
-    flat = traverse_util.flatten_dict(dict(variables))
-    _check_variables(model, flat)
-    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
-    tensors = with_reference_extras(model.config, task, flat)
-    text = None if processor is None else processor.to_json_string()
-    checkpoint = Checkpoint(model.config, task, tensors, processor_text=text)
+    checkpoint = _checkpoint_of(model, variables)
+    if processor is not None:
+        checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
     formats.write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
+
+
+def from_state_dict(
+    state: Mapping[str, Any],
+    *,
+    config: MobileNetV2Config | None = None,
+    task: str | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[nn.Module, Variables]:
+    """Converts the state dict of a model of transformers, torchvision or timm, which it recognises.
+
+    Args:
+      state: PyTorch tensors or NumPy arrays by name, as ``module.state_dict()`` gives them.
+      config: of a model of transformers, ``MobileNetV2Config.from_dict(module.config.to_dict())``; the tensors of
+        torchvision's and timm's say it themselves.
+      task: as for ``from_pretrained``; None takes the config's, else that of the head.
+      dtype: type of the computation.
+
+    Returns:
+      The linen model and its variables, as ``from_pretrained``.
+
+    Raises:
+      CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
+      ConfigError: a config that is needed is missing, or the reverse.
+    """
+    source = formats.open_state({key: files.tensor_to_numpy(value) for key, value in state.items()}, config)
+    task = task or source.task or source.task_of_names()
+    model = make_model(source.config, task, dtype=dtype)
+    flat = source.select(variable_shapes(model), backbone_only=task == "backbone")
+    return model, traverse_util.unflatten_dict(flat)
+
+
+def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) -> dict[str, np.ndarray]:
+    """The state dict that a module of ``library`` loads: ``"hf"``, ``"torchvision"`` or ``"timm"``.
+
+    Args:
+      model: one of this library's models.
+      variables: its ``params`` and ``batch_stats``.
+      library: whose names and layouts; counters of batch norm are 0.
+
+    Raises:
+      CheckpointError: ``variables`` are not the model's.
+      ConfigError: the library cannot represent the model; the message says in what.
+    """
+    return formats.to_state(_checkpoint_of(model, variables), library)
 
 
 def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]) -> Variables:
@@ -218,6 +259,17 @@ def _advice(source: Source, task: str, *, mismatched: bool) -> str:
         f'\nThis checkpoint has {head}, and a {task} model was asked for. Its backbone alone is what task="backbone" '
         "loads, and what load_backbone puts under another head."
     )
+
+
+def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
+    task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
+    if task is None:
+        known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
+        raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
+    flat = traverse_util.flatten_dict(dict(variables))
+    _check_variables(model, flat)
+    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
+    return Checkpoint(model.config, task, with_reference_extras(model.config, task, flat))
 
 
 def _check_variables(model: nn.Module, flat: Mapping[Path, Any]) -> None:

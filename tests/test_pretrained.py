@@ -19,6 +19,7 @@ from flax_mnv2 import (
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
     from_pretrained,
+    from_state_dict,
     load_backbone,
     save_pretrained,
 )
@@ -397,3 +398,15 @@ def test_imagenet_backbone_in_deeplab(shared):
     state = load_file(shared / "weights" / "mobilenet_v2_1.0_224" / "model.safetensors")
     theirs = state["mobilenet_v2.conv_stem.first_conv.convolution.weight"]
     np.testing.assert_array_equal(kernel[1, 2, 0], theirs[:, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mobilenet_v2.conv_stem.first_conv.convolution.weight", r"Pass config=MobileNetV2Config\.from_dict"),
+        ("encoder.weight", "The tensors of the state dict are those of no format known here"),
+    ],
+)
+def test_a_state_dict_that_says_too_little_is_explained(name, message):
+    with pytest.raises(CheckpointError, match=message):
+        from_state_dict({name: np.zeros((32, 3, 3, 3), np.float32)})

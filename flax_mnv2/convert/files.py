@@ -10,6 +10,7 @@ import pathlib
 import re
 import stat
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -156,14 +157,18 @@ def _read_torch_file(path: pathlib.Path) -> tuple[StateDict, tuple[str, ...]]:
             "save model.state_dict()."
         )
     try:
-        return {key: _to_numpy(value.detach()) for key, value in loaded.items()}, notes
+        return {key: tensor_to_numpy(value) for key, value in loaded.items()}, notes
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} holds a tensor that is no plain array: {error}.") from None
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def tensor_to_numpy(tensor: Any) -> np.ndarray:
+    """A PyTorch tensor as it is, bfloat16 too; anything else through ``np.asarray``."""
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
     import torch
 
+    tensor = tensor.detach().cpu()
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
     import ml_dtypes  # NumPy's bfloat16; JAX depends on it

@@ -87,6 +87,36 @@ def _open_file(path: pathlib.Path) -> Source:
                 "not say padding, epsilon and output stride. Put the model's config.json into the same folder."
             )
         return _open_hugging_face(path, found, MobileNetV2Config.from_json_file(path.parent / CONFIG_NAME))
+    return _open_pytorch(path, found, values if "architecture" in values else None)
+
+
+def open_state(state: StateDict, config: MobileNetV2Config | None) -> Source:
+    """A state dict in memory, recognised by its names.
+
+    Args:
+      state: every tensor by the name it has in its library.
+      config: of a model of transformers, whose tensors do not say it; None for torchvision and timm, whose do.
+
+    Raises:
+      CheckpointError: of no known format, or the config is missing.
+      ConfigError: a config where the tensors say it themselves.
+    """
+    where = pathlib.Path("the state dict")
+    if hugging_face.recognises(state):
+        if config is None:
+            raise CheckpointError(
+                "The state dict has transformers' tensor names, which do not say padding, epsilon and output stride. "
+                "Pass config=MobileNetV2Config.from_dict(model.config.to_dict())."
+            )
+        state = hugging_face.with_prefix(state)
+        return Source("hf", where, config, task=_stated_task(config), state=state, naming=hugging_face.NAMING)
+    source = _open_pytorch(where, files.TensorFile(state), None)
+    if config is not None:
+        raise ConfigError(f"A {source.format} state dict says its network itself; pass no config.")
+    return source
+
+
+def _open_pytorch(path: pathlib.Path, found: files.TensorFile, timm_config: dict[str, Any] | None) -> Source:
     if torchvision.recognises(found.state):
         config = torchvision.config_of(found.state)
         naming = torchvision.naming(len(config.layer_plan.blocks))
@@ -101,7 +131,7 @@ def _open_file(path: pathlib.Path) -> Source:
             notes=found.notes,
         )
     if timm.recognises(found.state):
-        return _open_timm(path, found, values if "architecture" in values else None)
+        return _open_timm(path, found, timm_config)
     names = [f"{name} {value.shape}" for name, value in sorted(found.state.items())]
     raise CheckpointError(
         f"The tensors of {path} are those of no format known here.\n"
@@ -190,6 +220,17 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
         return
     with _undone_on_failure(destination):
         _write_folder(checkpoint, destination, to, content, keep_processor=keep_processor)
+
+
+def to_state(checkpoint: Checkpoint, to: str) -> StateDict:
+    """The state dict of ``hf``, ``torchvision`` or ``timm``.
+
+    Raises:
+      ConfigError: the library cannot represent the model.
+    """
+    if to not in ("hf", "torchvision", "timm"):
+        raise ConfigError(f"The library must be hf, torchvision or timm; found {to!r}.")
+    return _CONTENTS[to](checkpoint)[2]
 
 
 def check_destination(destination: pathlib.Path, to: str) -> None:

@@ -16,18 +16,12 @@ import numpy as np
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.convert.tensors import (
     Path,
-    Shapes,
     StateDict,
-    Tensors,
-    read_state,
     torch_naming,
 )
 from flax_mnv2.errors import ConfigError
 
 PREFIX = "mobilenet_v2."
-# Tensors of a reference checkpoint that have no counterpart in a model of ours, each for a reason:
-_COUNTERS = re.compile(r"\.num_batches_tracked$")  # PyTorch's step counter of batch norm, unused at this momentum
-_LAST_CONV = re.compile(r"^mobilenet_v2\.conv_1x1\.")  # DeepLab's is computed by the reference and read by nobody
 _HEADS = ("classifier.", "segmentation_head.")
 # Fields of ours that change the network, and which the reference knows nothing of.
 PLAN_FIELDS = ("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths")
@@ -45,29 +39,6 @@ key_of = NAMING.key_of
 def recognises(keys: Mapping[str, object]) -> bool:
     """Whether tensor names are this library's, with or without a head."""
     return any(key.startswith(PREFIX) or re.match(r"(conv_stem|layer\.\d+)\.conv_3x3\.", key) for key in keys)
-
-
-def from_state_dict(state: Mapping[str, np.ndarray], shapes: Shapes) -> Tensors:
-    """Converts what a model needs of a checkpoint, strictly.
-
-    Args:
-      state: the reference's tensors by name; those of a bare ``MobileNetV2Model`` lack the ``mobilenet_v2.``
-        prefix, which is added.
-      shapes: shape of every variable that is wanted, by its path.
-
-    Returns:
-      The variables by path, float32.
-
-    Raises:
-      CheckpointError: tensors are missing, left over, or of another shape; the message lists them.
-    """
-    without_last_conv = not any("conv_1x1" in path for path in shapes)  # a segmentation model's
-    needed = {
-        key: value
-        for key, value in with_prefix(state).items()
-        if not _COUNTERS.search(key) and not (without_last_conv and _LAST_CONV.match(key))
-    }
-    return read_state(needed, shapes, NAMING, source="the checkpoint")
 
 
 def with_prefix(state: Mapping[str, np.ndarray]) -> StateDict:

@@ -7,11 +7,8 @@ multiples of 8, sizes of 32k + 1 (where both padding rules agree) beside sizes t
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from flax_mnv2 import MobileNetV2Config
-from flax_mnv2.convert import hugging_face
-from flax_mnv2.pretrained import make_model, variable_shapes
+from flax_mnv2 import MobileNetV2Config, from_state_dict
 
 # depth_multiplier, output_stride, tf_padding, first_layer_is_expansion, finegrained_output, size, more
 CASES = [
@@ -43,10 +40,7 @@ def test_cases_cover_every_axis():
 
 
 def _convert(reference, config, task):
-    state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    model = make_model(config, task)
-    flat = hugging_face.from_state_dict(state, variable_shapes(model))
-    return model, traverse_util.unflatten_dict(flat)
+    return from_state_dict(reference.state_dict(), config=config, task=task)
 
 
 @pytest.mark.parametrize("case", CASES, ids=_case_id)
