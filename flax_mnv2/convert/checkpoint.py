@@ -22,6 +22,7 @@ from flax_mnv2.models import (
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
 )
+from flax_mnv2.models.endpoints import LAST_CONV
 
 MODEL_CLASSES: dict[str, type[nn.Module]] = {
     "backbone": MobileNetV2Model,
@@ -29,7 +30,7 @@ MODEL_CLASSES: dict[str, type[nn.Module]] = {
     "segmentation": MobileNetV2ForSemanticSegmentation,
 }
 _TASK_OF_ARCHITECTURE = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
-_LAST_CONV = ("mobilenet_v2", "conv_1x1")
+_LAST_CONV = ("mobilenet_v2", LAST_CONV)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ class SegmentationDataset:
         return tuple(self.num_examples)
 
     def source(self, split: str) -> ExampleSource:
-        """The examples of a split, in the order of its list of ids.
+        """The examples of a split, as :class:`EncodedExample`, in the order of its list of ids.
 
         Raises:
           DataError: there is no such split, or prepared files are missing.

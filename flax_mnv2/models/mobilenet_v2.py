@@ -14,7 +14,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
-from flax_mnv2.models.endpoints import Selection, select
+from flax_mnv2.models.endpoints import LAST_CONV, Selection, select
 from flax_mnv2.models.heads import ClassificationHead, DeepLabV3Head
 from flax_mnv2.models.layers import Dtype, make_layer
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
@@ -80,7 +80,7 @@ class MobileNetV2Model(_MobileNetV2):
         check_images(pixel_values, self.config)
         backbone = Backbone(self.config, self._layer(train), run_to=run_to, remat=self.remat, name="mobilenet_v2")
         endpoints = backbone(pixel_values)
-        last = endpoints[run_to or "conv_1x1"]
+        last = endpoints[run_to or LAST_CONV]
         return BackboneOutput(
             last_hidden_state=last,
             pooler_output=average_pool(last, self.config.pool_window) if self.add_pooling_layer else None,
@@ -155,7 +155,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         check_images(pixel_values, self.config)
         endpoints = Backbone(self.config, self._layer(train), remat=self.remat, name="mobilenet_v2")(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
-        logits = head(average_pool(endpoints["conv_1x1"], self.config.pool_window), train=train)
+        logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
         return HeadOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,

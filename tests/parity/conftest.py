@@ -95,3 +95,23 @@ def compare_classifiers(assert_close):
         assert_close(ours.logits, theirs_logits, name="logits")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def check_state_dict():
+    """A module's state dict goes into a model of ours in memory and comes back as it was."""
+    import torch
+
+    from flax_mnv2 import ConfigError, from_state_dict, to_state_dict
+
+    def check(module, library):
+        model, variables = from_state_dict(module.state_dict())
+        again = {name: torch.from_numpy(value) for name, value in to_state_dict(model, variables, library).items()}
+        assert all(torch.equal(again[name], value) for name, value in module.state_dict().items())
+        module.load_state_dict(again)
+        with pytest.raises(ConfigError, match="says its network itself"):
+            from_state_dict(module.state_dict(), config=model.config)
+        with pytest.raises(ConfigError, match="hf, torchvision or timm; found 'keras'"):
+            to_state_dict(model, variables, "keras")
+
+    return check
