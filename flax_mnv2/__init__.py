@@ -3,11 +3,13 @@
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
 from flax_mnv2.image_processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
+from flax_mnv2.inference import make_inference_fn
 from flax_mnv2.models import (
     MobileNetV2Backbone,
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
+    fold_batch_norm,
 )
 from flax_mnv2.pretrained import (
     from_pretrained,
@@ -33,9 +35,11 @@ __all__ = [
     "MobileNetV2Model",
     "UserError",
     "__version__",
+    "fold_batch_norm",
     "from_pretrained",
     "from_state_dict",
     "load_backbone",
+    "make_inference_fn",
     "save_pretrained",
     "to_state_dict",
     "variant_config",

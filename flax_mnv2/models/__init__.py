@@ -1,5 +1,6 @@
 """Linen modules: arrays in, arrays out; no files and no logging."""
 
+from flax_mnv2.models.fold import fold_batch_norm
 from flax_mnv2.models.mobilenet_v2 import (
     MobileNetV2Backbone,
     MobileNetV2ForImageClassification,
@@ -15,4 +16,5 @@ __all__ = [
     "MobileNetV2ForImageClassification",
     "MobileNetV2ForSemanticSegmentation",
     "MobileNetV2Model",
+    "fold_batch_norm",
 ]

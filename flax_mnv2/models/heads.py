@@ -40,11 +40,13 @@ class DeepLabV3Head(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Features (N, h, w, c) → logits (N, h, w, num_labels), float32."""
         momentum = self.config.head_batch_norm_momentum
-        norm = functools.partial(
-            self.layer.keywords["norm"],
-            epsilon=DEEPLAB_EPSILON,
-            momentum=self.config.batch_norm_momentum if momentum is None else momentum,
-        )
+        norm = self.layer.keywords["norm"]
+        if norm is not None:
+            norm = functools.partial(
+                norm,
+                epsilon=DEEPLAB_EPSILON,
+                momentum=self.config.batch_norm_momentum if momentum is None else momentum,
+            )
         layer = functools.partial(self.layer, norm=norm, act=nn.relu)
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=at_least_float32(x.dtype)).astype(x.dtype)
         pooled = layer(DEEPLAB_CHANNELS, name="conv_pool")(pooled)

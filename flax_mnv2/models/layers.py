@@ -12,13 +12,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_mnv2.config import BlockSpec, MobileNetV2Config, StemSpec
-from flax_mnv2.models.depthwise import Padding, depthwise_conv
+from flax_mnv2.models.batch_norm import BatchNorm
+from flax_mnv2.models.depthwise import depthwise_conv
+from flax_mnv2.models.expansion import Expansion
+from flax_mnv2.models.platforms import Implementation
+from flax_mnv2.models.pointwise import Activation, Moments, affine_act, moments, pointwise
+from flax_mnv2.models.shifts import Padding
 
 Dtype = Any
 
 # One entry for each of flax_mnv2.config.ACTIVATIONS.
-ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu6": nn.relu6,
+ACTIVATION_FUNCTIONS: dict[str, Activation] = {
+    "relu6": lambda x: lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype)),
     "relu": nn.relu,
     "silu": nn.silu,
     "swish": nn.silu,
@@ -64,6 +69,7 @@ class Convolution(nn.Module):
       tf_padding: TensorFlow's rule or PyTorch's.
       dtype: type of the computation; parameters stay float32.
       kernel_init: initialiser of the kernel.
+      implementation: see ``platforms.platform_op``.
     """
 
     features: int
@@ -75,35 +81,45 @@ class Convolution(nn.Module):
     tf_padding: bool = True
     dtype: Dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    implementation: Implementation = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, in) → (N, ceil(H / stride), ceil(W / stride), features)."""
+    def parameters(self, in_channels: int) -> tuple[jax.Array, jax.Array | None]:
+        """(kernel, bias or None), float32."""
         size = self.kernel_size
-        shape = (size, size, 1 if self.depthwise else x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
+        shape = (size, size, 1 if self.depthwise else in_channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
+        return kernel, bias
+
+    def window(self, height: int, width: int) -> dict[str, Any]:
+        """Stride, padding and dilation for an input of this size, as keyword arguments."""
         padding = same_padding(
-            *x.shape[1:3], kernel=size, stride=self.stride, dilation=self.dilation, tf_padding=self.tf_padding
+            height,
+            width,
+            kernel=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            tf_padding=self.tf_padding,
         )
+        return {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """(N, H, W, in) → (N, ceil(H / stride), ceil(W / stride), features), with this kernel, of type ``dtype``."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        window = self.window(*x.shape[1:3])
         if self.depthwise:
-            x = depthwise_conv(x, kernel, self.stride, padding, self.dilation)
-        elif size == 1 and self.stride == 1:
-            # A matrix product is 2 to 6 times faster on CPU than a 1×1 convolution, and the same elsewhere.
-            x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-        else:
-            x = lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=padding,
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-        return x
+            return depthwise_conv(x, kernel, implementation=self.implementation, **window)
+        if self.kernel_size == 1 and self.stride == 1:
+            return pointwise(x, kernel[0, 0], implementation=self.implementation)
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=window["padding"],
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
 
 class ConvNormAct(nn.Module):
@@ -112,7 +128,7 @@ class ConvNormAct(nn.Module):
     Attributes:
       features: output channels.
       conv: partial of ``Convolution`` with what the whole network shares.
-      norm: partial of ``nn.BatchNorm`` with what the whole network shares; None for a bias in its place.
+      norm: partial of ``BatchNorm`` with what the whole network shares; None for a bias in its place.
       act: activation, or None.
       kernel_size: side of the kernel.
       stride: step between outputs.
@@ -123,16 +139,16 @@ class ConvNormAct(nn.Module):
     features: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module] | None
-    act: Callable[[jax.Array], jax.Array] | None
+    act: Activation | None
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
     depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, in) → (N, H', W', features)."""
-        x = self.conv(
+    def parts(self) -> tuple[nn.Module, nn.Module | None]:
+        """The convolution and the normalisation, or None for it."""
+        conv = self.conv(
             features=self.features,
             kernel_size=self.kernel_size,
             stride=self.stride,
@@ -140,10 +156,54 @@ class ConvNormAct(nn.Module):
             depthwise=self.depthwise,
             use_bias=self.norm is None,
             name="convolution",
-        )(x)
-        if self.norm is not None:
-            x = self.norm(name="normalization")(x)
-        return x if self.act is None else self.act(x)
+        )
+        return conv, None if self.norm is None else self.norm(features=self.features, name="normalization")
+
+    def kernel(self, in_channels: int) -> jax.Array:
+        """The kernel, of the type of the computation."""
+        conv, _ = self.parts()
+        return conv.parameters(in_channels)[0].astype(conv.dtype)
+
+    def affine(self, in_channels: int, moments: Callable[[], Moments]) -> tuple[jax.Array | None, jax.Array]:
+        """(multiplier or None, offset), each (features,): the layer is ``act(convolution * multiplier + offset)``."""
+        conv, norm = self.parts()
+        return (None, conv.parameters(in_channels)[1]) if norm is None else norm(moments)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, in) → (N, H', W', features)."""
+        y = self.parts()[0](x, self.kernel(x.shape[-1]))
+        return affine_act(y, *self.affine(x.shape[-1], lambda: moments(y)), self.act)
+
+
+def depthwise_and_project(
+    expansion: Expansion,
+    affine: tuple[jax.Array | None, jax.Array],
+    act: Activation | None,
+    depthwise: ConvNormAct,
+    project: ConvNormAct | None,
+    size: tuple[int, int],
+) -> dict[str, jax.Array]:
+    """The end of a block, from the expanded map, its multiplier and offset, and its activation.
+
+    Returns:
+      ``depthwise`` and, with ``project``, ``output``.
+    """
+    conv, _ = depthwise.parts()
+    channels = depthwise.features
+    y = expansion.depthwise(*affine, depthwise.kernel(channels), act=act, **conv.window(*size))
+    y = affine_act(y, *depthwise.affine(channels, functools.partial(moments, y)), depthwise.act)
+    return {"depthwise": y} if project is None else {"depthwise": y, "output": project(y)}
+
+
+def expand_and_project(
+    x: jax.Array, expand: ConvNormAct, depthwise: ConvNormAct, project: ConvNormAct | None
+) -> dict[str, jax.Array]:
+    """A block: ``expansion``, ``depthwise`` and, with ``project``, ``output``."""
+    conv, _ = expand.parts()
+    expansion = Expansion(x.astype(conv.dtype), expand.kernel(x.shape[-1])[0, 0], conv.implementation)
+    affine = expand.affine(x.shape[-1], expansion.moments)
+    outputs = depthwise_and_project(expansion, affine, expand.act, depthwise, project, x.shape[1:3])
+    return {"expansion": expansion.activated(*affine, expand.act), **outputs}
 
 
 Layer = Callable[..., nn.Module]  # partial of ConvNormAct, bound once at the root of a model
@@ -164,11 +224,18 @@ class Stem(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, image channels) → (N, ⌈H/2⌉, ⌈W/2⌉, out_channels)."""
         width = self.spec.channels
-        x = self.layer(width, kernel_size=3, stride=2, name="first_conv")(x)
+        first = self.layer(width, kernel_size=3, stride=2, name="first_conv")
+        depthwise = self.layer(width, kernel_size=3, depthwise=True, name="conv_3x3")
+        project = self.layer(self.spec.out_channels, act=None, name="reduce_1x1")
         if self.spec.expand:
-            x = self.layer(width, name="expand_1x1")(x)
-        y = self.layer(width, kernel_size=3, depthwise=True, name="conv_3x3")(x)
-        y = self.layer(self.spec.out_channels, act=None, name="reduce_1x1")(y)
+            x = first(x)
+            y = expand_and_project(x, self.layer(width, name="expand_1x1"), depthwise, project)["output"]
+        else:
+            conv, _ = first.parts()
+            y = conv(x, first.kernel(x.shape[-1]))
+            expansion = Expansion(y, None, conv.implementation)
+            affine = first.affine(x.shape[-1], expansion.moments)
+            y = depthwise_and_project(expansion, affine, first.act, depthwise, project, y.shape[1:3])["output"]
         return x + y if self.spec.residual else y
 
 
@@ -193,21 +260,21 @@ class InvertedResidual(nn.Module):
         ``output`` (N, ⌈H/stride⌉, ⌈W/stride⌉, out_channels).
         """
         spec = self.spec
-        outputs = {"expansion": self.layer(spec.expanded_channels, name="expand_1x1")(x)}
+        expand = self.layer(spec.expanded_channels, name="expand_1x1")
         if self.stop_at == "expansion":
-            return outputs
-        outputs["depthwise"] = self.layer(
+            return {"expansion": expand(x)}
+        depthwise = self.layer(
             spec.expanded_channels,
             kernel_size=3,
             stride=spec.stride,
             dilation=spec.dilation,
             depthwise=True,
             name="conv_3x3",
-        )(outputs["expansion"])
-        if self.stop_at == "depthwise":
-            return outputs
-        y = self.layer(spec.out_channels, act=None, name="reduce_1x1")(outputs["depthwise"])
-        outputs["output"] = x + y if spec.residual else y
+        )
+        project = None if self.stop_at == "depthwise" else self.layer(spec.out_channels, act=None, name="reduce_1x1")
+        outputs = expand_and_project(x, expand, depthwise, project)
+        if spec.residual and "output" in outputs:
+            outputs["output"] = x + outputs["output"]
         return outputs
 
 
@@ -243,25 +310,34 @@ class ChannelDropout(nn.Module):
 
 
 def make_layer(
-    config: MobileNetV2Config, *, train: bool, dtype: Dtype, axis_name: str | None, freeze_batch_norm: bool
+    config: MobileNetV2Config,
+    *,
+    train: bool,
+    dtype: Dtype,
+    axis_name: str | None,
+    freeze_batch_norm: bool,
+    fold_batch_norm: bool,
+    implementation: Implementation,
 ) -> Layer:
     """Binds what every ``ConvNormAct`` of a network shares.
 
     Batch normalisation computes its statistics in float32; with ``freeze_batch_norm`` it uses the running
     ones even while training, and its scale and bias still learn (as TF DeepLab's ``fine_tune_batch_norm=False``).
+    With ``fold_batch_norm`` there is none: convolutions have biases.
     """
     conv = functools.partial(
         Convolution,
         tf_padding=config.tf_padding,
         dtype=dtype,
         kernel_init=nn.initializers.normal(config.initializer_range),
+        implementation=implementation,
     )
     norm = functools.partial(
-        nn.BatchNorm,
+        BatchNorm,
         use_running_average=not train or freeze_batch_norm,
         momentum=config.batch_norm_momentum,
         epsilon=config.layer_norm_eps,
-        dtype=dtype,
         axis_name=axis_name,
     )
-    return functools.partial(ConvNormAct, conv=conv, norm=norm, act=ACTIVATION_FUNCTIONS[config.hidden_act])
+    act = ACTIVATION_FUNCTIONS[config.hidden_act]
+    return functools.partial(ConvNormAct, conv=conv, norm=None if fold_batch_norm else norm, act=act)

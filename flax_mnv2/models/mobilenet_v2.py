@@ -18,6 +18,7 @@ from flax_mnv2.models.endpoints import LAST_CONV, Selection, select
 from flax_mnv2.models.heads import ClassificationHead, DeepLabV3Head
 from flax_mnv2.models.layers import Dtype, make_layer
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
+from flax_mnv2.models.platforms import Implementation
 from flax_mnv2.models.pooling import average_pool
 
 MIN_SIZE_PX = 32
@@ -29,10 +30,17 @@ class _MobileNetV2(nn.Module):
     Attributes:
       config: the architecture.
       dtype: type of the computation (bfloat16 on accelerators); parameters, statistics and logits are float32.
-      axis_name: mapped axis over which the batch is split, under ``pmap``: batch norm is then global over it.
+      axis_name: mapped axis over which the batch is split, under ``pmap``: batch norm is then global over it, unless
+        ``sync_batch_norm`` is off.
       freeze_batch_norm: use the running statistics while training too, and leave them as they are.
       remat: keep only the outputs of blocks for the backward pass and compute their inside again, which trades
         about a third more computation for memory.
+      sync_batch_norm: share batch statistics over ``axis_name``; otherwise each device normalises with its own, which
+        saves two small collectives a layer.
+      batch_norm_folded: convolutions have biases in place of batch norm, as ``fold_batch_norm`` makes them.
+      implementation: ``"auto"`` for what is fastest on the platform that the program is compiled for; ``"native"`` for
+        plain XLA convolutions, each followed by its normalisation, for comparison; ``"shifted"`` for what ``"auto"``
+        takes on CPU.
     """
 
     config: MobileNetV2Config
@@ -40,14 +48,19 @@ class _MobileNetV2(nn.Module):
     axis_name: str | None = dataclasses.field(default=None, kw_only=True)
     freeze_batch_norm: bool = dataclasses.field(default=False, kw_only=True)
     remat: bool = dataclasses.field(default=False, kw_only=True)
+    sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+    batch_norm_folded: bool = dataclasses.field(default=False, kw_only=True)
+    implementation: Implementation = dataclasses.field(default="auto", kw_only=True)
 
     def _layer(self, train: bool):
         return make_layer(
             self.config,
             train=train,
             dtype=self.dtype,
-            axis_name=self.axis_name,
+            axis_name=self.axis_name if self.sync_batch_norm else None,
             freeze_batch_norm=self.freeze_batch_norm,
+            fold_batch_norm=self.batch_norm_folded,
+            implementation=self.implementation,
         )
 
 

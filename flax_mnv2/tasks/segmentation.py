@@ -57,7 +57,13 @@ class SegmentationTask:
         """Builds the models; ``axis_name`` is the mapped axis under ``pmap``."""
         self.config = config
         attributes = {"dtype": jnp.dtype(config.dtype), "freeze_batch_norm": config.freeze_batch_norm}
-        self.model = make_model(model_config, "segmentation", axis_name=axis_name, **attributes)
+        self.model = make_model(
+            model_config,
+            "segmentation",
+            axis_name=axis_name,
+            sync_batch_norm=config.batch_norm.sync,
+            **attributes,
+        )
         stride = config.eval.output_stride or model_config.output_stride
         self.eval_model = make_model(model_config.replace(output_stride=stride), "segmentation", **attributes)
         self.ignore_label = model_config.semantic_loss_ignore_index
@@ -74,12 +80,14 @@ class SegmentationTask:
         self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         """Summed cross-entropy over the valid pixels, with new statistics and the sums behind the metrics."""
-        del axis_name  # the model has it
         output, updated = self.model.apply(
             variables, normalize(batch["image"]), train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
         loss, weight = segmentation_cross_entropy_sums(output.logits, batch["label"], ignore_label=self.ignore_label)
-        return loss, (updated.get("batch_stats", variables["batch_stats"]), {"weight": weight})
+        statistics = updated.get("batch_stats", variables["batch_stats"])
+        if axis_name is not None and not self.model.sync_batch_norm:
+            statistics = jax.lax.pmean(statistics, axis_name)
+        return loss, (statistics, {"weight": weight})
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The confusion matrix of the batch (C, C) int32, and predictions (N, H, W) uint8."""

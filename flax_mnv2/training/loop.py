@@ -51,7 +51,7 @@ def train(
     # ---- Check everything that can be checked before the first expensive step -----------------------------
     check_config(config)
     check_trains(config)
-    parallel = parallel or make_parallel(config.parallel)
+    parallel = parallel or make_parallel(config.parallel, per_device=not config.batch_norm.sync)
     check_divisible(parallel, config.batch_size, "batch_size")
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
     workdir = open_workdir(workdir, config)

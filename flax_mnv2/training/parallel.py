@@ -1,4 +1,4 @@
-"""The only file that says jit, pmap or mesh: two ways to run the same pure steps.
+"""The only file that says jit, pmap, shard_map or mesh: two ways to run the same pure steps.
 
 In both the state is one replicated pytree, so a checkpoint of one restores in the other, on any number of
 devices.
@@ -21,21 +21,25 @@ AXIS = "data"
 
 
 class JitParallel:
-    """``jax.jit`` over a one-dimensional mesh; arrays are global, sums over the batch too."""
+    """``jax.jit`` over a one-dimensional mesh; arrays are global, sums over the batch too.
 
-    axis_name = None
+    Attributes:
+      axis_name: None; with ``per_device`` the axis over which a step sums by itself, because it sees its share of the
+        batch alone (``jax.shard_map``).
+    """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, devices: Sequence[jax.Device] | None = None, *, per_device: bool = False):
         """Uses ``devices``, by default all of all processes."""
         self.devices = list(devices or jax.devices())
-        mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
-        self.replicated = NamedSharding(mesh, P())
-        self.split = NamedSharding(mesh, P(AXIS))
+        self.axis_name = AXIS if per_device else None
+        self._mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.replicated = NamedSharding(self._mesh, P())
+        self.split = NamedSharding(self._mesh, P(AXIS))
 
     def compile_train_step(self, step: Callable) -> Callable:
         """Compiles ``(state, batch) -> (state, metrics)``; the state's memory is reused."""
         return jax.jit(
-            step,
+            self._per_device(step, out_specs=(P(), P())),
             in_shardings=(self.replicated, self.split),
             out_shardings=(self.replicated, self.replicated),
             donate_argnums=0,
@@ -43,7 +47,17 @@ class JitParallel:
 
     def compile_eval_step(self, step: Callable) -> Callable:
         """Compiles ``(variables, batch) -> (sums, examples)``."""
-        return jax.jit(step, in_shardings=(self.replicated, self.split), out_shardings=(self.replicated, self.split))
+        return jax.jit(
+            self._per_device(step, out_specs=(P(), P(AXIS))),
+            in_shardings=(self.replicated, self.split),
+            out_shardings=(self.replicated, self.split),
+        )
+
+    def _per_device(self, step: Callable, *, out_specs: tuple[P, P]) -> Callable:
+        if self.axis_name is None:
+            return step
+        # What a step returns as replicated it has summed itself, which the checker cannot see through custom_vjp.
+        return jax.shard_map(step, mesh=self._mesh, in_specs=(P(), P(AXIS)), out_specs=out_specs, check_vma=False)
 
     def put_state(self, state: Any) -> Any:
         """Replicates a host or device pytree."""
@@ -104,9 +118,13 @@ class PmapParallel:
 Parallel = JitParallel | PmapParallel
 
 
-def make_parallel(mode: str, devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """``"jit"`` or ``"pmap"`` over ``devices``, by default all."""
-    return {"jit": JitParallel, "pmap": PmapParallel}[mode](devices)
+def make_parallel(mode: str, devices: Sequence[jax.Device] | None = None, *, per_device: bool = False) -> Parallel:
+    """``"jit"`` or ``"pmap"`` over ``devices``, by default all.
+
+    With ``per_device`` a step under jit sees one device's share of the batch, as it always does under pmap; batch norm
+    without synchronisation needs that.
+    """
+    return PmapParallel(devices) if mode == "pmap" else JitParallel(devices, per_device=per_device)
 
 
 def check_divisible(parallel: Parallel, batch_size: int, name: str) -> None:

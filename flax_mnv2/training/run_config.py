@@ -57,6 +57,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.classifier_dropout_prob = 0.1
     config.model.batch_norm_momentum = 0.997  # share of the old statistics that is kept
     config.model.head_batch_norm_momentum = 0.9997
+    config.batch_norm = ml_collections.ConfigDict()
+    config.batch_norm.sync = True  # statistics over all devices; False: of each device, averaged for evaluation
     config.freeze_batch_norm = False  # use and keep the running statistics; scale and bias still learn
 
     config.data = ml_collections.ConfigDict()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
 from flax_mnv2.models.layers import ChannelDropout, same_padding
 
 
@@ -45,3 +46,26 @@ def test_dropout_edges():
     np.testing.assert_array_equal(_drop(0.5, x, deterministic=True), x)
     np.testing.assert_array_equal(_drop(0.0, x), x)
     np.testing.assert_array_equal(_drop(1.0, x), 0 * x)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_batch_statistics_are_those_of_all_devices_or_of_each(sync, tiny_blocks):
+    config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0)
+    model = MobileNetV2ForImageClassification(config, axis_name="data", sync_batch_norm=sync)
+    images = jax.random.normal(jax.random.key(0), (2, 2, 32, 32, 3)) * jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1)
+    variables = jax.jit(model.init)(jax.random.key(1), images[0])
+
+    def apply(model, images):
+        output, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return output.logits, updated["batch_stats"]
+
+    logits, statistics = jax.jit(jax.vmap(lambda images: apply(model, images), axis_name="data"))(images)
+    alone = jax.jit(lambda images: apply(model.clone(axis_name=None), images))
+    if sync:
+        expected, whole = alone(images.reshape(4, 32, 32, 3))
+        logits, statistics = logits.reshape(4, 5), jax.tree.map(lambda leaf: leaf[0], statistics)
+    else:
+        expected, whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), alone(images[0]), alone(images[1]))
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+    for one, other in zip(jax.tree.leaves(statistics), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * float(jnp.abs(other).max()) + 1e-6)

@@ -19,7 +19,7 @@ STEPS = 2
 
 def _run(config, dataset, mode, num_devices):
     """Losses of a few steps, the final state, and the evaluation of that state."""
-    parallel = make_parallel(mode, jax.devices()[:num_devices])
+    parallel = make_parallel(mode, jax.devices()[:num_devices], per_device=not config.batch_norm.sync)
     task = SegmentationTask(config, make_model_config(config, dataset.labels), axis_name=parallel.axis_name)
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -60,6 +60,19 @@ def test_every_way_agrees_to_rounding(tiny_config, dataset):
         for one, other in zip(evaluation.kept, other_evaluation.kept, strict=True):
             np.testing.assert_array_equal(one.image, other.image)
             assert one.prediction.shape == other.prediction.shape == one.label.shape
+
+
+@pytest.mark.slow
+def test_without_synchronised_batch_norm_jit_and_pmap_agree(tiny_config, dataset):
+    tiny_config.batch_norm.sync = False
+    tiny_config.dtype = "float64"
+    with jax.enable_x64(True):
+        (losses, state, _), (other_losses, other_state, _) = (
+            _run(tiny_config, dataset, mode, 2) for mode in ("jit", "pmap")
+        )
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * (np.abs(one).max() + 1e-3))
 
 
 def test_batch_that_does_not_divide_is_explained():

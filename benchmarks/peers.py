@@ -1,0 +1,249 @@
+"""The same networks in other libraries: built, given our weights, and called as fast as their users know to.
+
+Modules take and return what they do in their library, in channels-last memory; a missing library raises ImportError,
+which ``harness.build`` turns into a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import importlib
+import importlib.util
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import flax_mnv2
+from benchmarks import workloads
+from benchmarks.torch_setup import import_torch
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.pretrained import make_model
+
+# What torchvision and timm cannot vary: PyTorch's symmetric padding and epsilon. Same shapes, so same variables.
+PYTORCH_NUMBERS = {"tf_padding": False, "layer_norm_eps": 1e-5}
+LIBRARIES = ("transformers", "timm", "torchvision")
+# Ways to call a module: keywords of torch.compile, or None for eager mode.
+CPU_MODES: dict[str, dict[str, Any] | None] = {
+    "eager": None,
+    "compile": {},
+    "compile-freeze": {"options": {"freezing": True}},  # folds batch norm and packs the weights; inference only
+}
+GPU_MODES: dict[str, dict[str, Any] | None] = {
+    "eager": None,
+    "compile": {},
+    "compile-autotune": {"mode": "max-autotune"},
+}
+
+
+def cases(*, gpu: bool, training: bool = False) -> dict[str, tuple[str, dict[str, Any] | None]]:
+    """Name of a case → its library and its keywords for torch.compile, None for eager mode."""
+    modes = dict(GPU_MODES if gpu else CPU_MODES)
+    if training:
+        modes.pop("compile-freeze", None)
+    return {
+        library if mode == "eager" else f"{library}-{mode}": (library, options)
+        for library in LIBRARIES
+        for mode, options in modes.items()
+    }
+
+
+def reference_config(library: str, config: MobileNetV2Config) -> MobileNetV2Config:
+    """``config`` as far as ``library`` can follow it; it takes the same variables."""
+    return config if library == "transformers" else config.replace(**PYTORCH_NUMBERS)
+
+
+def make_module(library: str, config: MobileNetV2Config, task: str, variables: workloads.Variables):
+    """A float32 module of ``library`` with our weights, whose call returns what that library's does.
+
+    Raises:
+      ImportError: the library is not installed.
+      ValueError: it does not have this network.
+    """
+    torch = import_torch()
+    if importlib.util.find_spec(library) is None:
+        raise ImportError(f"{library} is not installed")
+    if task == "segmentation" and library != "transformers":
+        raise ValueError(f"{library} has no DeepLab on MobileNetV2")
+    model = make_model(reference_config(library, config), task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if library == "transformers":
+            module = _transformers_module(config, task)
+        elif library == "timm":
+            timm = importlib.import_module("timm")
+            name = f"mobilenetv2_{round(100 * config.depth_multiplier):03d}"
+            dropout = config.classifier_dropout_prob
+            module = timm.create_model(name, num_classes=config.num_labels, drop_rate=dropout)
+        else:
+            torchvision = importlib.import_module("torchvision")
+            module = torchvision.models.mobilenet_v2(
+                width_mult=config.depth_multiplier,
+                num_classes=config.num_labels,
+                dropout=config.classifier_dropout_prob,
+            )
+    state = flax_mnv2.to_state_dict(model, variables, "hf" if library == "transformers" else library)
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    if library == "transformers" and task == "segmentation":
+        # Declared, computed and never used by the reference; without it all do the same work.
+        module.mobilenet_v2.conv_1x1 = torch.nn.Identity()
+    device = "cuda" if torch.cuda.is_available() and workloads.on_gpu() else "cpu"
+    return module.to(device=device, memory_format=torch.channels_last)
+
+
+def _transformers_module(config: MobileNetV2Config, task: str):
+    transformers = importlib.import_module("transformers")
+    name = "ImageClassification" if task == "classification" else "SemanticSegmentation"
+    reference = transformers.MobileNetV2Config.from_dict(config.to_dict())
+    return getattr(transformers, f"MobileNetV2For{name}")(reference)
+
+
+def _logits(output):
+    return getattr(output, "logits", output)
+
+
+def _device_of(module):
+    return next(module.parameters()).device
+
+
+def _images(images: np.ndarray, device):
+    """(N, H, W, C) → a tensor (N, C, H, W) whose memory is channels last, as it was."""
+    return import_torch().from_numpy(images).permute(0, 3, 1, 2).to(device)
+
+
+def _autocast(device, dtype: str):
+    torch = import_torch()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+def _wait(device) -> None:
+    if device.type == "cuda":
+        import_torch().cuda.synchronize()
+
+
+def _compiled(function, options: dict[str, Any] | None):
+    """``function`` through torch.compile, for one shape; None leaves it eager."""
+    torch = import_torch()
+    return function if options is None else torch.compile(function, dynamic=False, **options)
+
+
+def forget() -> None:
+    """Frees what torch.compile and the memory of the GPU keep of modules that are no longer used."""
+    torch = import_torch()
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---- inference -----------------------------------------------------------------------------------------
+
+
+def inference_case(module, images: np.ndarray, *, dtype: str, options: dict[str, Any] | None) -> Callable[[], Any]:
+    """A case that returns float logits on their device, which is idle then."""
+    torch = import_torch()
+    module = module.eval()
+    device = _device_of(module)
+    images = _images(images, device)
+    forward = _compiled(lambda images: _logits(module(images)), options)
+
+    def case():
+        with torch.inference_mode(), _autocast(device, dtype):
+            logits = forward(images)
+        _wait(device)
+        return logits
+
+    return case
+
+
+def onnxruntime_case(module, images: np.ndarray, *, cores: int) -> Callable[[], Any]:
+    """A case of ONNX Runtime on CPU, which returns the logits as a NumPy array; the module goes through torch.onnx."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    torch = import_torch()
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images):
+            return _logits(self.module(images))
+
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = pathlib.Path(folder) / "model.onnx"
+        with contextlib.redirect_stdout(None):
+            torch.onnx.export(Logits().eval(), (torch.from_numpy(images),), path, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: images})[0]
+
+
+def to_numpy(logits: Any) -> np.ndarray:
+    """A case's logits as float32 and as we have them: (N, C), or a map with its channels last."""
+    if not isinstance(logits, np.ndarray):
+        logits = logits.float().cpu().numpy()
+    return logits.transpose(0, 2, 3, 1) if logits.ndim == 4 else logits
+
+
+# ---- training ------------------------------------------------------------------------------------------
+
+
+def _loss(logits, labels):
+    functional = import_torch().nn.functional
+    if logits.ndim == 2:
+        return functional.cross_entropy(logits.float(), labels)
+    logits = functional.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+    return functional.cross_entropy(logits, labels, ignore_index=255)
+
+
+def train_case(
+    module, batch: dict[str, np.ndarray], *, dtype: str, options: dict[str, Any] | None
+) -> Callable[[], Any]:
+    """A case that makes one step of SGD with momentum and returns the loss; the device is idle then."""
+    torch = import_torch()
+    module = module.train()
+    device = _device_of(module)
+    images, labels = _images(batch["image"], device), torch.from_numpy(batch["label"]).long().to(device)
+    optimizer = torch.optim.SGD(module.parameters(), workloads.LEARNING_RATE, momentum=workloads.MOMENTUM, fused=True)
+
+    def objective(images, labels):
+        with _autocast(device, dtype):
+            logits = _logits(module(images))
+        return _loss(logits, labels)
+
+    objective = _compiled(objective, options)
+
+    def case():
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective(images, labels)
+        loss.backward()
+        optimizer.step()
+        _wait(device)
+        return loss.detach()
+
+    return case
+
+
+def train_loss(module, batch: dict[str, np.ndarray], *, dtype: str) -> float:
+    """The loss in train mode without dropout, as a check against ours."""
+    torch = import_torch()
+    module = copy.deepcopy(module).train()
+    device = _device_of(module)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+            layer.p = 0.0
+        if hasattr(layer, "drop_rate"):  # timm's classifiers call the function
+            layer.drop_rate = 0.0
+    with torch.no_grad(), _autocast(device, dtype):
+        logits = _logits(module(_images(batch["image"], device)))
+        return float(_loss(logits, torch.from_numpy(batch["label"]).long().to(device)))

@@ -1,0 +1,211 @@
+"""The networks that are measured, as this project builds them: configs, weights, inputs and cases.
+
+Nothing here needs more than JAX, Flax, Optax and NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+import flax_mnv2
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.losses import cross_entropy_sums, segmentation_cross_entropy_sums
+from flax_mnv2.pretrained import make_model
+from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.steps import make_train_step
+
+VOC_CLASSES = 21
+VOID_SHARE = 0.05  # of the pixels of a label map, about as in VOC
+LEARNING_RATE, MOMENTUM = 0.01, 0.9
+DROPOUT = {"classification": 0.2, "segmentation": 0.1}
+MIB = 2**20
+
+Variables = dict[str, Any]
+
+
+def make_config(task: str, variant: str, *, image_size: int | None = None) -> MobileNetV2Config:
+    """The config of a published width.
+
+    Args:
+      task: ``"classification"`` (1001 classes) or ``"segmentation"`` (DeepLab, 21 classes, output stride 16).
+      variant: such as ``1.0_224``.
+      image_size: side of the images in pixels; None takes the variant's, or DeepLab's 513.
+    """
+    fields: dict[str, Any] = {"classifier_dropout_prob": DROPOUT[task]}
+    if task == "segmentation":
+        fields |= {"num_labels": VOC_CLASSES, "output_stride": 16, "image_size": image_size or 513}
+    elif image_size is not None:
+        fields["image_size"] = image_size
+    return flax_mnv2.variant_config(f"mobilenet_v2_{variant}", **fields)
+
+
+def random_variables(model: nn.Module, *, seed: int = 0) -> Variables:
+    """Variables under which signals keep their scale and batch norm does something; float32 NumPy arrays.
+
+    With the reference's initialiser the activations of an untrained network all but vanish, and a comparison of
+    outputs would show nothing.
+    """
+    key, image = jax.random.key(seed), jnp.zeros((1, 64, 64, model.config.num_channels))
+    flat = traverse_util.flatten_dict(jax.eval_shape(model.init, key, image))
+    generator = np.random.default_rng(seed)
+    ranges = {"scale": (0.5, 1.5), "bias": (-0.25, 0.5), "mean": (-0.25, 0.25), "var": (0.5, 2.0)}
+
+    def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        if path[-1] == "kernel":
+            values = generator.normal(size=shape) * (2.0 / np.prod(shape[:-1])) ** 0.5
+        else:
+            values = generator.uniform(*ranges[path[-1]], size=shape)
+        return values.astype(np.float32)
+
+    return traverse_util.unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flat.items()})
+
+
+def random_images(config: MobileNetV2Config, batch: int, *, seed: int = 0) -> np.ndarray:
+    """Images as a processor gives them, float32 (batch, H, W, 3), about -1 to 1."""
+    size = config.image_size if isinstance(config.image_size, tuple) else (config.image_size,) * 2
+    shape = (batch, *size, config.num_channels)
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def random_labels(task: str, config: MobileNetV2Config, batch: int, *, seed: int = 0) -> np.ndarray:
+    """int32: (batch,) classes, or (batch, H, W) with some 255, which do not count."""
+    generator = np.random.default_rng(seed)
+    if task == "classification":
+        return generator.integers(config.num_labels, size=batch, dtype=np.int32)
+    labels = generator.integers(config.num_labels, size=(batch, config.image_size, config.image_size), dtype=np.int32)
+    labels[generator.random(labels.shape) < VOID_SHARE] = config.semantic_loss_ignore_index
+    return labels
+
+
+def build_model(config: MobileNetV2Config, task: str, *, dtype: Any, native: bool = False) -> nn.Module:
+    """The model; ``native`` has XLA's grouped convolutions, the network as one would write it first."""
+    return make_model(config, task, dtype=dtype).clone(implementation="native" if native else "auto")
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A compiled program with what compiling cost.
+
+    Attributes:
+      call: the program.
+      compile_s: seconds of tracing and compiling.
+      temp_mib: temporary memory that the program takes, in MiB, as XLA states it; None where it does not.
+    """
+
+    call: Callable[..., Any]
+    compile_s: float
+    temp_mib: float | None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """For a row of the report."""
+        return {"compile s": self.compile_s, "temp MiB": self.temp_mib}
+
+
+def compile_program(function: Callable[..., Any], *arguments: Any, **jit_options: Any) -> Compiled:
+    """Compiles ``function`` for these arguments."""
+    start = time.perf_counter()
+    program = jax.jit(function, **jit_options).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    return Compiled(program, seconds, None if memory is None else memory.temp_size_in_bytes / MIB)
+
+
+# ---- inference -----------------------------------------------------------------------------------------
+
+
+def inference_program(model: nn.Module, variables: Variables, images: jax.Array, *, fast: bool) -> Compiled:
+    """``call()`` → logits, ready; ``fast`` is ``make_inference_fn``, otherwise ``model.apply`` under ``jit``."""
+    if fast:
+        function, images = flax_mnv2.make_inference_fn(model, variables), jax.device_put(images)
+        start = time.perf_counter()
+        jax.block_until_ready(function(images))
+        seconds = time.perf_counter() - start
+        return Compiled(lambda: jax.block_until_ready(function(images).logits), seconds, None)
+    variables = jax.device_put(variables)
+    compiled = compile_program(lambda variables, images: model.apply(variables, images).logits, variables, images)
+    program = compiled.call
+    compiled.call = lambda: jax.block_until_ready(program(variables, images))
+    return compiled
+
+
+# ---- training ------------------------------------------------------------------------------------------
+
+
+class BenchmarkTask:
+    """What ``make_train_step`` asks of a job; as the library's own tasks, which need its data sets.
+
+    Attributes:
+      model: the linen model that is trained.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        segmentation = isinstance(model, flax_mnv2.MobileNetV2ForSemanticSegmentation)
+        self._loss_sums = segmentation_cross_entropy_sums if segmentation else cross_entropy_sums
+
+    def loss_sums(self, variables, batch, key, *, axis_name):
+        """The summed loss with new batch statistics and the number of labels that count."""
+        del axis_name
+        output, updated = self.model.apply(
+            variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+        ignored = self.model.config.semantic_loss_ignore_index
+        ignored = -100 if output.logits.ndim == 2 else ignored
+        loss, weight = self._loss_sums(output.logits, batch["label"], ignore_label=ignored)
+        return loss, (updated["batch_stats"], {"weight": weight})
+
+
+def train_program(model: nn.Module, variables: Variables, batch: dict[str, np.ndarray]) -> Compiled:
+    """``call()`` makes one step of SGD with momentum on buffers that it owns, and returns its metrics, ready."""
+    optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+    step = make_train_step(BenchmarkTask(model), optimizer, optax.constant_schedule(LEARNING_RATE), seed=0)
+    # Copies: the buffers are donated, and on CPU JAX may share the memory of NumPy arrays.
+    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), TrainState.create(variables, optimizer))
+    batch = jax.device_put(batch)
+    compiled = compile_program(step, state, batch, donate_argnums=0)
+    program = compiled.call
+
+    def call():
+        nonlocal state
+        state, metrics = program(state, batch)
+        jax.block_until_ready(state)
+        return metrics
+
+    compiled.call = call
+    return compiled
+
+
+def train_loss(model: nn.Module, variables: Variables, batch: dict[str, np.ndarray]) -> float:
+    """The loss in train mode without dropout, as a check against other libraries."""
+    model = model.clone(config=model.config.replace(classifier_dropout_prob=0.0))
+    task = BenchmarkTask(model)
+
+    def loss(variables, batch):
+        total, (_, sums) = task.loss_sums(variables, batch, jax.random.key(0), axis_name=None)
+        return total / sums["weight"]
+
+    return float(jit_once(loss)(variables, batch))
+
+
+def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit`` for what runs once and is not timed: on CPU without LLVM's optimizations, which take the time."""
+    return jax.jit(function, compiler_options=None if on_gpu() else {"xla_backend_optimization_level": 0})
+
+
+# ---- this version, this machine ----------------------------------------------------------------------
+
+
+def on_gpu() -> bool:
+    """Whether JAX computes on a GPU."""
+    return jax.default_backend() == "gpu"
