@@ -18,6 +18,7 @@ FLOORS = {
     "hub": 0,
     "variants": 1,
     "complexity": 1,
+    "inference": 1,
     "models": 1,
     "image_io": 1,
     "image_steps": 1,

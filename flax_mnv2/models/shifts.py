@@ -73,17 +73,19 @@ def input_gradient(cotangent: jax.Array, kernel: jax.Array, x_shape: tuple[int, 
 class KernelGradient:
     """The gradient of the kernel, added up over slices of the batch.
 
-    Each tap is the sum of a product over all pixels. Whole blocks of rows are added first, element by element, and
-    the small rest is summed once at the end: XLA's reductions would each write and read the whole product.
+    Each tap is the sum of a product over all pixels. Whole blocks of images and rows are added first, element by
+    element, and the small rest is summed once at the end: XLA's reductions would each write and read the product.
     """
 
     def __init__(self, images: int, kernel_shape: tuple[int, ...], output_shape: tuple[int, ...], window: Window):
         """For slices of ``images`` images, with outputs (·, H', W', C)."""
-        self._images = images
+        groups = largest_divisor(images, _MIN_TERMS)
+        self._images = images // groups
+        self._firsts = range(0, images, self._images)
         self._kernel_shape = kernel_shape
         self._window = window
         self._rows, self._columns, self._channels = output_shape[1:]
-        self._block = max(1, self._rows // min(self._rows, -(-_MIN_TERMS // images)))
+        self._block = max(1, self._rows // min(self._rows, -(-_MIN_TERMS // groups)))
         self._blocks = self._rows // self._block
         self._left_over = self._rows - self._block * self._blocks
 
@@ -91,22 +93,23 @@ class KernelGradient:
         """The empty sum."""
         taps = self._kernel_shape[0] * self._kernel_shape[1]
         sizes = [self._block] * taps + [self._left_over] * (taps if self._left_over else 0)
-        return tuple(jnp.zeros((1, size, self._columns, self._channels), dtype) for size in sizes)
+        return tuple(jnp.zeros((self._images, size, self._columns, self._channels), dtype) for size in sizes)
 
     def add(self, total: tuple[jax.Array, ...], x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
         """Adds a slice: x (images, H, W, C), cotangent (images, H', W', C)."""
         padded = _pad(x, self._window)
-        whole = [(n, block * self._block) for block in range(self._blocks) for n in range(self._images)]
-        rest = [(n, self._blocks * self._block) for n in range(self._images)]
+        whole = [(first, block * self._block) for block in range(self._blocks) for first in self._firsts]
+        rest = [(first, self._blocks * self._block) for first in self._firsts]
         groups = [(whole, self._block)] + ([(rest, self._left_over)] if self._left_over else [])
         taps = [(i, j) for i in range(self._kernel_shape[0]) for j in range(self._kernel_shape[1])]
         sums = []
         for starts, rows in groups:
             for i, j in taps:
                 accumulated = total[len(sums)]
-                for n, start in starts:
-                    view = _view(padded[n : n + 1], i, j, start, rows, self._columns, self._window)
-                    product = view.astype(accumulated.dtype) * cotangent[n : n + 1, start : start + rows]
+                for first, start in starts:
+                    images = slice(first, first + self._images)
+                    view = _view(padded[images], i, j, start, rows, self._columns, self._window)
+                    product = view.astype(accumulated.dtype) * cotangent[images, start : start + rows]
                     accumulated = accumulated + product
                 sums.append(accumulated)
         return tuple(sums)
@@ -116,6 +119,11 @@ class KernelGradient:
         taps = self._kernel_shape[0] * self._kernel_shape[1]
         sums = [jnp.sum(part, axis=(0, 1, 2)) for part in total]
         return jnp.stack([sum(sums[tap::taps]) for tap in range(taps)]).reshape(self._kernel_shape)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
 
 
 def _pad(x: jax.Array, window: Window) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from flax_mnv2.models.shifts import largest_divisor
+
 # A slice of about this size stays in a core's share of the last cache while it is worked on.
 _SLICE_BYTES = 2_000_000
 
@@ -15,7 +17,7 @@ _SLICE_BYTES = 2_000_000
 def images_per_slice(batch: int, bytes_per_image: int) -> int:
     """The largest divisor of ``batch`` of which the images fit a slice together; at least 1."""
     fitting = max(1, _SLICE_BYTES // max(bytes_per_image, 1))
-    return max(divisor for divisor in range(1, batch + 1) if batch % divisor == 0 and divisor <= fitting)
+    return largest_divisor(batch, fitting)
 
 
 def over_slices(

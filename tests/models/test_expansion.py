@@ -133,9 +133,16 @@ def per_slice(monkeypatch):
 
 
 # Each size is even along one axis and odd along the other. Both rules of padding give the same at stride 1.
-@pytest.mark.parametrize(("dilation", "dtype"), [(1, "float32"), (2, "float32"), (4, "float32"), (1, "bfloat16")])
 @pytest.mark.parametrize(
-    ("height", "width", "stride", "tf_padding"), [(6, 7, 1, True), (5, 8, 2, True), (8, 7, 2, False)]
+    ("height", "width", "stride", "tf_padding", "dilation", "dtype"),
+    [
+        (6, 7, 1, True, 1, "float32"),
+        (5, 8, 2, True, 1, "float32"),
+        (8, 7, 2, False, 1, "float32"),
+        (6, 7, 1, True, 2, "float32"),
+        (6, 5, 1, False, 4, "float32"),
+        (5, 8, 2, True, 1, "bfloat16"),
+    ],
 )
 def test_outputs_and_gradients(height, width, stride, tf_padding, dilation, dtype):
     arrays = _arrays(height, width, dtype=dtype)
@@ -149,8 +156,8 @@ def test_other_implementations(implementation, float64):
     _assert_defined(_arrays(), RELU6, implementation)
 
 
-@pytest.mark.parametrize("act", [*sorted(ACTIVATION_FUNCTIONS), None])
-def test_every_activation(act, float64):
+@pytest.mark.parametrize("act", ["relu", "silu", "hardswish", "gelu", None])
+def test_other_activations(act, float64):
     arrays = _arrays(3, 3, taps=2)
     _assert_defined(arrays, None if act is None else ACTIVATION_FUNCTIONS[act])
 
@@ -162,7 +169,7 @@ def test_without_weights_or_multiplier(without, float64, per_slice):
     _assert_defined(arrays)
 
 
-@pytest.mark.parametrize(("batch", "images", "rows"), [(1, 1, 5), (7, 1, 5), (7, 7, 13), (7, 3, 3), (8, 4, 4)])
+@pytest.mark.parametrize(("batch", "images", "rows"), [(1, 1, 5), (7, 1, 5), (8, 4, 4)])
 def test_batches_of_several_slices(batch, images, rows, float64, per_slice):
     arrays = _arrays(rows, 4, batch=batch, taps=2)
     per_slice(arrays, images)
