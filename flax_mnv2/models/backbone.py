@@ -20,6 +20,7 @@ class Backbone(nn.Module):
         does not.
       run_to: endpoint after which to stop; None runs to the end. What comes later is neither computed nor has it
         parameters (those that are given are left alone).
+      keep_expansions: return the expanded maps of the blocks too, which need not exist otherwise.
       remat: compute the inside of every block again in the backward pass, rather than keep it.
     """
 
@@ -27,13 +28,14 @@ class Backbone(nn.Module):
     layer: Layer
     include_last_conv: bool = True
     run_to: str | None = None
+    keep_expansions: bool = False
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """Images (N, H, W, num_channels) → endpoints in depth order, each (N, h, w, c).
 
-        Keys: those of ``endpoints.endpoint_names`` up to ``run_to``.
+        Keys: those of ``endpoints.endpoint_names`` up to ``run_to``, expansions only if they are kept.
 
         Raises:
           ConfigError: ``run_to`` is not an endpoint of this network.
@@ -48,7 +50,7 @@ class Backbone(nn.Module):
             if end in endpoints:
                 return endpoints
             stop_at = end.partition("/")[2] if end.startswith(f"{spec.name}/") else None
-            outputs = block(spec, self.layer, stop_at, name=spec.name)(x)
+            outputs = block(spec, self.layer, stop_at, self.keep_expansions, name=spec.name)(x)
             endpoints |= {f"{spec.name}/{part}": outputs[part] for part in outputs if part != "output"}
             if "output" in outputs:
                 x = endpoints[spec.name] = outputs["output"]

@@ -41,6 +41,11 @@ def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
     return name
 
 
+def names_layers(selection: Selection) -> bool:
+    """Whether ``selection`` may name the inside of a block; True and False stand for whole blocks, and for none."""
+    return not isinstance(selection, bool | None)
+
+
 def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: LayerPlan) -> tuple[jax.Array, ...] | None:
     """The endpoints that ``output_hidden_states`` asks for.
 

@@ -196,14 +196,19 @@ def depthwise_and_project(
 
 
 def expand_and_project(
-    x: jax.Array, expand: ConvNormAct, depthwise: ConvNormAct, project: ConvNormAct | None
+    x: jax.Array,
+    expand: ConvNormAct,
+    depthwise: ConvNormAct,
+    project: ConvNormAct | None,
+    *,
+    keep_expansion: bool = False,
 ) -> dict[str, jax.Array]:
-    """A block: ``expansion``, ``depthwise`` and, with ``project``, ``output``."""
+    """A block: ``expansion`` if it is to be kept, ``depthwise`` and, with ``project``, ``output``."""
     conv, _ = expand.parts()
     expansion = Expansion(x.astype(conv.dtype), expand.kernel(x.shape[-1])[0, 0], conv.implementation)
     affine = expand.affine(x.shape[-1], expansion.moments)
     outputs = depthwise_and_project(expansion, affine, expand.act, depthwise, project, x.shape[1:3])
-    return {"expansion": expansion.activated(*affine, expand.act), **outputs}
+    return {"expansion": expansion.activated(*affine, expand.act), **outputs} if keep_expansion else outputs
 
 
 Layer = Callable[..., nn.Module]  # partial of ConvNormAct, bound once at the root of a model
@@ -247,15 +252,17 @@ class InvertedResidual(nn.Module):
       spec: its row of the layer plan.
       layer: partial of ``ConvNormAct``.
       stop_at: ``"expansion"`` or ``"depthwise"`` to compute no more than that; None for the whole block.
+      keep_expansion: return the expanded map too, which need not exist otherwise.
     """
 
     spec: BlockSpec
     layer: Layer
     stop_at: str | None = None
+    keep_expansion: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """(N, H, W, in_channels) → what was computed of
+        """(N, H, W, in_channels) → what was computed and kept of
 
         ``expansion`` (N, H, W, expanded_channels), ``depthwise`` (N, ⌈H/stride⌉, ⌈W/stride⌉, expanded_channels) and
         ``output`` (N, ⌈H/stride⌉, ⌈W/stride⌉, out_channels).
@@ -273,7 +280,7 @@ class InvertedResidual(nn.Module):
             name="conv_3x3",
         )
         project = None if self.stop_at == "depthwise" else self.layer(spec.out_channels, act=None, name="reduce_1x1")
-        outputs = expand_and_project(x, expand, depthwise, project)
+        outputs = expand_and_project(x, expand, depthwise, project, keep_expansion=self.keep_expansion)
         if spec.residual and "output" in outputs:
             outputs["output"] = x + outputs["output"]
         return outputs

@@ -14,11 +14,11 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
-from flax_mnv2.models.endpoints import LAST_CONV, Selection, select
+from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
 from flax_mnv2.models.heads import ClassificationHead, DeepLabV3Head
 from flax_mnv2.models.layers import Dtype, make_layer
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
-from flax_mnv2.models.platforms import Implementation
+from flax_mnv2.models.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.pooling import average_pool
 
 MIN_SIZE_PX = 32
@@ -53,6 +53,10 @@ class _MobileNetV2(nn.Module):
     implementation: Implementation = dataclasses.field(default="auto", kw_only=True)
 
     def _layer(self, train: bool):
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ConfigError(
+                f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; found {self.implementation!r}."
+            )
         return make_layer(
             self.config,
             train=train,
@@ -91,7 +95,14 @@ class MobileNetV2Model(_MobileNetV2):
           ValueError: the images do not fit. ConfigError: no such layer.
         """
         check_images(pixel_values, self.config)
-        backbone = Backbone(self.config, self._layer(train), run_to=run_to, remat=self.remat, name="mobilenet_v2")
+        backbone = Backbone(
+            self.config,
+            self._layer(train),
+            run_to=run_to,
+            keep_expansions=names_layers(output_hidden_states),
+            remat=self.remat,
+            name="mobilenet_v2",
+        )
         endpoints = backbone(pixel_values)
         last = endpoints[run_to or LAST_CONV]
         return BackboneOutput(
@@ -166,7 +177,14 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         arguments ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
-        endpoints = Backbone(self.config, self._layer(train), remat=self.remat, name="mobilenet_v2")(pixel_values)
+        backbone = Backbone(
+            self.config,
+            self._layer(train),
+            keep_expansions=names_layers(output_hidden_states),
+            remat=self.remat,
+            name="mobilenet_v2",
+        )
+        endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
         logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
         return HeadOutput(
@@ -206,7 +224,14 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         """
         check_images(pixel_values, self.config)
         layer = self._layer(train)
-        backbone = Backbone(self.config, layer, include_last_conv=False, remat=self.remat, name="mobilenet_v2")
+        backbone = Backbone(
+            self.config,
+            layer,
+            include_last_conv=False,
+            keep_expansions=names_layers(output_hidden_states),
+            remat=self.remat,
+            name="mobilenet_v2",
+        )
         endpoints = backbone(pixel_values)
         head = DeepLabV3Head(self.config, layer, self.axis_name, name="segmentation_head")
         logits = head(endpoints[self.config.layer_plan.blocks[-1].name], train=train)

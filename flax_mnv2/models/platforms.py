@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 from jax import lax
 
 Implementation = Literal["auto", "native", "shifted"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
 def platform_op(native: Callable, cpu: Callable, cpu_gradient: Callable | None = None) -> Callable:

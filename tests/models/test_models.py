@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import (
+    ConfigError,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
@@ -130,3 +131,9 @@ def test_training_works_at_batch_one(tiny_blocks):
 def test_images_that_do_not_fit_are_explained(model_class, shape, dtype, message):
     with pytest.raises(ValueError, match=message):
         _outputs(model_class(MobileNetV2Config()), shape, jnp.dtype(dtype))
+
+
+def test_unknown_implementation_is_explained():
+    model = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=5), implementation="fast")
+    with pytest.raises(ConfigError, match="implementation must be one of 'auto', 'native', 'shifted'; found 'fast'"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
