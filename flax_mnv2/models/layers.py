@@ -240,7 +240,8 @@ class Stem(nn.Module):
             y = conv(x, first.kernel(x.shape[-1]))
             expansion = Expansion(y, None, conv.implementation)
             affine = first.affine(x.shape[-1], expansion.moments)
-            x = expansion.activated(*affine, first.act)
+            if self.spec.residual:
+                x = expansion.activated(*affine, first.act)
             y = depthwise_and_project(expansion, affine, first.act, depthwise, project, y.shape[1:3])["output"]
         return x + y if self.spec.residual else y
 

@@ -51,7 +51,6 @@ def shifted_sum(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def input_gradient(cotangent: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], window: Window) -> jax.Array:
     """(N, H', W', C) → (N, H, W, C): the convolution of the spread cotangent with the flipped kernel."""
-    accumulator = at_least_float32(cotangent.dtype)
     stride, padding, dilation = window
     spread = [(0, 0, 0)]
     for axis in (0, 1):
@@ -60,14 +59,7 @@ def input_gradient(cotangent: jax.Array, kernel: jax.Array, x_shape: tuple[int, 
         size = x_shape[axis + 1] + (kernel.shape[axis] - 1) * dilation
         spread.append((low, size - low - covered, stride - 1))
     spread = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), (*spread, (0, 0, 0)))
-    flipped = kernel.astype(accumulator)[::-1, ::-1]
-    total = None
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            view = _view(spread, i, j, 0, *x_shape[1:3], Window(1, padding, dilation))
-            term = view.astype(accumulator) * flipped[i : i + 1, j : j + 1]
-            total = term if total is None else total + term
-    return total.astype(cotangent.dtype)
+    return shifted_sum(spread, kernel[::-1, ::-1], Window(1, ((0, 0), (0, 0)), dilation))
 
 
 class KernelGradient:
