@@ -5,12 +5,14 @@ devices) and names that point outside the archive are treated as absent.
 """
 
 import bz2
+import collections
 import errno
 import gzip
 import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -18,7 +20,7 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
@@ -47,6 +49,12 @@ class FileTree(Protocol):
 
     def names(self) -> list[str]:
         """All file names, sorted."""
+
+    def folders(self) -> list[str]:
+        """All folder names, sorted, empty ones too as far as the archive lists them."""
+
+    def repeated(self) -> list[str]:
+        """Names that stand in the archive more than once, sorted; the last one counts."""
 
     def read(self, name: str) -> bytes:
         """The contents of one file; DataError if it cannot be read."""
@@ -126,6 +134,12 @@ def identity(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def archive_stem(path: Path) -> str:
+    """The archive's name without its endings, of letters, digits and underscores: part of a data set's name."""
+    stem = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(\.tar)?\.\w+$", "", path.name.lower())).strip("_")[:40]
+    return stem or "archive"
+
+
 def _damaged(path: Path, error: Exception, member: str = "") -> DataError:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return DataError(
@@ -150,9 +164,18 @@ def _normal(name: str) -> str:
     return str(PurePosixPath(name))
 
 
+def _with_parents(names: Iterable[str], folders: Iterable[str]) -> list[str]:
+    """The folders, and all that the files and folders lie in, sorted."""
+    found = set(folders)
+    for name in (*names, *found):
+        found.update(str(parent) for parent in PurePosixPath(name).parents)
+    return sorted(found - {"."})
+
+
 class _Folder:
     def __init__(self, path: Path, keep: Keep):
         self.path = path
+        self._folders: list[str] = []
         self._names = sorted(name for name in self._walk() if keep(name))
 
     def _walk(self) -> Iterator[str]:
@@ -164,10 +187,18 @@ class _Folder:
                 continue
             visited.add(real)
             prefix = Path(folder).relative_to(self.path)
+            if prefix.parts:
+                self._folders.append(prefix.as_posix())
             yield from (name for name in ((prefix / file).as_posix() for file in files) if _is_safe(name))
 
     def names(self) -> list[str]:
         return self._names
+
+    def folders(self) -> list[str]:
+        return sorted(self._folders)
+
+    def repeated(self) -> list[str]:
+        return []
 
     def read(self, name: str) -> bytes:
         try:
@@ -185,6 +216,8 @@ class _Tar:
     def __init__(self, path: Path, keep: Keep, decompress: Callable[[Path], IO[bytes]] | None):
         self.path = path
         self._spans: dict[str, tuple[int, int]] = {}
+        self._folders: set[str] = set()
+        self._repeated: set[str] = set()
         self._file: IO[bytes] = tempfile.TemporaryFile() if decompress else open(path, "rb")  # noqa: SIM115
         try:
             if decompress:
@@ -197,25 +230,37 @@ class _Tar:
 
     def _index(self, keep: Keep) -> None:
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
-            for member in _plain_members(tar, keep):
-                self._spans[_normal(member.name)] = (member.offset_data, member.size)
+            for member in _plain_members(tar, keep, self._folders):
+                self._add(member.name, member.offset_data, member.size)
             _check_end(os.pread(self._file.fileno(), tarfile.BLOCKSIZE, tar.offset))
 
     def _spool(self, keep: Keep, decompress: Callable[[Path], IO[bytes]]) -> None:
         with decompress(self.path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in _plain_members(tar, keep):
+            for member in _plain_members(tar, keep, self._folders):
                 start = self._file.tell()
                 with tar.extractfile(member) as source:
                     shutil.copyfileobj(source, self._file)
                 if self._file.tell() - start != member.size:
                     raise EOFError(f"{member.name} is cut short")
-                self._spans[_normal(member.name)] = (start, member.size)
+                self._add(member.name, start, member.size)
             while stream.read(1 << 20):  # to the end, where the checksum is
                 pass
         self._file.flush()
 
+    def _add(self, name: str, offset: int, size: int) -> None:
+        name = _normal(name)
+        if name in self._spans:
+            self._repeated.add(name)
+        self._spans[name] = (offset, size)
+
     def names(self) -> list[str]:
         return sorted(self._spans)
+
+    def folders(self) -> list[str]:
+        return _with_parents(self._spans, self._folders)
+
+    def repeated(self) -> list[str]:
+        return sorted(self._repeated)
 
     def read(self, name: str) -> bytes:
         offset, size = self._spans[name]
@@ -228,8 +273,11 @@ class _Tar:
         self._file.close()
 
 
-def _plain_members(tar: tarfile.TarFile, keep: Keep) -> Iterator[tarfile.TarInfo]:
+def _plain_members(tar: tarfile.TarFile, keep: Keep, folders: set[str] | None = None) -> Iterator[tarfile.TarInfo]:
+    """The plain files; the folders that are listed between them are added to ``folders``."""
     for member in tar:
+        if member.isdir() and folders is not None and _is_safe(member.name):
+            folders.add(_normal(member.name))
         if member.isreg() and not member.issparse() and _is_safe(member.name) and keep(_normal(member.name)):
             yield member
 
@@ -245,11 +293,12 @@ class _Zip:
         self.path = path
         self._zip = zipfile.ZipFile(path)
         self._lock = threading.Lock()
-        self._infos = {
-            _normal(info.filename): info
-            for info in self._zip.infolist()
-            if self._is_plain(info) and _is_safe(info.filename) and keep(_normal(info.filename))
-        }
+        listed = [info for info in self._zip.infolist() if _is_safe(info.filename)]
+        kept = [info for info in listed if self._is_plain(info) and keep(_normal(info.filename))]
+        self._infos = {_normal(info.filename): info for info in kept}
+        self._folders = [_normal(info.filename) for info in listed if info.is_dir()]
+        counts = collections.Counter(_normal(info.filename) for info in kept)
+        self._repeated = sorted(name for name, count in counts.items() if count > 1)
 
     @staticmethod
     def _is_plain(info: zipfile.ZipInfo) -> bool:
@@ -258,6 +307,12 @@ class _Zip:
 
     def names(self) -> list[str]:
         return sorted(self._infos)
+
+    def folders(self) -> list[str]:
+        return _with_parents(self._infos, self._folders)
+
+    def repeated(self) -> list[str]:
+        return self._repeated
 
     def read(self, name: str) -> bytes:
         try:

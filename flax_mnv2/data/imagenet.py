@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data import archive as archive_lib
+from flax_mnv2.data.examples import classification_info
+from flax_mnv2.data.prepared import ARRAY_RECORD, CONVERTED_FOLDER, file_formats, is_prepared
 from flax_mnv2.errors import DataError
 
 SPLITS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -42,25 +45,23 @@ def _validation_labels() -> tuple[str, ...]:
     return tuple(tfds.core.tfds_path(f"{_TFDS_FILES}/validation_labels.txt").read_text().split())
 
 
-def find_archives(folder: str | os.PathLike[str], data_dir: Path) -> dict[str, Path]:
-    """The official archives by split, those that are there.
+def manual_dir(folder: str | os.PathLike[str], data_dir: Path) -> Path:
+    """Where the official archives lie: ``folder``, or else ``downloads/manual`` in ``data_dir``, as in TFDS."""
+    return Path(folder).expanduser() if folder else data_dir / "downloads" / "manual"
 
-    Args:
-      folder: where they lie; empty is ``downloads/manual`` in ``data_dir``, TFDS's place for such files.
-      data_dir: folder of prepared data sets.
 
-    Raises:
-      DataError: neither is there.
-    """
-    place = Path(folder).expanduser() if folder else data_dir / "downloads" / "manual"
-    found = {split: place / name for split, name in SPLITS.items() if (place / name).is_file()}
-    if not found:
-        raise DataError(
-            f"No ImageNet in {place}: expected the file {SPLITS['validation']} (50,000 images) or {SPLITS['train']} "
-            f"(a tar of 1000 tars), or both. They come from {_HOMEPAGE}, where an account is needed. Put them there, "
-            "or name their folder by --config.data.archive=FOLDER; they are not unpacked."
-        )
-    return found
+def find_archives(place: Path) -> dict[str, Path]:
+    """The official archives by split, those that are there."""
+    return {split: place / name for split, name in SPLITS.items() if (place / name).is_file()}
+
+
+def no_archives(place: Path) -> DataError:
+    """What to say where :func:`find_archives` finds nothing."""
+    return DataError(
+        f"No ImageNet in {place}: expected the file {SPLITS['validation']} (50,000 images) or {SPLITS['train']} "
+        f"(a tar of 1000 tars), or both. They come from {_HOMEPAGE}, where an account is needed. Put them there, "
+        "or name their folder by --config.data.archive=FOLDER; they are not unpacked."
+    )
 
 
 def make_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
@@ -70,29 +71,51 @@ def make_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Arch
     share a prepared data set, and a changed one is built anew.
     """
     key = hashlib.sha256(f"{split}\0{archive_lib.identity(archive)}".encode()).hexdigest()
-    config = ImagenetConfig(
-        name=f"{split}_{key[:10]}", description=f"{split} from {archive}", split=split, archive=str(archive)
-    )
+    return _builder(f"{split}_{key[:10]}", split, archive, data_dir)
+
+
+def make_installed_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
+    """The builder of one split for good: it is found in ``data_dir`` whether its archive is still there or not."""
+    return _builder(split, split, archive, data_dir)
+
+
+def installed(data_dir: Path) -> dict[str, tfds.core.DatasetBuilder]:
+    """By split, what :func:`make_installed_builder` has built in ``data_dir``."""
+    folders = {
+        split: data_dir / Imagenet2012Archive.name / split / str(Imagenet2012Archive.VERSION) for split in SPLITS
+    }
+    return {split: tfds.builder_from_directory(path) for split, path in folders.items() if is_prepared(path)}
+
+
+def _builder(name: str, split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
+    config = ImagenetConfig(name=name, description=f"{split} from {archive}", split=split, archive=str(archive))
     return Imagenet2012Archive(config=config, data_dir=data_dir)
 
 
 def prepared_by_tfds(data_dir: Path) -> tfds.core.DatasetBuilder | None:
-    """TFDS's own ``imagenet2012``, its newest version in ``data_dir``, or None where it has not been prepared.
+    """TFDS's own ``imagenet2012`` in ``data_dir``, or None where it has not been prepared.
+
+    Of several versions the newest that is stored as ArrayRecord, be it converted or not.
 
     Raises:
-      DataError: it is stored in a format without random access, or has other labels.
+      DataError: none is stored in a format with random access, or it has other labels.
     """
-    found = [path.parent for path in (data_dir / "imagenet2012").glob("*.*.*/dataset_info.json")]
+    place = data_dir / "imagenet2012"
+    found = [
+        path.parent for where in ("", CONVERTED_FOLDER) for path in (place / where).glob("*.*.*/dataset_info.json")
+    ]
     if not found:
         return None
-    folder = max(found, key=lambda path: tfds.core.Version(path.name))
-    builder = tfds.builder_from_directory(folder)
-    file_format = builder.info.file_format.value
-    if file_format != "array_record":
+    found.sort(key=lambda path: tfds.core.Version(path.name), reverse=True)
+    readable = [path for path in found if ARRAY_RECORD in file_formats(path)]
+    if not readable:
         raise DataError(
-            f"{folder} is stored as {file_format}, which has no random access. Prepare it with "
-            "file_format='array_record', or give the official archives: --config.data.archive=FOLDER."
+            f"{found[0]} is stored as {' and '.join(file_formats(found[0]))}, which has no random access. Convert it, "
+            f"once and without TensorFlow: python -m flax_mnv2.data.prepare convert {shlex.quote(str(found[0]))}"
         )
+    folder = readable[0]
+    builder = tfds.builder_from_directory(folder)
+    builder.info.set_file_format(ARRAY_RECORD, override=True, override_if_initialized=True)  # of several
     if tuple(builder.info.features["label"].names) != imagenet_labels():
         raise DataError(f"{folder} has other labels than ImageNet's 1000 synset ids; it is another data set.")
     return builder
@@ -120,18 +143,11 @@ class Imagenet2012Archive(tfds.core.GeneratorBasedBuilder):
         return builder_config  # spares the user TFDS's warning that it is not one of the built-in configs
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
+        return classification_info(
+            self,
             description="ILSVRC 2012: images of 1000 classes.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(names=imagenet_labels()),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            disable_shuffling=True,
+            labels=imagenet_labels(),
+            encoding_format="jpeg",
             homepage="https://image-net.org/",
             citation=_CITATION,
         )
@@ -186,5 +202,5 @@ def _names(tree: archive_lib.FileTree) -> list[str]:
 def _unexpected(tree: archive_lib.FileTree, name: str, expected: str) -> DataError:
     return DataError(
         f"{tree.path} holds {name}, expected {expected}. It is not the official archive ({_HOMEPAGE}); for other "
-        "images there is no data set yet."
+        "images use --config.data.dataset=image_folder."
     )

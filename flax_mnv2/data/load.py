@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data import imagenet
-from flax_mnv2.data.prepare import default_data_dir, open_records, prepared
+from flax_mnv2.data import image_folder, imagenet
+from flax_mnv2.data.prepared import default_data_dir, open_records, prepared
 from flax_mnv2.data.shapes_segmentation import SHAPES_IGNORE_LABEL, SHAPES_LABELS, ShapesSegmentation
 from flax_mnv2.data.voc_segmentation import VOC_IGNORE_LABEL, VOC_LABELS, VocSegmentation, custom_config
 from flax_mnv2.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ DATASETS = (
     "voc_segmentation/custom",
     "shapes_segmentation",
 )
-CLASSIFICATION_DATASETS = ("imagenet2012",)
+CLASSIFICATION_DATASETS = ("imagenet2012", "image_folder")
 
 
 class EncodedExample(TypedDict):
@@ -32,7 +32,10 @@ class EncodedExample(TypedDict):
 
 
 class LabeledExample(TypedDict):
-    """One stored example of a classification data set: JPEG bytes, class index, and the name of its file."""
+    """One stored example of a classification data set: its image file, class index, and the name of the file.
+
+    The file is a JPEG in ``imagenet2012``, and JPEG, PNG, WebP or BMP in ``image_folder``.
+    """
 
     image: bytes
     label: int
@@ -98,8 +101,8 @@ class ClassificationDataset:
     Attributes:
       name: such as ``imagenet2012``.
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
-      builders: by split, what gives the prepared builder. A split is built when it is first asked for, so an
-        evaluation does not wait for the training images.
+      builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
+        so an evaluation does not wait for the training images.
     """
 
     name: str
@@ -160,40 +163,81 @@ def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:
 
 
 def load_classification(data: Mapping[str, Any]) -> ClassificationDataset:
-    """Find a classification data set; its splits are prepared when they are first asked for.
+    """Find a classification data set, and prepare it: ``image_folder`` now, ImageNet by split when asked for.
 
     Args:
       data: ``config.data``, a ConfigDict or any mapping with the keys
 
         - ``dataset``: one of :data:`CLASSIFICATION_DATASETS`;
         - ``data_dir``: as for :func:`load_segmentation`;
-        - ``archive``: the folder of ``ILSVRC2012_img_train.tar`` and ``ILSVRC2012_img_val.tar``; one of them is
-          enough for its split. Empty: TFDS's own ``imagenet2012``, if it is prepared in ``data_dir`` as
-          ArrayRecord, else the folder ``downloads/manual`` there.
+        - ``archive``: for ``imagenet2012`` the folder of ``ILSVRC2012_img_train.tar`` and
+          ``ILSVRC2012_img_val.tar``; one of them is enough for its split. Empty: TFDS's own ``imagenet2012``, if it
+          is prepared in ``data_dir`` as ArrayRecord, else what ``flax_mnv2.data.prepare`` built there, else the
+          archives in the folder ``downloads/manual`` there. For ``image_folder`` a folder, tar or zip in the layout
+          of :mod:`flax_mnv2.data.folder_files`;
+        - ``holdout``: for ``image_folder``, the share of each class of train that becomes ``val`` if the archive has
+          no split for evaluation (default 0.1; 0 is none).
 
         Other keys are ignored; absent ones are empty.
 
     Raises:
       ConfigError: a key is wrong.
-      DataError: the data is not there.
+      DataError: the data is not there, or damaged.
     """
     name = data.get("dataset", "")
     if name not in CLASSIFICATION_DATASETS:
         raise ConfigError(
             f"config.data.dataset is {name!r}, expected one of {', '.join(CLASSIFICATION_DATASETS)} for classification."
         )
+    data_dir = default_data_dir(data.get("data_dir") or "")
+    return {"imagenet2012": _load_imagenet, "image_folder": _load_image_folder}[name](data, data_dir)
+
+
+def _load_imagenet(data: Mapping[str, Any], data_dir: Path) -> ClassificationDataset:
     labels = imagenet.imagenet_labels()
-    _check_fixed(name, data, num_classes=len(labels))
-    data_dir, archive = default_data_dir(data.get("data_dir") or ""), data.get("archive") or ""
+    _check_fixed("imagenet2012", data, num_classes=len(labels))
+    archive = data.get("archive") or ""
+    place = imagenet.manual_dir(archive, data_dir)
     existing = None if archive else imagenet.prepared_by_tfds(data_dir)
     if existing is not None:
-        builders = {split: lambda: existing for split in existing.info.splits if split in imagenet.SPLITS}
+        builders = _opened({split: existing for split in existing.info.splits if split in imagenet.SPLITS})
     else:
         builders = {
             split: functools.partial(prepared, functools.partial(imagenet.make_builder, split, tar, data_dir), data_dir)
-            for split, tar in imagenet.find_archives(archive, data_dir).items()
+            for split, tar in imagenet.find_archives(place).items()
         }
-    return ClassificationDataset(name=name, labels=labels, builders=builders)
+        if not archive:
+            builders |= _opened(imagenet.installed(data_dir))
+    if not builders:
+        raise imagenet.no_archives(place)
+    return ClassificationDataset(
+        name="imagenet2012",
+        labels=labels,
+        builders={split: builders[split] for split in imagenet.SPLITS if split in builders},
+    )
+
+
+def _load_image_folder(data: Mapping[str, Any], data_dir: Path) -> ClassificationDataset:
+    archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
+    _check_fixed("image_folder", data)
+    if not archive:
+        raise ConfigError(
+            "config.data.archive is empty, but image_folder needs the path of a folder, tar or zip of images. Set "
+            "--config.data.archive=PATH."
+        )
+    if not 0 <= holdout < 1:
+        raise ConfigError(f"config.data.holdout is {holdout}, expected a share from 0 to below 1, such as 0.1.")
+    builder = prepared(lambda: image_folder.make_builder(archive, data_dir, holdout=holdout), data_dir)
+    labels = tuple(builder.info.features["label"].names)
+    _check_fixed("image_folder", data, num_classes=len(labels))
+    return ClassificationDataset(
+        name="image_folder", labels=labels, builders=_opened(dict.fromkeys(builder.info.splits, builder))
+    )
+
+
+def _opened(builders: Mapping[str, tfds.core.DatasetBuilder]) -> dict[str, Callable[[], tfds.core.DatasetBuilder]]:
+    """Builders of prepared data, in the form of those that are yet to be asked for."""
+    return {split: functools.partial(lambda builder: builder, builder) for split, builder in builders.items()}
 
 
 def _make_builder(name: str, data: Mapping[str, Any], data_dir: Path) -> tfds.core.DatasetBuilder:

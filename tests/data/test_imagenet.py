@@ -6,6 +6,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
+from flax_mnv2.data.examples import LocalInfo
 from flax_mnv2.data.imagenet import imagenet_labels
 from flax_mnv2.data.load import load_classification
 from flax_mnv2.errors import ConfigError, DataError
@@ -145,7 +146,7 @@ class _PreparedByTfds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self):
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
@@ -186,8 +187,10 @@ def test_prepared_by_tfds(imagenet, tmp_path, load, prepared_by_tfds):
     assert len(load(archive=str(official)).source("validation")) == 5  # what is asked for goes first
     info = folder / "dataset_info.json"
     info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
-    with pytest.raises(DataError, match="stored as tfrecord, which has no random access"):
+    with pytest.raises(DataError, match=f"stored as tfrecord, .*flax_mnv2.data.prepare convert {folder}"):
         load()
+    info.write_text(json.dumps({**json.loads(info.read_text()), "alternativeFileFormats": ["array_record"]}))
+    assert load().source("validation")[0]["label"] == 2  # as TFDS's own converter leaves it
 
 
 def test_another_data_set_of_that_name(load, prepared_by_tfds):
@@ -199,7 +202,7 @@ def test_another_data_set_of_that_name(load, prepared_by_tfds):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"dataset": "imagenet"}, "config.data.dataset is 'imagenet', expected one of imagenet2012 for classification"),
+        ({"dataset": "imagenet"}, "config.data.dataset is 'imagenet', expected one of imagenet2012, image_folder for"),
         ({"labels": "a,b"}, "the labels of imagenet2012 are fixed"),
         ({"num_classes": 1001}, "num_classes is 1001, but imagenet2012 has 1000"),
     ],

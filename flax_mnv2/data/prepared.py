@@ -1,0 +1,148 @@
+"""Prepared data sets: built once, by one process, and opened for random access."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from flax_mnv2.errors import DataError
+
+ARRAY_RECORD = "array_record"  # TFDS's name of the format with random access
+CONVERTED_FOLDER = ARRAY_RECORD  # beside the versions of a data set: those converted to it
+
+
+def default_data_dir(data_dir: str) -> Path:
+    """Where prepared data sets live: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepared(make: Callable[[], tfds.core.DatasetBuilder], data_dir: Path, **options: Any) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared data set, which is built first where it is not there yet.
+
+    Args:
+      make: gives the builder; asked again after building, to read what was written.
+      data_dir: the builder's folder of data sets.
+      **options: arguments of ``download_and_prepare``.
+
+    Raises:
+      DataError: the data is damaged, or cannot be stored; no unfinished folder stays.
+    """
+    builder = make()
+    if is_prepared(builder.data_dir):
+        return builder
+    _prepare(builder, data_dir, options)
+    builder = make()
+    if not is_prepared(builder.data_dir):
+        raise DataError(
+            f"The files of {builder.name} changed while they were read. Start again when they are complete."
+        )
+    return builder
+
+
+def open_records(builder: tfds.core.DatasetBuilder, split: str, *, images: Sequence[str]) -> Sequence[Any]:
+    """Random access to the records of a split, in their stored order.
+
+    Args:
+      builder: of a prepared data set.
+      split: one of its splits.
+      images: names of the features that stay encoded.
+
+    Raises:
+      DataError: prepared files are missing.
+    """
+    for file in builder.info.splits[split].filepaths:
+        if not file.exists():
+            raise DataError(
+                f"The prepared data set is damaged: {file} is missing. Delete "
+                f"{builder.data_dir} and start again to rebuild it."
+            )
+    skip = tfds.decode.SkipDecoding()
+    return builder.as_data_source(split, decoders=dict.fromkeys(images, skip))
+
+
+def is_prepared(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder of a data set is complete: its description is there, which appears last."""
+    return (Path(folder) / "dataset_info.json").is_file()
+
+
+def file_formats(folder: Path) -> tuple[str, ...]:
+    """The formats that a prepared data set is stored in, TFDS's names, the one it was built in first.
+
+    Raises:
+      DataError: its description is damaged.
+    """
+    path = folder / "dataset_info.json"
+    try:
+        description = json.loads(path.read_text())
+        return (description.get("fileFormat", "tfrecord"), *description.get("alternativeFileFormats", ()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"Cannot read {path} ({error}). Is it the folder of a data set that TFDS prepared?") from error
+
+
+@contextlib.contextmanager
+def alone_for(target: Path, data_dir: Path, *, what: str) -> Iterator[None]:
+    """Hold the folder of data sets while ``target`` is made in it; remnants of a killed process go first.
+
+    Args:
+      target: the data set's folder; made by the caller, unless it is complete already.
+      data_dir: folder of data sets; created if need be.
+      what: what messages call the data set.
+
+    Raises:
+      DataError: there is something else at ``target``, or the caller met an OSError.
+    """
+    try:
+        with _only_one(data_dir):
+            if target.exists() and not is_prepared(target):
+                raise DataError(f"{target} is not a complete data set. Delete that folder to have it rebuilt.")
+            for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
+                shutil.rmtree(leftover)
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    target.parent.rmdir()  # if empty
+                raise
+    except OSError as error:
+        raise DataError(
+            f"Cannot prepare {what} in {data_dir}: {error}. Set data_dir (--config.data.data_dir in training) to a "
+            "folder that can be written and has room."
+        ) from error
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, data_dir: Path, options: dict[str, Any]) -> None:
+    """Build the data set, alone; whatever goes wrong, no unfinished folder stays."""
+    target = Path(builder.data_dir)
+    with alone_for(target, data_dir, what=builder.info.full_name):
+        if is_prepared(target):  # another process was faster
+            return
+        logging.info("Preparing %s in %s; this happens once.", builder.info.full_name, target)
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        builder.download_and_prepare(**options)
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Hold an advisory lock on the folder, so that two processes do not build at once."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("Another process is preparing a data set in %s; waiting for it.", data_dir)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            logging.warning("No lock on %s (%s): prepare this data set in one process only.", data_dir, error)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""Reading TFRecord files without TensorFlow, with their checksums.
+
+A record is its length (8 bytes, little-endian), the length's checksum, the data and the data's checksum. A checksum
+is a CRC-32C, rotated and shifted by a constant (tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format
+details").
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import IO
+
+from flax_mnv2.data.crc32c import crc32c
+from flax_mnv2.errors import DataError
+
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+_MASK_DELTA = 0xA282EAD8
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The records of a file, in order, each checked before it is given.
+
+    Raises:
+      DataError: the file is missing, cut short, or a checksum does not match; it says where.
+    """
+    try:
+        with open(path, "rb") as file:
+            while header := file.read(_HEADER.size):
+                position = file.tell() - len(header)
+                yield _record(file, header, f"{path}, record at byte {position}")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _record(file: IO[bytes], header: bytes, where: str) -> bytes:
+    if len(header) < _HEADER.size:
+        raise _damaged(where, "the file ends within its header")
+    length, checksum = _HEADER.unpack(header)
+    if checksum != _masked(crc32c(header[:8])):  # first: a wrong length could be any number
+        raise _damaged(where, "the checksum of its length does not match")
+    data, footer = file.read(length), file.read(_CHECKSUM.size)
+    if len(footer) < _CHECKSUM.size:
+        raise _damaged(where, "the file ends within it")
+    if _CHECKSUM.unpack(footer)[0] != _masked(crc32c(data)):
+        raise _damaged(where, "the checksum of its data does not match")
+    return data
+
+
+def _masked(checksum: int) -> int:
+    return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def _damaged(where: str, reason: str) -> DataError:
+    return DataError(f"{where}: {reason}. The file is damaged or incomplete: copy it again, or build it anew.")
