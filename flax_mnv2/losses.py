@@ -40,6 +40,34 @@ def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: in
     return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(counts, dtype=logits.dtype)
 
 
+def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float) -> jax.Array:
+    """Labels as probabilities: a share of ``label_smoothing`` is spread over all classes.
+
+    Args:
+      labels: (N,) integers in [0, num_classes). Any other makes its row NaN, so that the loss is.
+      num_classes: C.
+      label_smoothing: from 0 to below 1.
+
+    Returns:
+      (N, C) float32.
+    """
+    truth = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    targets = (1.0 - label_smoothing) * truth + label_smoothing / num_classes
+    in_range = (labels >= 0) & (labels < num_classes)
+    return jnp.where(in_range[:, None], targets, jnp.nan)
+
+
+def soft_cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy with probabilities, summed over the batch, in nats.
+
+    Args:
+      logits: (N, C).
+      targets: (N, C), each row adding up to 1.
+    """
+    logits = logits.astype(at_least_float32(logits.dtype))
+    return -jnp.sum(targets.astype(logits.dtype) * jax.nn.log_softmax(logits))
+
+
 def segmentation_cross_entropy_sums(
     logits: jax.Array, labels: jax.Array, *, ignore_label: int
 ) -> tuple[jax.Array, jax.Array]:

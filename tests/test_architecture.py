@@ -24,6 +24,7 @@ FLOORS = {
     "image_steps": 1,
     "image_settings": 1,
     "image_processor": 1,
+    "mixing": 1,
     "losses": 1,
     "metrics": 1,
     "visualize": 1,
@@ -35,6 +36,7 @@ FLOORS = {
     "tasks": 4,
     "training": 5,
 }
+COMMANDS = {"data/preview.py": 5}  # stands where users look for it, and shows what a run sees
 HEAVY = (
     "tensorflow",
     "tensorflow_datasets",
@@ -57,7 +59,8 @@ def _floor(dotted):
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_only_go_down(path):
-    own = FLOORS[path.relative_to(PACKAGE).parts[0].removesuffix(".py")]
+    inside = path.relative_to(PACKAGE)
+    own = COMMANDS.get(inside.as_posix(), FLOORS[inside.parts[0].removesuffix(".py")])
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
 from flax_mnv2.models.endpoints import LAST_CONV, check_endpoint, endpoint_names
-from flax_mnv2.models.layers import InvertedResidual, Layer, Stem
+from flax_mnv2.models.layers import DropPath, InvertedResidual, Layer, Stem
 
 
 class Backbone(nn.Module):
@@ -22,6 +25,10 @@ class Backbone(nn.Module):
         parameters (those that are given are left alone).
       keep_expansions: return the expanded maps of the blocks too, which need not exist otherwise.
       remat: compute the inside of every block again in the backward pass, rather than keep it.
+      drop_path_rate: probability of dropping a block's branch beside its shortcut: this times the block's depth, from
+        0 to 1, as in timm.
+      freeze_until: name of a layer; it and all before it use their running statistics and pass no gradient on.
+      axis_name: mapped axis over which the batch is split, under ``pmap``.
     """
 
     config: MobileNetV2Config
@@ -30,6 +37,9 @@ class Backbone(nn.Module):
     run_to: str | None = None
     keep_expansions: bool = False
     remat: bool = False
+    drop_path_rate: float = 0.0
+    freeze_until: str = ""
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -44,16 +54,39 @@ class Backbone(nn.Module):
         names = endpoint_names(plan, include_last_conv=self.include_last_conv)
         end = names[-1] if self.run_to is None else check_endpoint(self.run_to, names, "run_to")
         stem, block = (nn.remat(Stem), nn.remat(InvertedResidual)) if self.remat else (Stem, InvertedResidual)
-        x = stem(plan.stem, self.layer, name="conv_stem")(x)
+        frozen = self._frozen([name for name in names if "/" not in name])
+        x = self._maybe_stopped(stem(plan.stem, self._layer_of("conv_stem", frozen), name="conv_stem")(x), "conv_stem")
         endpoints = {"conv_stem": x}
-        for spec in plan.blocks:
+        for at, spec in enumerate(plan.blocks):
             if end in endpoints:
                 return endpoints
             stop_at = end.partition("/")[2] if end.startswith(f"{spec.name}/") else None
-            outputs = block(spec, self.layer, stop_at, self.keep_expansions, name=spec.name)(x)
+            layer, drop_path = self._layer_of(spec.name, frozen), None
+            if self.drop_path_rate and spec.residual:
+                rate = self.drop_path_rate * (at + 1) / (len(plan.blocks) + 1)  # the stem has a block too
+                drop_path = functools.partial(DropPath, rate, self.axis_name)
+            outputs = block(spec, layer, stop_at, self.keep_expansions, drop_path, name=spec.name)(x)
             endpoints |= {f"{spec.name}/{part}": outputs[part] for part in outputs if part != "output"}
             if "output" in outputs:
-                x = endpoints[spec.name] = outputs["output"]
+                x = endpoints[spec.name] = self._maybe_stopped(outputs["output"], spec.name)
         if end == LAST_CONV:
-            endpoints[LAST_CONV] = self.layer(plan.last_channels, name=LAST_CONV)(x)
+            layer = self._layer_of(LAST_CONV, frozen)
+            endpoints[LAST_CONV] = self._maybe_stopped(layer(plan.last_channels, name=LAST_CONV)(x), LAST_CONV)
         return endpoints
+
+    def _frozen(self, layers: list[str]) -> frozenset[str]:
+        """Names of the layers up to ``freeze_until``."""
+        if not self.freeze_until:
+            return frozenset()
+        if self.freeze_until not in layers:
+            raise ConfigError(f"freeze_until must be one of {', '.join(layers)}; found {self.freeze_until!r}.")
+        return frozenset(layers[: layers.index(self.freeze_until) + 1])
+
+    def _layer_of(self, name: str, frozen: frozenset[str]) -> Layer:
+        norm = self.layer.keywords["norm"]
+        if name not in frozen or norm is None:
+            return self.layer
+        return functools.partial(self.layer, norm=functools.partial(norm, use_running_average=True))
+
+    def _maybe_stopped(self, x: jax.Array, name: str) -> jax.Array:
+        return jax.lax.stop_gradient(x) if name == self.freeze_until else x

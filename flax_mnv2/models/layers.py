@@ -254,12 +254,14 @@ class InvertedResidual(nn.Module):
       layer: partial of ``ConvNormAct``.
       stop_at: ``"expansion"`` or ``"depthwise"`` to compute no more than that; None for the whole block.
       keep_expansion: return the expanded map too, which need not exist otherwise.
+      drop_path: what drops the branch beside the shortcut; None for nothing.
     """
 
     spec: BlockSpec
     layer: Layer
     stop_at: str | None = None
     keep_expansion: bool = False
+    drop_path: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -283,15 +285,13 @@ class InvertedResidual(nn.Module):
         project = None if self.stop_at == "depthwise" else self.layer(spec.out_channels, act=None, name="reduce_1x1")
         outputs = expand_and_project(x, expand, depthwise, project, keep_expansion=self.keep_expansion)
         if spec.residual and "output" in outputs:
-            outputs["output"] = x + outputs["output"]
+            branch = outputs["output"]
+            outputs["output"] = x + (branch if self.drop_path is None else self.drop_path()(branch))
         return outputs
 
 
 class ChannelDropout(nn.Module):
     """Drops whole channels of each example, like PyTorch's ``Dropout2d``, which the reference's head uses.
-
-    Each example draws from its own key, folded from its position in the global batch: one device or many,
-    ``jit`` or ``pmap``, drop the same channels.
 
     Attributes:
       rate: probability of dropping a channel.
@@ -308,14 +308,41 @@ class ChannelDropout(nn.Module):
             return x
         if self.rate == 1.0:
             return jnp.zeros_like(x)
-        batch, channels = x.shape[0], x.shape[-1]
-        position = jnp.arange(batch)
-        if self.axis_name is not None:
-            position += lax.axis_index(self.axis_name) * batch
-        keys = jax.vmap(functools.partial(jax.random.fold_in, self.make_rng("dropout")))(position)
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, (channels,)))(keys)
-        keep = keep.reshape(batch, *(1,) * (x.ndim - 2), channels)
+        keep = draw_kept(self.make_rng("dropout"), self.rate, (x.shape[0], x.shape[-1]), self.axis_name)
+        keep = keep.reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
+
+
+class DropPath(nn.Module):
+    """Drops the residual branch of whole examples: stochastic depth (arXiv 1603.09382).
+
+    Attributes:
+      rate: probability of dropping a branch.
+      axis_name: mapped axis over which the batch is split, under ``pmap``.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, …) → the same shape; survivors are scaled by 1 / (1 - rate)."""
+        keep = draw_kept(self.make_rng("dropout"), self.rate, (x.shape[0],), self.axis_name)
+        keep = keep.reshape(x.shape[0], *(1,) * (x.ndim - 1))
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
+
+
+def draw_kept(key: jax.Array, rate: float, shape: tuple[int, ...], axis_name: str | None) -> jax.Array:
+    """Bools of ``shape`` (N, …), False with probability ``rate``.
+
+    Each example draws from its own key, folded from its position in the global batch: one device or many, ``jit`` or
+    ``pmap``, drop the same.
+    """
+    position = jnp.arange(shape[0])
+    if axis_name is not None:
+        position += lax.axis_index(axis_name) * shape[0]
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(position)
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape[1:]))(keys)
 
 
 def make_layer(

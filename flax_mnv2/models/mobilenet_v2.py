@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
 from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
 from flax_mnv2.models.heads import ClassificationHead, DeepLabV3Head
-from flax_mnv2.models.layers import Dtype, make_layer
+from flax_mnv2.models.layers import Dtype, Layer, make_layer
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
 from flax_mnv2.models.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.pooling import average_pool
@@ -37,6 +38,10 @@ class _MobileNetV2(nn.Module):
         about a third more computation for memory.
       sync_batch_norm: share batch statistics over ``axis_name``; otherwise each device normalises with its own, which
         saves two small collectives a layer.
+      drop_path_rate: probability of dropping a block's branch beside its shortcut while training (stochastic depth):
+        this times the block's depth, from 0 to 1. It needs the ``dropout`` key.
+      freeze_until: name of a layer of the backbone, such as ``"layer_10"``; it and all before it use their running
+        statistics and get no gradient.
       batch_norm_folded: convolutions have biases in place of batch norm, as ``fold_batch_norm`` makes them.
       implementation: ``"auto"`` for what is fastest on the platform that the program is compiled for; ``"native"`` for
         plain XLA convolutions, each followed by its normalisation, for comparison; ``"shifted"`` for what ``"auto"``
@@ -49,8 +54,22 @@ class _MobileNetV2(nn.Module):
     freeze_batch_norm: bool = dataclasses.field(default=False, kw_only=True)
     remat: bool = dataclasses.field(default=False, kw_only=True)
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+    drop_path_rate: float = dataclasses.field(default=0.0, kw_only=True)
+    freeze_until: str = dataclasses.field(default="", kw_only=True)
     batch_norm_folded: bool = dataclasses.field(default=False, kw_only=True)
     implementation: Implementation = dataclasses.field(default="auto", kw_only=True)
+
+    def _backbone(self, layer: Layer, *, train: bool, **attributes: Any) -> Backbone:
+        return Backbone(
+            self.config,
+            layer,
+            remat=self.remat,
+            drop_path_rate=self.drop_path_rate if train else 0.0,
+            freeze_until=self.freeze_until,
+            axis_name=self.axis_name,
+            name="mobilenet_v2",
+            **attributes,
+        )
 
     def _layer(self, train: bool):
         if self.implementation not in IMPLEMENTATIONS:
@@ -95,13 +114,8 @@ class MobileNetV2Model(_MobileNetV2):
           ValueError: the images do not fit. ConfigError: no such layer.
         """
         check_images(pixel_values, self.config)
-        backbone = Backbone(
-            self.config,
-            self._layer(train),
-            run_to=run_to,
-            keep_expansions=names_layers(output_hidden_states),
-            remat=self.remat,
-            name="mobilenet_v2",
+        backbone = self._backbone(
+            self._layer(train), train=train, run_to=run_to, keep_expansions=names_layers(output_hidden_states)
         )
         endpoints = backbone(pixel_values)
         last = endpoints[run_to or LAST_CONV]
@@ -153,7 +167,7 @@ class MobileNetV2Backbone(_MobileNetV2):
         specs = {name: self.config.feature_specs[name] for name in self.channels}
         order = ["conv_stem", *(block.name for block in self.config.layer_plan.blocks)]
         end = max((spec.layer for spec in specs.values()), key=order.index)
-        backbone = Backbone(self.config, self._layer(train), run_to=end, remat=self.remat, name="mobilenet_v2")
+        backbone = self._backbone(self._layer(train), train=train, run_to=end)
         endpoints = backbone(pixel_values)
         return OrderedDict((name, endpoints[spec.layer]) for name, spec in specs.items())
 
@@ -177,13 +191,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         arguments ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
-        backbone = Backbone(
-            self.config,
-            self._layer(train),
-            keep_expansions=names_layers(output_hidden_states),
-            remat=self.remat,
-            name="mobilenet_v2",
-        )
+        backbone = self._backbone(self._layer(train), train=train, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
         logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
@@ -224,13 +232,8 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         """
         check_images(pixel_values, self.config)
         layer = self._layer(train)
-        backbone = Backbone(
-            self.config,
-            layer,
-            include_last_conv=False,
-            keep_expansions=names_layers(output_hidden_states),
-            remat=self.remat,
-            name="mobilenet_v2",
+        backbone = self._backbone(
+            layer, train=train, include_last_conv=False, keep_expansions=names_layers(output_hidden_states)
         )
         endpoints = backbone(pixel_values)
         head = DeepLabV3Head(self.config, layer, self.axis_name, name="segmentation_head")

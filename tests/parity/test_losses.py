@@ -4,11 +4,12 @@ import functools
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
-from flax_mnv2.losses import classification_loss, segmentation_loss
+from flax_mnv2.losses import classification_loss, segmentation_loss, smooth_targets, soft_cross_entropy_sum
 from flax_mnv2.pretrained import from_pretrained
 
 CASES = {
@@ -139,3 +140,23 @@ def test_not_a_number_in_images_is_named(tiny_blocks):
     images[0, 3, 4, 1] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
         model.apply(variables, images)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_and_mixed_targets_are_torchs(smoothing):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 4, (16, 11)).astype(np.float32)
+    labels, partners, share = rng.integers(0, 11, 16), rng.integers(0, 11, 16), 0.3
+    ours = share * smooth_targets(jnp.asarray(labels), 11, smoothing)
+    ours += (1 - share) * smooth_targets(jnp.asarray(partners), 11, smoothing)
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="sum")
+    mixed = torch.nn.functional.one_hot(torch.tensor(np.stack([labels, partners])), 11).float()
+    expected = loss(torch.tensor(logits), share * mixed[0] + (1 - share) * mixed[1])
+    np.testing.assert_allclose(soft_cross_entropy_sum(jnp.asarray(logits), ours), expected.item(), rtol=1e-6)
+
+
+def test_a_label_out_of_range_makes_the_loss_nan():
+    targets = smooth_targets(jnp.array([0, 3]), 3, 0.1)
+    assert np.isnan(soft_cross_entropy_sum(jnp.zeros((2, 3)), targets))
+    assert np.isfinite(targets[0]).all()
