@@ -13,29 +13,34 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a training run.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "One checkpoint: WORKDIR/checkpoints/STEP.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Hugging Face folder or hub id.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint of --workdir: best, latest or a step.")
+_WEIGHTS = flags.DEFINE_string("weights", "auto", "Of a checkpoint: raw, ema, or auto for ema where there is one.")
 _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate; default config.data.eval_split.")
 _PER_CLASS = flags.DEFINE_bool("per_class", False, "Figures of every class of a classifier (segmentation: always).")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the report; default beside the checkpoint.")
+cli.define_host_flags()
 
 
 def main(_) -> None:
     """Evaluates."""
-    from flax_mnv2.training.evaluate_run import evaluate_run
     from flax_mnv2.training.recorded_config import config_for_evaluation
 
     given = _CONFIG.value is not None
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if given else {}
     config = config_for_evaluation(_CONFIG.value, overrides, workdir=_WORKDIR.value, checkpoint=_CHECKPOINT.value)
-    evaluate_run(
-        config,
-        workdir=_WORKDIR.value,
-        checkpoint=_CHECKPOINT.value,
-        pretrained=_PRETRAINED.value,
-        step=_STEP.value,
-        split=_SPLIT.value,
-        output=_OUTPUT.value,
-        per_class=_PER_CLASS.value,
-    )
+    with cli.hosts(config, "step", "weights", "split", "per_class"):
+        from flax_mnv2.training.evaluate_run import evaluate_run
+
+        evaluate_run(
+            config,
+            workdir=_WORKDIR.value,
+            checkpoint=_CHECKPOINT.value,
+            pretrained=_PRETRAINED.value,
+            step=_STEP.value,
+            weights=_WEIGHTS.value,
+            split=_SPLIT.value,
+            output=_OUTPUT.value,
+            per_class=_PER_CLASS.value,
+        )
 
 
 if __name__ == "__main__":

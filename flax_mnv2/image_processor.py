@@ -205,13 +205,20 @@ class MobileNetV2ImageProcessor:
         overrides = {name: CHECKS[name](name, value) for name, value in overrides.items()}
         folder = resolve_folder(id_or_folder, revision=revision, cache_dir=cache_dir, files=(PROCESSOR_NAME,))
         path = folder / PROCESSOR_NAME
-        values = _read_json(path)
-        settings = {name: values.pop(name) for name in CHECKS if name in values}
-        settings = {name: value for name, value in settings.items() if value is not None}  # null: the default
         try:
-            return cls(**settings | overrides, extra=values)
+            return cls.from_dict(_read_json(path) | overrides)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2ImageProcessor:
+        """The processor whose ``to_dict`` gave ``values``; keys that are no settings go into ``extra``.
+
+        Raises:
+          ConfigError: a setting is out of its range.
+        """
+        settings = {name: values[name] for name in CHECKS if values.get(name) is not None}  # null: the default
+        return cls(**settings, extra={name: value for name, value in values.items() if name not in CHECKS})
 
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Writes ``preprocessor_config.json``, which this library and transformers read; makes the folder."""

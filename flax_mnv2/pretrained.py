@@ -66,8 +66,8 @@ def from_pretrained(
 
     Args:
       id_or_folder: a folder of Hugging Face's layout or of the flax format, a checkpoint of a training run
-        (``WORKDIR/checkpoints/STEP``), or a hub id such as ``google/mobilenet_v2_1.0_224``, which huggingface_hub
-        downloads and caches.
+        (``WORKDIR/checkpoints/STEP``; its moving average, where it has one), or a hub id such as
+        ``google/mobilenet_v2_1.0_224``, which huggingface_hub downloads and caches.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
       dtype: type of the computation; the variables are float32.
@@ -220,10 +220,11 @@ def load_processor(
     """The processor that belongs to a checkpoint; arguments as for ``from_pretrained``.
 
     Raises:
-      CheckpointError: there is none; a run's checkpoint needs none, as every run prepares images alike.
+      CheckpointError: there is none; a run's checkpoint needs none, as the run noted it.
     """
-    if flax_folder.is_run_checkpoint(expand_user(id_or_folder)):
-        return flax_folder.run_processor()
+    folder = expand_user(id_or_folder)
+    if flax_folder.is_run_checkpoint(folder):
+        return flax_folder.run_processor(flax_folder.read_about(folder))
     return MobileNetV2ImageProcessor.from_pretrained(id_or_folder, revision=revision, cache_dir=cache_dir)
 
 

@@ -1,16 +1,17 @@
-"""Pictures of segmentations: palette, overlay on a photo, grid of predictions beside the truth, confusion matrix.
+"""Pictures: of segmentations palette, overlay and predictions beside the truth; contact sheets; confusion matrices.
 
-The grid and the matrix need matplotlib, which is imported when they are drawn.
+The grid of predictions, the sheet and the matrix need matplotlib, which is imported when they are drawn.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +20,9 @@ _OPACITY, _BACKGROUND_OPACITY = 0.5, 0.25  # VOC's black would leave little of t
 _MAX_LABEL_CHARACTERS = 40
 _COMPRESS_LEVEL = 4  # twice as fast as Pillow's 6, for 3 % larger files
 _INK, _PAPER, _BOUNDARY = (20, 20, 20), (255, 255, 255), (255, 255, 255)
+_VOID, _HATCH_PERIOD, _HATCH_WIDTH = (255, 255, 255), 8, 3
+_SHEET_WIDTH, _MIN_SHEET_WIDTH, _MAX_COLUMNS, _SHEET_GAP = 2800, 1000, 8, 8
+_MIN_PANEL, _MAX_PANEL = 160, 384  # pixels of a panel's longer side: smaller ones are enlarged, larger ones reduced
 
 
 class Segmented(Protocol):
@@ -74,12 +78,98 @@ def save_overlay(
     legend = _draw_legend(
         [(tuple(palette[index].tolist()), label, share) for index, label, share in classes],
         width=picture.width,
-        font_size=max(14, round(max(picture.size) / 50)),
+        font=ImageFont.load_default(size=max(14, round(max(picture.size) / 50))),
     )
     sheet = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height), _PAPER)
     sheet.paste(picture, (0, 0))
     sheet.paste(legend, (0, picture.height))
     sheet.save(path, compress_level=_COMPRESS_LEVEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A picture in a contact sheet: (h, w, 3) uint8, and the lines of text below it."""
+
+    image: np.ndarray
+    caption: tuple[str, ...] = ()
+
+
+def save_contact_sheet(
+    path: pathlib.Path,
+    tiles: Sequence[Sequence[Panel]],
+    *,
+    rows: Sequence[str],
+    title: Sequence[str],
+    legend: Sequence[tuple[tuple[int, int, int], str, float]] = (),
+) -> None:
+    """Writes a PNG of many examples side by side, each a column of panels, under a title.
+
+    Panels whose longer side is from 160 to 384 pixels keep their pixels; smaller ones are enlarged by a whole factor
+    and larger ones reduced by one. All but the first of a column must have one size; the first is fitted into it.
+    Columns stand in pairs.
+
+    Args:
+      path: the file.
+      tiles: at least one, with as many panels each as ``rows`` has names; two panels at least.
+      rows: what the panels of a column are, from the top, written at the left.
+      title: lines above; the first is larger.
+      legend: colour, name and share (0 to 1) of classes, below.
+    """
+    size = _panel_size(tiles[0][-1].image)
+    font_size = max(13, size[0] // 13)
+    font, line_height = _wide_font(font_size), round(1.3 * font_size)
+    columns = min(_MAX_COLUMNS, max(2, _SHEET_WIDTH // (size[0] + _SHEET_GAP) // 2 * 2), len(tiles))
+    lines = [max(len(tile[row].caption) for tile in tiles) for row in range(len(rows))]
+    tile_height = sum(size[1] + line_height * count + _SHEET_GAP for count in lines) + 2 * _SHEET_GAP
+    left = 2 * _SHEET_GAP + line_height  # of the first column, beside the names
+    width = max(left + columns * (size[0] + _SHEET_GAP) + _SHEET_GAP, _MIN_SHEET_WIDTH)
+    head = _draw_title(title, width=width, font=font, large=_wide_font(round(1.3 * font_size)))
+    foot = _draw_legend(legend, width=width, font=font) if legend else Image.new("RGB", (0, 0))
+    bottom = head.height + -(-len(tiles) // columns) * tile_height
+    sheet = Image.new("RGB", (max(width, foot.width), bottom + foot.height), _PAPER)
+    sheet.paste(head, (0, 0))
+    sheet.paste(foot, (0, bottom))
+    draw = ImageDraw.Draw(sheet)
+    for number, tile in enumerate(tiles):
+        column, x = number % columns, left + number % columns * (size[0] + _SHEET_GAP)
+        y = head.height + number // columns * tile_height
+        for row, panel in enumerate(tile):
+            picture = _fitted(panel.image, size)
+            sheet.paste(picture, (x + (size[0] - picture.width) // 2, y + size[1] - picture.height))
+            if column == 0:
+                name = _draw_line(rows[row], font=font, height=line_height).rotate(90, expand=True)
+                sheet.paste(name, (_SHEET_GAP, y + (size[1] - name.height) // 2))
+            for line, text in enumerate(panel.caption):
+                middle = (x + size[0] // 2, y + size[1] + round((line + 0.5) * line_height))
+                draw.text(middle, _cut(text, font, size[0]), fill=_INK, font=font, anchor="mm")
+            y += size[1] + line_height * lines[row] + _SHEET_GAP
+    sheet.save(path, format="PNG", compress_level=_COMPRESS_LEVEL)
+
+
+def overlay_mask(photo: np.ndarray, mask: np.ndarray, labels: Sequence[str], *, ignore_label: int) -> np.ndarray:
+    """A photo in the colours of its classes, white stripes where it has none.
+
+    Args:
+      photo: (H, W, 3) uint8.
+      mask: (H, W) uint8 class indices.
+      labels: class names by index.
+      ignore_label: index of pixels without a class.
+
+    Returns:
+      (H, W, 3) uint8.
+    """
+    opacity = np.full(256, _OPACITY)
+    opacity[[index for index, label in enumerate(labels) if label == "background"]] = _BACKGROUND_OPACITY
+    opacity[ignore_label] = 0.0
+    picture = np.array(_blend(photo, mask, voc_palette(), opacity))
+    stripes = np.add.outer(*map(np.arange, mask.shape)) % _HATCH_PERIOD < _HATCH_WIDTH
+    picture[stripes & (mask == ignore_label)] = _VOID
+    return picture
+
+
+def class_color(index: int, *, ignore_label: int) -> tuple[int, int, int]:
+    """The colour that stands for a class of :func:`overlay_mask` in a legend."""
+    return _VOID if index == ignore_label else tuple(voc_palette()[index].tolist())
 
 
 def share_text(share: float) -> str:
@@ -104,10 +194,11 @@ def _blend(photo: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: np
     return picture
 
 
-def _draw_legend(entries: Sequence[tuple[tuple[int, ...], str, float]], *, width: int, font_size: int) -> Image.Image:
+def _draw_legend(
+    entries: Sequence[tuple[tuple[int, ...], str, float]], *, width: int, font: ImageFont.FreeTypeFont
+) -> Image.Image:
     """Colour, name and share of each class, in as many columns as fit ``width``."""
-    font = ImageFont.load_default(size=font_size)
-    gap, swatch, line_height = font_size // 2, round(1.1 * font_size), round(1.6 * font_size)
+    gap, swatch, line_height = int(font.size // 2), round(1.1 * font.size), round(1.6 * font.size)
     texts = [f"{_shortened(label)}  {share_text(share)}" for _, label, share in entries]
     column = swatch + 3 * gap + max(round(font.getlength(text)) for text in texts)
     num_columns = min(max(1, (width - gap) // column), len(entries))
@@ -121,6 +212,68 @@ def _draw_legend(entries: Sequence[tuple[tuple[int, ...], str, float]], *, width
         draw.rectangle((left, top, left + swatch - 1, top + swatch - 1), fill=color, outline=_INK)
         draw.text((left + swatch + gap, middle), text, fill=_INK, font=font, anchor="lm")
     return legend
+
+
+def _panel_size(image: np.ndarray) -> tuple[int, int]:
+    """Width and height at which panels like ``image`` are drawn."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    larger, smaller = max(1, _MIN_PANEL // longer), -(-longer // _MAX_PANEL)
+    return -(-width * larger // smaller), -(-height * larger // smaller)
+
+
+def _fitted(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """The picture within ``size`` (width, height): blocks of its pixels where they fill it exactly, else filtered."""
+    picture = Image.fromarray(image)
+    factor = size[0] // picture.width
+    if size == (factor * picture.width, factor * picture.height):
+        return picture.resize(size, Image.Resampling.NEAREST)
+    return ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
+
+
+def _wide_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of matplotlib, which has the letters of most alphabets; Pillow's has those of English."""
+    import matplotlib
+
+    return ImageFont.truetype(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _draw_title(
+    lines: Sequence[str], *, width: int, font: ImageFont.FreeTypeFont, large: ImageFont.FreeTypeFont
+) -> Image.Image:
+    """Lines of text, broken between words where they are too long; the first in the large font."""
+    rows = []
+    for number, line in enumerate(lines):
+        face, row = font if number else large, ""
+        for word in line.split(" "):
+            longer = f"{row} {word}".strip()
+            if row and face.getlength(longer) > width - 2 * _SHEET_GAP:
+                rows.append((face, row))
+                longer = word
+            row = longer
+        rows.append((face, row))
+    heights = [round(1.4 * face.size) for face, _ in rows]
+    head = Image.new("RGB", (width, sum(heights) + 2 * _SHEET_GAP), _PAPER)
+    draw, y = ImageDraw.Draw(head), _SHEET_GAP
+    for (face, row), height in zip(rows, heights, strict=True):
+        draw.text((_SHEET_GAP, y), row, fill=_INK, font=face)
+        y += height
+    return head
+
+
+def _draw_line(text: str, *, font: ImageFont.FreeTypeFont, height: int) -> Image.Image:
+    line = Image.new("RGB", (round(font.getlength(text)) + 2, height), _PAPER)
+    ImageDraw.Draw(line).text((1, height // 2), text, fill=_INK, font=font, anchor="lm")
+    return line
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, its end replaced by an ellipsis where it is wider than ``width``."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def _shortened(label: str) -> str:

@@ -1,21 +1,32 @@
 """Every recipe loads, says what it must, and its shrunken variant trains."""
 
 import importlib.util
+import io
 import pathlib
 import re
 import shlex
 import sys
 import unittest.mock
 
+import jax
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 
-from flax_mnv2.training.run_config import check_config
+from flax_mnv2 import VARIANTS
+from flax_mnv2.data.train_transform import make_train_transform
+from flax_mnv2.tasks.jobs import make_train_task
+from flax_mnv2.training.config_checks import check_config
+from flax_mnv2.training.configured import configured_train_step, make_update_rule
+from flax_mnv2.training.durations import in_steps
+from flax_mnv2.training.optimizer import make_schedule
+from flax_mnv2.training.parallel import make_parallel
+from flax_mnv2.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
-TRAINING = [path for path in RECIPES if not path.stem.startswith("cls_")]  # classifiers are only evaluated as yet
 
 
 def _load(path, variant="", *overrides):
@@ -34,7 +45,7 @@ def test_recipe_loads_and_passes_the_checks(path, monkeypatch):
     check_config(_load(path))
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shrunken_recipe_loads_and_passes_the_checks(path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     check_config(_load(path, "smoke"))
@@ -46,8 +57,7 @@ def test_recipe_says_its_command_and_what_to_expect(path, monkeypatch):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    script = "train.py" if path in TRAINING else "eval.py"
-    assert f"python {script} --config configs/{path.name}" in module.__doc__
+    assert f"python train.py --config configs/{path.name}" in module.__doc__
     assert "Expected:" in module.__doc__
 
 
@@ -72,3 +82,73 @@ def test_the_readmes_flags_for_own_data_are_the_camvid_recipe(monkeypatch):
     recorded.data.archive, recorded.data.labels = by_flags.data.archive, by_flags.data.labels
     recorded.init_from = by_flags.init_from
     assert by_flags.to_dict() == recorded.to_dict()
+
+
+CLASSIFIER_RECIPES = ("paper", "torchvision_v2", "timm_rmsprop", "sgd_cosine", "tiny")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_size_has_a_config(name):
+    size = name.removeprefix("mobilenet_v2_")
+    config = _load(ROOT / "configs" / "cls_imagenet.py", size)
+    check_config(config)
+    multiplier, pixels = size.split("_")
+    assert (config.model.depth_multiplier, config.data.eval_crop) == (float(multiplier), int(pixels))
+    assert config.data.eval_resize == round(int(pixels) / 0.875)
+
+
+def test_an_unknown_size_or_recipe_is_explained():
+    for argument in ("1.1_224", "papr", "paper,tiny", "1.0_224,0.5_96"):
+        with pytest.raises(Exception, match=r"SIZE is one of 1\.4_224, .*RECIPE one of paper, torchvision_v2"):
+            _load(ROOT / "configs" / "cls_imagenet.py", argument).keys()
+
+
+@pytest.mark.parametrize("recipe", CLASSIFIER_RECIPES)
+def test_one_step_of_each_recipe(recipe, tiny_blocks):
+    """The recipe's own step and transform, on 32 pixels and two images a device."""
+    config = _load(ROOT / "configs" / "cls_imagenet.py", f"0.35_96,{recipe}")
+    config.data.train_size = 32
+    config.batch_size = 4
+    check_config(config)
+    transform = make_train_transform(config.data)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    images = np.stack([transform(buffer.getvalue(), np.random.default_rng(seed)) for seed in range(4)])
+    config = in_steps(config, 1000)
+    parallel = make_parallel("jit", jax.devices()[:2])
+    task = make_train_task(config, tuple(map(str, range(10))), axis_name=parallel.axis_name)
+    schedule, optimizer = make_update_rule(config)
+    step = parallel.compile_train_step(configured_train_step(config, task, schedule, optimizer, parallel))
+    before = task.init_variables(0)
+    state = parallel.put_state(TrainState.create(before, optimizer, ema=config.ema.decay > 0))
+    batch = parallel.put_batch({"image": images, "label": np.arange(4, dtype=np.int32)})
+    for _ in range(2):  # the first step of a warm-up may have no rate
+        state, metrics = step(state, batch)
+        assert np.isfinite(metrics["loss"])
+    moved = [
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(before["params"]), jax.tree.leaves(state.params), strict=True)
+    ]
+    assert np.mean(moved) > 0.9
+    assert (state.ema is not None) == (recipe in ("paper", "torchvision_v2", "timm_rmsprop"))
+
+
+def test_recipes_are_those_of_their_sources():
+    paper, torchvision, timm, cosine = (
+        _load(ROOT / "configs" / "cls_imagenet.py", recipe) for recipe in CLASSIFIER_RECIPES[:4]
+    )
+    steps = in_steps(paper, 1_281_167)
+    assert (steps.optimizer.decay_every_steps, paper.optimizer.decay_rate, paper.optimizer.epsilon) == (834, 0.98, 1.0)
+    rule = in_steps(torchvision, 1_281_167)
+    schedule = make_schedule(rule.optimizer, rule.num_steps, batch_size=2048)
+    assert float(schedule(rule.optimizer.warmup_steps)) == pytest.approx(1.0)  # 0.5 for 1024
+    assert float(schedule(0)) == pytest.approx(0.01)
+    assert (torchvision.data.train_size, torchvision.data.eval_resize, torchvision.ema.every_steps) == (176, 232, 32)
+    assert torchvision.ema.decay == pytest.approx(1 - (1 - 0.99998) * 1024 * 32 / 600)
+    assert (timm.data.auto_augment, timm.drop_path_rate, timm.optimizer.epsilon) == ("timm_randaugment", 0.2, 1e-3)
+    rule = in_steps(timm, 1_281_167)
+    schedule = make_schedule(rule.optimizer, rule.num_steps, batch_size=768)
+    assert float(schedule(0)) == pytest.approx(1e-6, rel=1e-2)
+    assert float(schedule(rule.optimizer.decay_every_steps * 2)) == pytest.approx(0.048 * 0.97**2, rel=1e-4)
+    assert (cosine.batch_size, cosine.num_epochs, cosine.optimizer.learning_rate) == (256, 150.0, 0.05)

@@ -24,6 +24,7 @@ from flax_mnv2.errors import CheckpointError
 from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 
 VARIABLES_NAME = "variables"
+EMA_NAME = "ema"
 ABOUT_NAME = "about"
 EXTRA_NAME = "extra_tensors.safetensors"
 _TEMPORARY = f"{VARIABLES_NAME}*.orbax-checkpoint-tmp*"
@@ -35,14 +36,16 @@ def recognises(folder: pathlib.Path) -> bool:
 
 
 def read_state(folder: pathlib.Path) -> StateDict:
-    """All tensors by path, joined by slashes: ``params/mobilenet_v2/…``.
+    """All tensors by path, joined by slashes: ``params/mobilenet_v2/…``; of a run's checkpoint the moving average,
+    where there is one.
 
     Raises:
       CheckpointError: Orbax cannot read ``variables/``, or the extra tensors are damaged.
     """
     import orbax.checkpoint as ocp
 
-    path = (folder / VARIABLES_NAME).absolute()
+    average = folder / EMA_NAME
+    path = (average if average.is_dir() else folder / VARIABLES_NAME).absolute()
     try:
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
@@ -67,7 +70,8 @@ def has_extra(folder: pathlib.Path) -> bool:
 
 
 def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What a run noted beside a checkpoint: its config under ``config``, the model's under ``model``; None elsewhere.
+    """What a run noted beside a checkpoint, None elsewhere: its config under ``config``, the model's under ``model``,
+    the image processor's under ``processor``.
 
     Raises:
       CheckpointError: the note cannot be read.
@@ -77,7 +81,7 @@ def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return {"config": dict(about["config"]), "model": dict(about["model"])}
+        return {**about, "config": dict(about["config"]), "model": dict(about["model"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {error}. It is damaged, or not by this library's train.py."
@@ -89,9 +93,13 @@ def is_run_checkpoint(folder: pathlib.Path) -> bool:
     return recognises(folder) and (folder / ABOUT_NAME).is_dir() and not (folder / PROCESSOR_NAME).exists()
 
 
-def run_processor() -> MobileNetV2ImageProcessor:
-    """What a run's model takes: images at their own size, scaled to [-1, 1], as it was trained and evaluated."""
-    return MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
+def run_processor(about: Mapping[str, Any]) -> MobileNetV2ImageProcessor:
+    """What a run's model takes, from what ``read_about`` gave.
+
+    A run that did not note it trained segmentation: images keep their size and are scaled to [-1, 1].
+    """
+    noted = about.get("processor") or {"do_resize": False, "do_center_crop": False}
+    return MobileNetV2ImageProcessor.from_dict(noted)
 
 
 def write_tensors(folder: pathlib.Path, tensors: Mapping[Path, np.ndarray], model_paths: set[Path]) -> None:

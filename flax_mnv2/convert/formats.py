@@ -182,7 +182,7 @@ def _open_flax(folder: pathlib.Path) -> Source:
         task = _stated_task(config)
     else:
         config, task = MobileNetV2Config.from_dict(about["model"]), about["config"].get("task")
-        processor_text = processor_text or flax_folder.run_processor().to_json_string()
+        processor_text = processor_text or flax_folder.run_processor(about).to_json_string()
     return Source(
         format="flax",
         where=folder,

@@ -8,8 +8,60 @@ import numpy as np
 from PIL import Image
 
 from flax_mnv2.data.augment import PILLOW_ERRORS
-from flax_mnv2.data.pipeline import Batch, BatchIterator, Source, every_example_once
+from flax_mnv2.data.pipeline import Batch, BatchIterator, Source, every_example_once, shuffled_batches
 from flax_mnv2.errors import DataError
+
+
+def classification_train_batches(
+    source: Source,
+    *,
+    transform: Callable[[bytes, np.random.Generator], np.ndarray],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    prefetch_buffer_size: int = 4,
+    repeats: int = 1,
+) -> BatchIterator:
+    """Endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
+
+    Args:
+      source: the split, of :class:`~flax_mnv2.data.load.LabeledExample`.
+      transform: encoded image and a generator → uint8 (h, w, 3), all of one size; it can be pickled.
+      batch_size: as in :func:`~flax_mnv2.data.pipeline.shuffled_batches`, with all that follow.
+      seed: of order and augmentation.
+      start_step: number of batches to leave out.
+      process_index: which part of every global batch to give.
+      process_count: number of parts.
+      num_threads: threads that make batches, in each worker.
+      num_workers: processes that make batches.
+      prefetch_buffer_size: batches made in advance, in each worker.
+      repeats: times that a batch holds each of its images, transformed anew.
+
+    Returns:
+      Dicts of ``image`` uint8 (B/P, h, w, 3), ``label`` int32 (B/P,) and ``index`` int64 (B/P,), the position in the
+      split.
+
+    Raises:
+      ConfigError: the batch cannot be divided.
+      DataError: the split is empty; while iterating: an image cannot be decoded (it is named).
+    """
+    return shuffled_batches(
+        _TrainExample(source, transform),
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=num_threads,
+        num_workers=num_workers,
+        prefetch_buffer_size=prefetch_buffer_size,
+        repeats=repeats,
+    )
 
 
 def classification_eval_batches(
@@ -73,6 +125,20 @@ def decode_rgb(data: bytes) -> Image.Image:
             return image.convert("RGB")
     except PILLOW_ERRORS as error:
         raise DataError(f"corrupt image ({error}). Replace it.") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    source: Source
+    transform: Callable[[bytes, np.random.Generator], np.ndarray]
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        example = self.source[index]
+        try:
+            image = self.transform(example["image"], rng)
+        except DataError as error:
+            raise DataError(f"Example {example['file_name']!r}: {error}") from error
+        return {"image": image, "label": np.int32(example["label"]), "index": np.int64(index)}
 
 
 @dataclasses.dataclass(frozen=True)

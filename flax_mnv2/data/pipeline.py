@@ -107,8 +107,6 @@ def train_batches(
       DataError: the split is empty; while iterating: an example cannot be decoded (it is named).
     """
     crop = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-    _check_source(source)
-    _check_batch(batch_size, process_count)
     if min(crop) <= 0:
         raise ConfigError(f"The crop size is {crop_size}, expected a positive number of pixels. Set crop_size.")
     if not 0 < min_scale <= max_scale or scale_step < 0:
@@ -116,12 +114,61 @@ def train_batches(
             f"min_scale={min_scale}, max_scale={max_scale}, scale_step={scale_step}: expected "
             "0 < min_scale <= max_scale and scale_step >= 0."
         )
-    shuffle_seed, augment_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-    transform = _TrainExample(source, crop, min_scale, max_scale, scale_step, flip, ignore_label)
-    # Randomness comes before sharding: the global batch must not depend on the number of processes.
-    examples = (
-        grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat().random_map(transform, seed=augment_seed)
+    return shuffled_batches(
+        _TrainExample(source, crop, min_scale, max_scale, scale_step, flip, ignore_label),
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=num_threads,
+        num_workers=num_workers,
+        prefetch_buffer_size=prefetch_buffer_size,
     )
+
+
+def shuffled_batches(
+    make_row: Callable[[int, np.random.Generator], Batch],
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    prefetch_buffer_size: int = 4,
+    repeats: int = 1,
+) -> BatchIterator:
+    """The training batches of any task: endless, every epoch in another order.
+
+    Args:
+      make_row: position in the split and a generator → row of a batch. It can be pickled.
+      source: the split.
+      batch_size: examples in the global batch, over all processes.
+      seed: of order and augmentation.
+      start_step: number of batches to leave out.
+      process_index: as in :func:`train_batches`, with all that follow.
+      process_count: number of parts.
+      num_threads: threads that make batches, in each worker.
+      num_workers: processes that make batches.
+      prefetch_buffer_size: batches made in advance, in each worker.
+      repeats: times that a batch holds each of its examples, made into rows with different randomness.
+
+    Raises:
+      ConfigError: the batch cannot be divided.
+      DataError: the split is empty.
+    """
+    _check_source(source)
+    _check_batch(batch_size, process_count)
+    shuffle_seed, augment_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    # Randomness comes before sharding: the global batch must not depend on the number of processes.
+    order = grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat()
+    if repeats > 1:
+        order = _Repeated(order, batch_size, repeats)
+    examples = order.random_map(make_row, seed=augment_seed)
     return _iterate(
         _ProcessRows(examples, batch_size, process_index, process_count).batch(batch_size // process_count)[
             start_step:
@@ -231,6 +278,25 @@ def _check_batch(batch_size: int, process_count: int) -> None:
             f"The global batch size is {batch_size}, expected a positive multiple of the {process_count} "
             "process(es). Set batch_size."
         )
+
+
+class _Repeated(grain.MapDataset):
+    """Batches that hold each of their examples several times, repetitions far apart: MixUp pairs neighbours."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, repeats: int):
+        super().__init__(examples)
+        self._examples = examples
+        self._batch_size = batch_size
+        self._distinct = batch_size // repeats
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._batch_size)
+        return self._examples[batch * self._distinct + row % self._distinct]
 
 
 class _ProcessRows(grain.MapDataset):

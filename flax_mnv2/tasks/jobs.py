@@ -9,10 +9,11 @@ import ml_collections
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.load import ClassificationDataset, SegmentationDataset, load_classification, load_segmentation
-from flax_mnv2.errors import ConfigError
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 from flax_mnv2.pretrained import load_processor
-from flax_mnv2.tasks.classification import ClassificationTask, label_offset
-from flax_mnv2.tasks.segmentation import SegmentationTask, check_labels
+from flax_mnv2.tasks import classification, segmentation
+from flax_mnv2.tasks.classification import ClassificationTask
+from flax_mnv2.tasks.segmentation import SegmentationTask
 
 Dataset = SegmentationDataset | ClassificationDataset
 Task = SegmentationTask | ClassificationTask
@@ -23,12 +24,32 @@ def load_dataset(task: str, data: Mapping[str, Any]) -> Dataset:
     return {"segmentation": load_segmentation, "classification": load_classification}[task](data)
 
 
+def make_train_task(
+    config: ml_collections.ConfigDict, labels: tuple[str, ...], *, axis_name: str | None = None
+) -> Task:
+    """The task of a training run.
+
+    Args:
+      config: the run's.
+      labels: of the data set, by index.
+      axis_name: the mapped axis under ``pmap``.
+    """
+    if config.task == "segmentation":
+        return SegmentationTask(config, segmentation.make_model_config(config, labels), axis_name=axis_name)
+    return ClassificationTask(
+        config,
+        classification.make_model_config(config, labels),
+        processor=classification.make_processor(config.data),
+        axis_name=axis_name,
+    )
+
+
 def make_eval_task(
     config: ml_collections.ConfigDict,
     model_config: MobileNetV2Config,
     dataset: Dataset,
     *,
-    pretrained: str = "",
+    processor: MobileNetV2ImageProcessor | None = None,
 ) -> Task:
     """The task of an evaluation.
 
@@ -36,26 +57,27 @@ def make_eval_task(
       config: the run's.
       model_config: of the weights.
       dataset: what ``load_dataset`` gave.
-      pretrained: folder or hub id of the weights; empty for those of a training run.
+      processor: what prepares images for the weights; None for weights of a training run, which ``config.data``
+        describes, and for segmentation, where images keep their size.
 
     Raises:
-      ConfigError: the classes of model and data do not match, or a classifier comes from a training run.
-      CheckpointError: ``pretrained`` lacks the preprocessing that belongs to the weights.
+      ConfigError: the classes of model and data do not match.
     """
     if config.task == "segmentation":
-        check_labels(model_config, dataset)
+        segmentation.check_labels(model_config, dataset)
         return SegmentationTask(config, model_config)
-    if not pretrained:
-        check_trains(config)
-    processor = load_processor(pretrained)
-    offset = label_offset(model_config, dataset)
-    return ClassificationTask(config, model_config, processor=processor, label_offset=offset)
+    return ClassificationTask(
+        config,
+        model_config,
+        processor=processor or classification.make_processor(config.data),
+        label_offset=classification.label_offset(model_config, dataset),
+    )
 
 
-def check_trains(config: ml_collections.ConfigDict) -> None:
-    """Raises a ConfigError for a job that this version cannot train."""
-    if config.task != "segmentation":
-        raise ConfigError(
-            f"This version trains segmentation and only evaluates {config.task}; found config.task="
-            f"{config.task!r}. Use eval.py with --pretrained, or a recipe such as configs/seg_voc.py."
-        )
+def processor_of(pretrained: str, task: str) -> MobileNetV2ImageProcessor | None:
+    """The processor that belongs to pretrained weights, where ``task`` needs one.
+
+    Raises:
+      CheckpointError: the weights of a classifier lack it.
+    """
+    return load_processor(pretrained) if task == "classification" else None

@@ -14,6 +14,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.load import SegmentationDataset
 from flax_mnv2.data.pipeline import BatchIterator, eval_batches, train_batches
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
 from flax_mnv2.metrics import SegmentationMetrics, confusion_matrix
 from flax_mnv2.pretrained import make_model
@@ -62,6 +63,8 @@ class SegmentationTask:
             "segmentation",
             axis_name=axis_name,
             sync_batch_norm=config.batch_norm.sync,
+            freeze_until=config.freeze_until,
+            drop_path_rate=config.drop_path_rate,
             **attributes,
         )
         stride = config.eval.output_stride or model_config.output_stride
@@ -130,6 +133,11 @@ class SegmentationTask:
     def keeper(self) -> Pictures:
         """Keeps what the report shows of single examples."""
         return Pictures(self.config.eval.num_pictures)
+
+    @property
+    def processor(self) -> MobileNetV2ImageProcessor:
+        """What prepares images for the model: they keep their size."""
+        return MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
 
     def settings(self) -> dict[str, Any]:
         """How the evaluation was made, for the report."""

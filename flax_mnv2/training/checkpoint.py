@@ -1,13 +1,13 @@
 """Checkpoints of a run, through Orbax.
 
-One checkpoint holds three items: ``variables`` (params and batch statistics, all that an evaluation needs),
-``training`` (step and optimizer state) and ``about`` (the run's config and the model's, as JSON). Orbax writes
-into a temporary folder and renames it, so a checkpoint is whole or absent.
+One checkpoint holds ``variables`` (params and batch statistics, all that an evaluation needs), ``training`` (step and
+optimizer state), ``about`` (the run's config, the model's and the image processor's, as JSON) and, of a run that keeps
+one, ``ema`` (the moving average of ``variables``). Orbax writes into a temporary folder and renames it, so a
+checkpoint is whole or absent.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -20,21 +20,8 @@ from flax_mnv2.errors import CheckpointError
 from flax_mnv2.training.state import TrainState
 
 FOLDER_NAME = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """What an evaluation needs of a checkpoint.
-
-    Attributes:
-      step: its step.
-      about: the run's config under ``config`` and the model's under ``model``.
-      variables: params and batch statistics.
-    """
-
-    step: int
-    about: dict[str, Any]
-    variables: dict[str, Any]
+SCORE = "score"  # what checkpoints are ranked by, more is better
+VARIABLES, EMA = "variables", "ema"
 
 
 class Checkpoints:
@@ -44,7 +31,6 @@ class Checkpoints:
         self,
         folder: pathlib.Path,
         *,
-        best_metric: str = "mean_iou",
         keep_last: int = 1,
         keep_best: int = 0,
         read_only: bool = False,
@@ -53,7 +39,7 @@ class Checkpoints:
         self._folder = folder
 
         def rank(metrics: dict[str, float]) -> float:
-            return metrics[best_metric]
+            return metrics[SCORE]
 
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
@@ -63,7 +49,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_handlers={
-                "variables": ocp.StandardCheckpointHandler(),
+                VARIABLES: ocp.StandardCheckpointHandler(),
+                EMA: ocp.StandardCheckpointHandler(),
                 "training": ocp.StandardCheckpointHandler(),
                 "about": ocp.JsonCheckpointHandler(),
             },
@@ -92,19 +79,26 @@ class Checkpoints:
     def save(self, state: TrainState, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Starts saving ``state``; does nothing if its step is already saved.
 
+        Args:
+          state: of the run.
+          about: JSON that describes the run.
+          metrics: of an evaluation of this state, ``SCORE`` among them; None without one.
+
         Raises:
           CheckpointError: this or an earlier save failed.
         """
         step = int(state.step)
         if step == self.latest_step():
             return
-        items = ocp.args.Composite(
-            variables=ocp.args.StandardSave(state.variables),
-            training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-            about=ocp.args.JsonSave(about),
-        )
+        items = {
+            VARIABLES: ocp.args.StandardSave(state.variables),
+            "training": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            "about": ocp.args.JsonSave(about),
+        }
+        if state.ema is not None:
+            items[EMA] = ocp.args.StandardSave(state.ema)
         try:
-            self._manager.save(step, args=items, metrics=metrics)
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         except Exception as error:
             raise self._failure(step, error) from error
 
@@ -126,16 +120,28 @@ class Checkpoints:
           CheckpointError: it belongs to another architecture or optimizer, or cannot be read.
         """
         target = {
-            "variables": state.variables,
+            VARIABLES: state.variables,
             "training": {"step": state.step, "opt_state": state.opt_state},
         }
+        if state.ema is not None:
+            target[EMA] = state.ema
         restored = self._restore(step, target)
-        variables, training = restored["variables"], restored["training"]
-        return TrainState(step=training["step"], opt_state=training["opt_state"], **variables)
+        variables, training = restored[VARIABLES], restored["training"]
+        return TrainState(step=training["step"], opt_state=training["opt_state"], ema=restored.get(EMA), **variables)
 
-    def restore_variables(self, step: int, variables: dict[str, Any]) -> dict[str, Any]:
-        """Reads params and batch statistics into the shapes and placement of ``variables``."""
-        return self._restore(step, {"variables": variables})["variables"]
+    def restore_variables(self, step: int, variables: dict[str, Any], *, item: str = VARIABLES) -> dict[str, Any]:
+        """Reads params and batch statistics into the shapes and placement of ``variables``.
+
+        Args:
+          step: of the checkpoint.
+          variables: arrays of the shapes and placement that are wanted.
+          item: ``"variables"``, or ``"ema"`` for the moving average.
+        """
+        return self._restore(step, {item: variables})[item]
+
+    def has_ema(self, step: int) -> bool:
+        """Whether the checkpoint of ``step`` has a moving average."""
+        return (self._folder / str(step) / EMA).is_dir()
 
     def about(self, step: int) -> dict[str, Any]:
         """The run's config under ``config`` and the model's under ``model``."""

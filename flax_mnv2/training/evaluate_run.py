@@ -13,12 +13,15 @@ import ml_collections
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.pretrained import from_pretrained
-from flax_mnv2.tasks.jobs import Task, load_dataset, make_eval_task
-from flax_mnv2.training.checkpoint import FOLDER_NAME, Checkpoints
+from flax_mnv2.tasks.jobs import Task, load_dataset, make_eval_task, processor_of
+from flax_mnv2.training.checkpoint import EMA, FOLDER_NAME, VARIABLES, Checkpoints
+from flax_mnv2.training.config_checks import check_config
+from flax_mnv2.training.distributed import from_leader, leader_first
 from flax_mnv2.training.evaluation import Evaluation, evaluate
 from flax_mnv2.training.parallel import check_divisible, make_parallel
-from flax_mnv2.training.run_config import check_config
 from flax_mnv2.training.steps import make_eval_step
+
+WEIGHTS = ("auto", "raw", "ema")
 
 
 def evaluate_run(
@@ -28,6 +31,7 @@ def evaluate_run(
     checkpoint: str = "",
     pretrained: str = "",
     step: str = "best",
+    weights: str = "auto",
     split: str = "",
     output: str = "",
     per_class: bool = False,
@@ -40,6 +44,8 @@ def evaluate_run(
       checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/STEP``; or
       pretrained: a Hugging Face folder or hub id.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
+      weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
+        for the average where the run keeps one.
       split: empty for ``config.data.eval_split``.
       output: folder for the report; empty chooses one beside the checkpoint, or ``./evaluation``.
       per_class: of a classifier, add the figures of every class (a segmentation model's are always there).
@@ -52,33 +58,39 @@ def evaluate_run(
     """
     if sum(map(bool, (workdir, checkpoint, pretrained))) != 1:
         raise ConfigError("Give exactly one of --workdir, --checkpoint and --pretrained.")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights must be one of {', '.join(WEIGHTS)}; found {weights!r}.")
     check_config(config)
     parallel = make_parallel(config.parallel)
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
-    dataset = load_dataset(config.task, config.data)
     split = split or config.data.eval_split
-    dataset.source(split)  # fails early on an unknown split
+    with leader_first():  # what is not prepared yet is prepared once where hosts share a disk
+        dataset = load_dataset(config.task, config.data)
+        dataset.source(split)  # fails early on an unknown split
 
     if pretrained:
         model, variables = from_pretrained(pretrained, task=config.task)
         model_config, name, default_output = model.config, pretrained, pathlib.Path("evaluation")
+        processor = processor_of(pretrained, config.task)
     else:
         checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
-        model_config = MobileNetV2Config.from_dict(checkpoints.about(at)["model"])
-        name, default_output = (
-            str(folder / FOLDER_NAME / str(at)),
-            folder / "evaluation" / f"{split}_step_{at}",
-        )
-    task = make_eval_task(config, model_config, dataset, pretrained=pretrained)
+        model_config, processor = MobileNetV2Config.from_dict(checkpoints.about(at)["model"]), None
+        item = _choose_weights(weights, has_ema=checkpoints.has_ema(at), where=folder / FOLDER_NAME / str(at))
+        name = f"{folder / FOLDER_NAME / str(at)}{' (moving average)' if item == EMA else ''}"
+        raw = "_raw" if weights == "raw" else ""
+        default_output = folder / "evaluation" / f"{split}_step_{at}{raw}"
+    task = make_eval_task(config, model_config, dataset, processor=processor)
     if not pretrained:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         with checkpoints:
-            variables = checkpoints.restore_variables(at, parallel.put_state(zeros))
+            placed = parallel.global_view(parallel.put_state(zeros))
+            variables = checkpoints.restore_variables(at, placed, item=item)
     variables = parallel.put_state(variables)
 
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    print(f"evaluating {name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True)
+    if jax.process_index() == 0:
+        print(f"evaluating {name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True)
     evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, keeper=task.keeper())
     metrics = task.summarize(evaluation.sums)
     figures = {
@@ -95,6 +107,13 @@ def evaluate_run(
     return figures
 
 
+def _choose_weights(weights: str, *, has_ema: bool, where: pathlib.Path) -> str:
+    """The item of a checkpoint to evaluate."""
+    if weights == "ema" and not has_ema:
+        raise CheckpointError(f"{where} has no moving average; its run had config.ema.decay=0. Use --weights=raw.")
+    return EMA if has_ema and weights != "raw" else VARIABLES
+
+
 def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoints, int, pathlib.Path]:
     """The run's checkpoints, the chosen step, and the run's folder."""
     if checkpoint:
@@ -109,7 +128,7 @@ def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoi
     checkpoints = Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
     choice = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}.get(step)
-    at = choice() if choice else int(step) if step.isdigit() else None
+    at = from_leader(choice) if choice else int(step) if step.isdigit() else None
     if at not in steps:
         raise CheckpointError(
             f"No complete checkpoint {step!r} in {folder}; there are {steps or 'none'}. "

@@ -1,4 +1,4 @@
-"""Every setting of a run, with its default and meaning, and the checks that make a mistake readable.
+"""Every setting of a run, with its default and meaning.
 
 A recipe in ``configs/`` starts from ``default_config()`` and changes what it needs; a misspelt field fails
 there, and on the command line, because a ``ConfigDict`` refuses fields that it does not have.
@@ -16,8 +16,10 @@ from flax_mnv2.errors import ConfigError
 # A run may be continued with other values of these; anything else would make it another run.
 CHANGEABLE = (
     "parallel",
+    "shard_optimizer_state",
     "log_every_steps",
     "eval_every_steps",
+    "eval_every_epochs",
     "checkpoint",
     "eval",
     "data.data_dir",
@@ -28,14 +30,20 @@ CHANGEABLE = (
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """All fields. Sizes are in pixels, durations in steps (updates of the weights)."""
+    """All fields. Sizes are in pixels, durations in steps (updates of the weights).
+
+    A field in epochs (passes over the training split) that is above 0 goes before its twin in steps.
+    """
     config = ml_collections.ConfigDict()
-    config.task = "segmentation"  # or classification, which this version evaluates and does not train
+    config.task = "segmentation"  # or classification
     config.seed = 0
     config.num_steps = 30_000
+    config.num_epochs = 0.0
     config.batch_size = 16  # over all devices and hosts
+    config.gradient_accumulation_steps = 1  # parts that a batch is worked through in, to save memory
     config.dtype = "float32"  # of the computation: float32, or bfloat16 for mixed precision
     config.parallel = "jit"  # jit over a mesh, or pmap
+    config.shard_optimizer_state = False  # split it over the devices, which saves memory (jit, and batch_norm.sync)
 
     # Where the weights come from: a local Hugging Face folder or a hub id; empty starts from random ones.
     config.init_from = ""
@@ -60,44 +68,92 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch_norm = ml_collections.ConfigDict()
     config.batch_norm.sync = True  # statistics over all devices; False: of each device, averaged for evaluation
     config.freeze_batch_norm = False  # use and keep the running statistics; scale and bias still learn
+    config.freeze_until = ""  # name of a layer, such as layer_10: it and all before it keep weights and statistics
+    config.drop_path_rate = 0.0  # stochastic depth, growing linearly with a block's depth to this
+    config.label_smoothing = 0.0
 
     config.data = ml_collections.ConfigDict()
     config.data.dataset = "voc_segmentation/2012"
     config.data.data_dir = ""  # prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.archive = ""  # VOC-layout folder, .tar, .tar.gz or .zip; of imagenet2012 the folder of its two tars
+    config.data.archive = ""  # folder, .tar, .tar.gz or .zip; of imagenet2012 the folder of its two tars
     config.data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
     config.data.labels = ""  # of voc_segmentation/custom: a file with a name per line, or names with commas
     config.data.num_classes = 0  # 0: as many as labels
+    config.data.holdout = 0.1  # of image_folder: share of the training images kept as val where there is no such folder
     config.data.ignore_label = 255
     config.data.train_split = "train"
     config.data.eval_split = "val"
+    config.data.flip = True
+    config.data.num_workers = 0  # processes that prepare batches; 0: threads of this process
+    config.data.num_threads = 4  # each makes a batch of its own
+    config.data.prefetch_buffer_size = 8  # batches that wait, ready; at least as many as threads
+    # Of segmentation alone:
     config.data.crop_size = (513, 513)  # height, width
     config.data.min_scale = 0.5
     config.data.max_scale = 2.0
     config.data.scale_step = 0.25  # 0: any scale between
-    config.data.flip = True
     config.data.eval_size = (0, 0)  # images are padded to this; (0, 0): the largest image of the split
-    config.data.num_workers = 0  # processes that prepare batches; 0: threads of this process
-    config.data.num_threads = 4
-    config.data.prefetch_buffer_size = 8  # examples that wait, ready
+    # Of classification alone:
+    config.data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these shares of 255; TF's and the reference's
+    config.data.image_std = (0.5, 0.5, 0.5)
+    config.data.train_size = 224
+    config.data.train_crop = "inception"  # a random area and aspect; or pad: resize, pad, crop anywhere
+    config.data.crop_area = (0.08, 1.0)  # of inception: smallest and largest share of the image
+    config.data.crop_aspect = (3 / 4, 4 / 3)  # of inception: width / height
+    config.data.crop_padding = 0  # of pad: black pixels on each side of the resized image
+    config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, as in torchvision
+    config.data.auto_augment = ""  # trivial_augment_wide, randaugment (torchvision's) or timm_randaugment
+    config.data.randaugment_ops = 2
+    config.data.randaugment_magnitude = 9.0
+    config.data.randaugment_magnitude_std = 0.5  # of timm_randaugment
+    config.data.random_erasing = 0.0  # probability
+    config.data.random_erasing_fill = "constant"  # the mean colour, or pixel: noise
+    config.data.mixup_alpha = 0.0  # 0: no MixUp
+    config.data.cutmix_alpha = 0.0  # 0: no CutMix; with both, each batch takes one of them
+    config.data.augment_repeats = 1  # times that a batch holds each of its images, augmented anew (arXiv 1901.09335)
+    config.data.eval_preparation = "processor"  # as below, or as the weights' processor says; or slim: TF-slim's crop
+    config.data.eval_resize = 256  # shorter side
+    config.data.eval_crop = 224
+    config.data.eval_interpolation = "bilinear"  # or bicubic
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "sgd"  # or adam
+    config.optimizer.name = "sgd"  # adam or rmsprop (TensorFlow's)
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
+    config.optimizer.rmsprop_decay = 0.9
+    config.optimizer.epsilon = 1e-8  # of adam and rmsprop
     config.optimizer.learning_rate = 0.007
-    config.optimizer.schedule = "poly"  # poly, cosine or constant
+    config.optimizer.base_batch_size = 0  # the rate is for this batch size and scaled to ours; 0: as it stands
+    config.optimizer.schedule = "poly"  # poly, cosine, exponential or constant
     config.optimizer.poly_power = 0.9
     config.optimizer.end_learning_rate = 0.0
+    config.optimizer.decay_rate = 0.98  # of exponential: factor every decay_every
+    config.optimizer.decay_every_steps = 0
+    config.optimizer.decay_every_epochs = 0.0
+    config.optimizer.staircase = True  # of exponential: in steps, not continuously
     config.optimizer.warmup_steps = 0
-    config.optimizer.weight_decay = 4e-5  # on convolution kernels, but not depthwise ones (TF-slim's rule)
+    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.warmup_start = 0.0  # share of the rate that the first step has
+    config.optimizer.weight_decay = 4e-5
+    # dense_kernels: convolutions but depthwise ones (TF-slim's rule); kernels: all of them; all: norms and biases too
+    config.optimizer.weight_decay_on = "dense_kernels"
     config.optimizer.head_lr_multiplier = 1.0
+    config.optimizer.layer_lr_decay = 1.0  # rate of a layer relative to the one after it
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0: off
+
+    config.ema = ml_collections.ConfigDict()  # moving average of weights and statistics, evaluated beside them
+    config.ema.decay = 0.0  # 0: none
+    config.ema.every_steps = 1
+    config.ema.ramp = False  # smaller decay at first, (1 + step) / (10 + step), as TensorFlow's num_updates
+    config.ema.start_steps = 0  # a copy of the weights until then
+    config.ema.start_epochs = 0.0
 
     config.log_every_steps = 20
     config.eval_every_steps = 1000
+    config.eval_every_epochs = 0.0
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 1000
+    config.checkpoint.every_epochs = 0.0
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1  # by mean IoU (segmentation) or top-1 accuracy; 0: none
 
@@ -111,53 +167,10 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()  # a misspelt field in a recipe fails where it stands
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """Raises a ConfigError for fields that are missing, unknown, or out of range."""
-    known, given = flatten(default_config()), flatten(config)
-    for title, names in (
-        ("lacks", known.keys() - given.keys()),
-        ("has unknown", given.keys() - known.keys()),
-    ):
-        if names:
-            raise ConfigError(f"The config {title} {', '.join(sorted(names))}; start from default_config().")
-    _check(config, "task", _one_of("segmentation", "classification"))
-    _check(config, "parallel", _one_of("jit", "pmap"))
-    _check(config, "dtype", _one_of("float32", "bfloat16"))
-    _check(config, "init_scope", _one_of("backbone", "all"))
-    _check(config, "optimizer.name", _one_of("sgd", "adam"))
-    _check(config, "optimizer.schedule", _one_of("poly", "cosine", "constant"))
-    _check(config, "data.crop_size", _pair_from(32))
-    _check(config, "data.eval_size", _pair_from(0))
-    for name in ("num_steps", "batch_size", "eval.batch_size", "data.num_threads", "log_every_steps"):
-        _check(config, name, _at_least(1))
-    for name in ("eval_every_steps", "checkpoint.every_steps", "checkpoint.keep_last"):
-        _check(config, name, _at_least(1))
-    for name in (
-        "data.num_workers",
-        "data.prefetch_buffer_size",
-        "checkpoint.keep_best",
-        "eval.num_pictures",
-    ):
-        _check(config, name, _at_least(0))
-    for name in ("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "seed"):
-        _check(config, name, _at_least(0))
-    for name in ("optimizer.learning_rate", "optimizer.head_lr_multiplier", "data.min_scale"):
-        _check(config, name, (lambda value: value > 0, "above 0"))
-    _check(config, "optimizer.momentum", (lambda value: 0 <= value < 1, "from 0 to below 1"))
-    low = config.data.min_scale
-    _check(config, "data.max_scale", (lambda value: value >= low, f"at least data.min_scale = {low}"))
-    if config.task == "segmentation":
-        _check(config, "eval.scales", (lambda value: value and all(s > 0 for s in value), "positive numbers"))
-    else:
-        for name, default in (("eval.output_stride", 0), ("eval.scales", (1.0,)), ("eval.flip", False)):
-            _check(config, name, _left_at(default, config.task))
-    steps = config.num_steps
-    _check(config, "optimizer.warmup_steps", (lambda value: value < steps, f"below num_steps = {steps}"))
-
-
 def check_same_run(config: ml_collections.ConfigDict, stored: Mapping[str, Any], workdir: str) -> None:
     """Raises a ConfigError where a run in ``workdir`` was started with other settings, naming each."""
-    ours, theirs = jsonable(flatten(config)), jsonable(flatten(stored))
+    ours = jsonable(flatten(config))
+    theirs = jsonable(flatten(default_config())) | jsonable(flatten(stored))  # it may be older than some of the fields
     different = [
         f"  {name}: {theirs.get(name, '(absent)')!r} there, {ours.get(name, '(absent)')!r} now"
         for name in sorted(ours.keys() | theirs.keys())
@@ -185,29 +198,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def jsonable(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Tuples become lists, as JSON gives them back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
-
-
-def _check(config, name: str, rule) -> None:
-    holds, expected = rule
-    value = flatten(config)[name]
-    if not holds(value):
-        raise ConfigError(f"config.{name} must be {expected}; found {value!r}.")
-
-
-def _one_of(*choices: str):
-    return (lambda value: value in choices), "one of " + ", ".join(map(repr, choices))
-
-
-def _left_at(default: Any, task: str):
-    return (lambda value: jsonable({"": value}) == jsonable({"": default})), f"left at {default!r} for {task}"
-
-
-def _at_least(low: int):
-    return (lambda value: value >= low), f"at least {low}"
-
-
-def _pair_from(low: int):
-    def holds(value):
-        return len(value) == 2 and all(isinstance(side, int) and side >= low for side in value)
-
-    return holds, f"a pair of integers (height, width), each at least {low}"

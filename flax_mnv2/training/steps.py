@@ -6,12 +6,14 @@ share and sums over ``axis_name``. Losses are sums divided once by the global co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from flax_mnv2.training.ema import update_ema
 from flax_mnv2.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -36,27 +38,63 @@ def make_train_step(
     *,
     seed: int,
     axis_name: str | None = None,
+    accumulate: int = 1,
+    ema: Any = None,
+    replicate: Callable[[Any], Any] = lambda tree: tree,
 ):
-    """Returns ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars, the loss among them."""
+    """Returns ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars, the loss among them.
+
+    Args:
+      task: gives the loss.
+      optimizer: of gradients of the mean loss.
+      schedule: step → learning rate, for the metrics.
+      seed: of the run.
+      axis_name: mapped axis over which the batch is split; None where arrays are global.
+      accumulate: parts in which the batch is worked through, one after the other, before the one update. Batch norm
+        takes the statistics of a part.
+      ema: ``config.ema`` of the run; used where the state has an average.
+      replicate: what keeps gradients and updates whole on every device, where the optimizer's state is not.
+    """
 
     def psum(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def sums_of_part(params, batch_stats, batch: Batch, key: jax.Array):
+        """Summed loss, further sums and summed gradients of a part of the batch, with the new statistics."""
 
         def objective(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            loss_sum, (batch_stats, sums) = task.loss_sums(variables, batch, key, axis_name=axis_name)
-            weight = jnp.maximum(psum(jax.lax.stop_gradient(sums["weight"])), 1.0)
-            return loss_sum / weight, (batch_stats, sums)
+            variables = {"params": params, "batch_stats": batch_stats}
+            return task.loss_sums(variables, batch, key, axis_name=axis_name)
 
-        (loss, (batch_stats, sums)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        loss, sums, gradients = psum((loss, sums, gradients))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        (loss, (batch_stats, sums)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return batch_stats, ({"loss": loss, **sums}, gradients)
+
+    def sums_of_batch(state: TrainState, batch: Batch, key: jax.Array):
+        if accumulate == 1:
+            return sums_of_part(state.params, state.batch_stats, batch, key)
+
+        def add_part(carry, numbered):
+            batch_stats, total = carry
+            index, part = numbered
+            batch_stats, sums = sums_of_part(state.params, batch_stats, part, jax.random.fold_in(key, index))
+            return (batch_stats, jax.tree.map(jnp.add, total, sums)), None
+
+        parts = jax.tree.map(lambda value: _parts(value, accumulate), batch)
+        first = jax.tree.map(lambda value: value[0], parts)
+        shapes = jax.eval_shape(sums_of_part, state.params, state.batch_stats, first, key)[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        carry, _ = jax.lax.scan(add_part, (state.batch_stats, zeros), (jnp.arange(accumulate), parts))
+        return carry
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch_stats, sums = sums_of_batch(state, batch, key)
+        sums, gradients = psum(sums)
         weight = jnp.maximum(sums.pop("weight"), 1.0)
+        gradients = replicate(jax.tree.map(lambda value: value / weight, gradients))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = replicate(updates)
         metrics = {
-            "loss": loss,
             **{name: value / weight for name, value in sums.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
@@ -67,9 +105,16 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if state.ema is not None:
+            state = state.replace(ema=update_ema(state.ema, state.variables, state.step, ema))
         return state, metrics
 
     return train_step
+
+
+def _parts(value: jax.Array, count: int) -> jax.Array:
+    """(N, …) → (count, N / count, …); part j has the rows j, j + count, …, so that every device has its share."""
+    return jnp.swapaxes(value.reshape(-1, count, *value.shape[1:]), 0, 1)
 
 
 def make_eval_step(task: Task, *, axis_name: str | None = None):

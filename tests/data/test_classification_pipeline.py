@@ -1,4 +1,4 @@
-"""Evaluation batches of images with one label each."""
+"""Batches of images with one label each."""
 
 import io
 
@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.data.classification_pipeline import classification_eval_batches, decode_rgb
+from flax_mnv2.data.classification_pipeline import (
+    classification_eval_batches,
+    classification_train_batches,
+    decode_rgb,
+)
 from flax_mnv2.errors import ConfigError, DataError
 
 SIZE = (16, 24)
@@ -107,3 +111,71 @@ def test_every_colour_mode_is_decoded_as_pillow_does(mode, orientation):
     decoded = decode_rgb(buffer.getvalue())
     assert (decoded.mode, decoded.size) == ("RGB", (30, 20))
     np.testing.assert_array_equal(np.asarray(decoded), expected)
+
+
+class _Photos:
+    """Ten PNGs of one colour each."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (index * 20, 0, 0)).save(buffer, "PNG")
+        return {"image": buffer.getvalue(), "label": index, "file_name": f"{index}.png"}
+
+
+def _shift(data, rng):
+    return np.asarray(Image.open(io.BytesIO(data))) + rng.integers(0, 20, dtype=np.uint8)
+
+
+def _train(steps=6, **options):
+    options = {"batch_size": 4, "seed": 3, "start_step": 0, "num_threads": 0, **options}
+    with classification_train_batches(_Photos(), transform=_shift, **options) as batches:
+        return [next(batches) for _ in range(steps)]
+
+
+def test_training_batches_are_shuffled_augmented_and_labelled():
+    batches = _train(5)
+    labels = np.concatenate([batch["label"] for batch in batches])
+    assert sorted(labels) == sorted([*range(10)] * 2)
+    assert list(labels[:10]) != sorted(labels[:10])
+    for batch in batches:
+        assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (4, 8, 8, 3))
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] // 20, batch["label"])
+        np.testing.assert_array_equal(batch["index"], batch["label"])
+
+
+def test_a_training_batch_follows_from_seed_and_step_alone():
+    whole = _train()
+    later = _train(2, start_step=4)
+    parts = [_train(process_index=index, process_count=2) for index in range(2)]
+    for name in ("image", "label", "index"):
+        np.testing.assert_array_equal(later[0][name], whole[4][name])
+        joined = np.concatenate([parts[0][3][name], parts[1][3][name]])
+        np.testing.assert_array_equal(joined, whole[3][name])
+    assert not np.array_equal(_train(1, seed=4)[0]["image"], whole[0]["image"])
+
+
+def test_repetitions_are_augmented_anew_and_never_neighbours():
+    batches = _train(5, repeats=2)
+    for batch in batches:
+        np.testing.assert_array_equal(batch["label"][:2], batch["label"][2:])
+        assert batch["label"][0] != batch["label"][1]
+    shifts = [batch["image"][:, 0, 0, 0] % 20 for batch in batches]
+    assert any(shift[0] != shift[2] for shift in shifts)
+    seen = np.concatenate([batch["label"][:2] for batch in batches])
+    assert sorted(seen) == list(range(10))
+
+
+def test_a_training_image_that_cannot_be_read_is_named():
+    def broken(data, rng):
+        raise DataError("not a readable JPEG or PNG image")
+
+    with (
+        classification_train_batches(
+            _Photos(), transform=broken, batch_size=2, seed=0, start_step=0, num_threads=0
+        ) as batches,
+        pytest.raises(DataError, match=r"Example '\d\.png': not a readable"),
+    ):
+        next(batches)

@@ -5,7 +5,8 @@ import types
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
-from flax_mnv2.tasks.jobs import check_trains, load_dataset, make_eval_task
+from flax_mnv2.tasks.classification import ClassificationTask
+from flax_mnv2.tasks.jobs import load_dataset, make_eval_task, make_train_task
 from flax_mnv2.tasks.segmentation import SegmentationTask
 from flax_mnv2.training.run_config import default_config
 
@@ -28,11 +29,17 @@ def test_segmentation_weights_must_have_the_classes_of_the_data(config):
         make_eval_task(config, MobileNetV2Config(num_labels=3), dataset)
 
 
-def test_classifiers_are_not_trained_so_none_comes_from_a_run(config):
-    check_trains(config)
-    config.task = "classification"
-    message = r"trains segmentation and only evaluates classification.*Use eval\.py with --pretrained"
-    with pytest.raises(ConfigError, match=message):
-        check_trains(config)
-    with pytest.raises(ConfigError, match=message):
-        make_eval_task(config, MobileNetV2Config(), types.SimpleNamespace(name="things", labels=("a", "b")))
+def test_each_job_trains_a_model_of_its_own(config):
+    labels = ("road", "car", "tree")
+    for task, cls in (("segmentation", SegmentationTask), ("classification", ClassificationTask)):
+        config.task = task
+        made = make_train_task(config, labels)
+        assert isinstance(made, cls)
+        assert made.labels == labels
+
+
+def test_a_classifier_of_a_run_is_evaluated_as_its_config_says(config):
+    config.task, config.data.eval_resize, config.data.eval_crop = "classification", 40, 32
+    dataset = types.SimpleNamespace(name="things", labels=("a", "b"))
+    task = make_eval_task(config, MobileNetV2Config(num_labels=2), dataset)
+    assert (task.processor.size, task.processor.crop_size) == ({"shortest_edge": 40}, {"height": 32, "width": 32})

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from flax_mnv2 import ConfigError, DataError
+from flax_mnv2.training.config_checks import check_config
 from flax_mnv2.training.recorded_config import config_for_evaluation
-from flax_mnv2.training.run_config import check_config, check_same_run, default_config
+from flax_mnv2.training.run_config import check_same_run, default_config
 from flax_mnv2.training.workdir import open_workdir
 
 

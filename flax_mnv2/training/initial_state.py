@@ -1,0 +1,49 @@
+"""The weights that a run starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from flax_mnv2.errors import CheckpointError
+from flax_mnv2.pretrained import from_pretrained, load_backbone, load_processor
+from flax_mnv2.tasks.jobs import Task
+
+
+def initial_variables(config: ml_collections.ConfigDict, task: Task, variables: Any) -> Any:
+    """Variables from ``config.init_from``: the backbone alone, or everything."""
+    if config.init_scope == "backbone":
+        return load_backbone(config.init_from, variables)
+    model, loaded = from_pretrained(config.init_from, task=config.task)
+    if model.config.num_labels != task.model.config.num_labels:
+        raise CheckpointError(
+            f"{config.init_from} has {model.config.num_labels} classes and the data {task.model.config.num_labels}; "
+            "use --config.init_scope=backbone to start with a new head."
+        )
+    if jax.tree.map(np.shape, loaded) != jax.tree.map(np.shape, dict(variables)):
+        raise CheckpointError(
+            f"{config.init_from} has layers of other widths than config.model describes; set config.model.* to "
+            "the fields of its config.json."
+        )
+    return loaded
+
+
+def preprocessing_note(config: ml_collections.ConfigDict) -> str:
+    """A line to print where the weights of ``config.init_from`` expect pixels of another scale; else empty."""
+    if not config.init_from or config.task != "classification":  # segmentation has one scale
+        return ""
+    try:
+        processor = load_processor(config.init_from)
+    except CheckpointError:  # there is none, and nothing to compare
+        return ""
+    for name in ("image_mean", "image_std"):
+        theirs, ours = tuple(getattr(processor, name)), tuple(config.data[name])
+        if not np.allclose(theirs, ours):
+            return (
+                f"note: {config.init_from} was trained with {name} {theirs}, this run has {ours}; "
+                f"--config.data.{name}={','.join(map(str, theirs))} keeps what it learned"
+            )
+    return ""

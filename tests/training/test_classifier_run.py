@@ -1,0 +1,146 @@
+"""Whole runs of a classifier on tiny photos: training, EMA, resumption, evaluation, loading the result."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import flax_mnv2.training.loop as loop_module
+from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
+from flax_mnv2.pretrained import load_processor
+from flax_mnv2.tasks.jobs import make_train_task
+from flax_mnv2.training.checkpoint import Checkpoints
+from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.training.interrupt import Interrupted
+from flax_mnv2.training.loop import train
+from flax_mnv2.training.metrics_writer import read_metrics
+from flax_mnv2.training.parallel import make_parallel
+
+COLORS = ("blue", "green", "red")
+
+
+@pytest.fixture
+def config(classifier_config):
+    return classifier_config
+
+
+def _one_device():
+    return make_parallel("jit", jax.devices()[:1])
+
+
+def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_path, capsys):
+    config.num_steps = config.eval_every_steps = config.checkpoint.every_steps = 40
+    config.ema.decay = 0.8
+    config.label_smoothing = 0.1
+    train(config, tmp_path / "run", parallel=_one_device())
+    printed = capsys.readouterr().out
+    assert "36 training and 15 evaluation examples, 3 classes" in printed
+    assert "EMA top-1 accuracy" in printed
+    assert ", accuracy 1.000," in printed
+    last = read_metrics(tmp_path / "run")[-1]
+    assert last["top1"] > 0.9
+    assert last["ema_top1"] > 0.9
+    assert "best by EMA top-1 accuracy: step 40" in printed
+
+    average = evaluate_run(config, workdir=str(tmp_path / "run"))
+    raw = evaluate_run(config, workdir=str(tmp_path / "run"), weights="raw")
+    assert average["model"].endswith("checkpoints/40 (moving average)")
+    assert raw["model"].endswith("checkpoints/40")
+    assert (average["top1"], raw["top1"]) == (last["ema_top1"], last["top1"])
+    folder = tmp_path / "run" / "evaluation" / "test_step_40"
+    assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 15
+    assert (folder.with_name("test_step_40_raw") / "predictions.jsonl").exists()
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "40"
+    model, variables = from_pretrained(checkpoint)
+    assert model.config.id2label == dict(enumerate(COLORS))
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.has_ema(40)
+        kept = checkpoints.restore_variables(40, jax.tree.map(jax.numpy.asarray, variables), item="ema")
+    jax.tree.map(np.testing.assert_array_equal, variables, kept)
+    processor = load_processor(checkpoint)
+    assert (processor.size, processor.crop_size) == ({"shortest_edge": 32}, {"height": 32, "width": 32})
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit_with_everything_on(config, tmp_path, monkeypatch):
+    config.ema.decay, config.ema.ramp = 0.9, True
+    config.gradient_accumulation_steps = 2
+    config.data.mixup_alpha, config.data.cutmix_alpha = 0.2, 1.0
+    config.data.auto_augment, config.data.random_erasing = "trivial_augment_wide", 0.3
+    config.data.augment_repeats = 2
+    config.drop_path_rate, config.model.classifier_dropout_prob = 0.3, 0.2
+    config.optimizer.name, config.optimizer.epsilon = "rmsprop", 1e-3
+    whole = train(config, tmp_path / "whole", parallel=_one_device())
+    advance = loop_module.Progress.advance
+
+    def stop(self):
+        advance(self)
+        if self._title == "training" and self._done == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop_module.Progress, "advance", stop)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "cut", parallel=_one_device())
+    monkeypatch.setattr(loop_module.Progress, "advance", advance)
+    resumed = train(config, tmp_path / "cut", parallel=_one_device())
+    assert int(resumed.step) == 6
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_epochs_are_counted_in_the_data(config, tmp_path):
+    config.num_epochs, config.eval_every_epochs, config.checkpoint.every_epochs = 1.5, 1.0, 1.0
+    state = train(config, tmp_path, parallel=_one_device())
+    assert int(state.step) == round(1.5 * 36 / 8)
+    assert [line["step"] for line in read_metrics(tmp_path) if line["split"] == "test"] == [4, 7]
+
+
+def test_frozen_layers_keep_weights_and_statistics(config, tmp_path):
+    config.freeze_until = "layer_00"
+    task = make_train_task(config, COLORS)
+    before = jax.tree.map(np.asarray, task.init_variables(config.seed))
+    state = train(config, tmp_path, parallel=_one_device())
+    for collection, values in (("params", state.params), ("batch_stats", state.batch_stats)):
+        for name, layer in values["mobilenet_v2"].items():
+            pairs = zip(jax.tree.leaves(layer), jax.tree.leaves(before[collection]["mobilenet_v2"][name]), strict=True)
+            same = [np.array_equal(one, other) for one, other in pairs]
+            assert all(same) if name in ("conv_stem", "layer_00") else not any(same), f"{collection}: {name}"
+
+
+def test_a_note_where_the_weights_know_other_pixels(config, tmp_path, capsys):
+    task = make_train_task(config, ("a", "b"))
+    variables = jax.tree.map(np.asarray, task.init_variables(0))
+    processor = MobileNetV2ImageProcessor(image_mean=(0.485, 0.456, 0.406))
+    save_pretrained(tmp_path / "weights", task.model, variables, processor)
+    config.init_from, config.num_steps = str(tmp_path / "weights"), 1
+    train(config, tmp_path / "run", parallel=_one_device())
+    assert "--config.data.image_mean=0.485,0.456,0.406 keeps what it learned" in capsys.readouterr().out
+
+
+def test_another_recipe_in_the_same_folder_is_refused_field_by_field(config, tmp_path):
+    config.num_steps = 1
+    train(config, tmp_path, parallel=_one_device())
+    config.optimizer.name, config.ema.decay = "rmsprop", 0.99
+    with pytest.raises(ConfigError, match="another config") as caught:
+        train(config, tmp_path, parallel=_one_device())
+    assert "ema.decay: 0.0 there, 0.99 now" in str(caught.value)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError):
+        train(config, tmp_path, parallel=_one_device())
+
+
+def test_what_cannot_be_divided_is_explained(config, tmp_path):
+    config.gradient_accumulation_steps, config.data.mixup_alpha = 3, 0.2
+    with pytest.raises(ConfigError, match=r"batch_size must be divisible by 6, for 1 device.* Use 6 or 12"):
+        train(config, tmp_path, parallel=_one_device())
+    assert not any(tmp_path.iterdir())
+
+
+def test_evaluating_an_average_that_was_not_kept(config, tmp_path):
+    config.num_steps = 1
+    train(config, tmp_path, parallel=_one_device())
+    with pytest.raises(CheckpointError, match="has no moving average"):
+        evaluate_run(config, workdir=str(tmp_path), weights="ema")
+    with pytest.raises(ConfigError, match="--weights must be one of auto, raw, ema; found 'best'"):
+        evaluate_run(config, workdir=str(tmp_path), weights="best")

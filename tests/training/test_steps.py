@@ -1,0 +1,104 @@
+"""Gradient accumulation and the moving average, on a task small enough to check by hand."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flax_mnv2.training.ema import update_ema
+from flax_mnv2.training.parallel import make_parallel
+from flax_mnv2.training.run_config import default_config
+from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.steps import make_train_step
+
+
+class _Line:
+    """Least squares on a line; the statistics count the examples, the key shifts nothing."""
+
+    def loss_sums(self, variables, batch, key, *, axis_name):
+        del key
+        error = batch["x"] * variables["params"]["w"] - batch["y"]
+        weight = jnp.sum(batch["valid"])
+        seen = weight if axis_name is None else jax.lax.psum(weight, axis_name)
+        statistics = {"seen": variables["batch_stats"]["seen"] + seen}
+        return jnp.sum(batch["valid"] * error**2), (statistics, {"weight": weight, "error": jnp.sum(error)})
+
+
+def _batch():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 16)).astype(np.float32)
+    return {"x": x, "y": y, "valid": (rng.random(16) < 0.7).astype(np.float32)}
+
+
+def _step(accumulate, mode="jit", devices=1, ema=None):
+    parallel = make_parallel(mode, jax.devices()[:devices])
+    optimizer = optax.sgd(0.1)
+    step = parallel.compile_train_step(
+        make_train_step(
+            _Line(),
+            optimizer,
+            optax.constant_schedule(0.1),
+            seed=0,
+            axis_name=parallel.axis_name,
+            accumulate=accumulate,
+            ema=ema,
+        )
+    )
+    variables = {"params": {"w": np.float32(0.5)}, "batch_stats": {"seen": np.float32(0)}}
+    state = parallel.put_state(TrainState.create(variables, optimizer, ema=ema is not None))
+    return step, state, parallel.put_batch(_batch())
+
+
+def test_one_step_is_gradient_descent_on_the_mean_over_what_counts():
+    step, state, batch = _step(1)
+    state, metrics = step(state, batch)
+    host = _batch()
+    error = host["x"] * 0.5 - host["y"]
+    gradient = (host["valid"] * 2 * error * host["x"]).sum() / host["valid"].sum()
+    assert float(state.params["w"]) == pytest.approx(0.5 - 0.1 * gradient, rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx((host["valid"] * error**2).sum() / host["valid"].sum(), rel=1e-5)
+    assert float(metrics["gradient_norm"]) == pytest.approx(abs(gradient), rel=1e-5)
+
+
+@pytest.mark.parametrize(("accumulate", "mode", "devices"), [(4, "jit", 1), (2, "jit", 4), (2, "pmap", 4)])
+def test_parts_of_a_batch_make_the_same_update(accumulate, mode, devices):
+    whole, parts = _step(1), _step(accumulate, mode, devices)
+    (one, one_metrics), (other, other_metrics) = (step(state, batch) for step, state, batch in (whole, parts))
+    np.testing.assert_allclose(other.params["w"], one.params["w"], rtol=1e-5)
+    np.testing.assert_allclose(other.batch_stats["seen"], one.batch_stats["seen"])
+    for name in one_metrics:
+        np.testing.assert_allclose(other_metrics[name], one_metrics[name], rtol=1e-5, err_msg=name)
+
+
+def test_the_state_carries_a_moving_average_of_weights_and_statistics():
+    ema = default_config().ema
+    ema.decay = 0.75
+    step, state, batch = _step(1, ema=ema)
+    expected, seen = 0.5, 0.0
+    for _ in range(3):
+        state, _ = step(state, batch)
+        expected = 0.75 * expected + 0.25 * float(state.params["w"])
+        seen = 0.75 * seen + 0.25 * float(state.batch_stats["seen"])
+    assert float(state.ema["params"]["w"]) == pytest.approx(expected, rel=1e-5)
+    assert float(state.ema["batch_stats"]["seen"]) == pytest.approx(seen, rel=1e-5)
+    assert float(state.ema["params"]["w"]) != pytest.approx(float(state.params["w"]))
+
+
+def _averages(values, **fields):
+    config = types.SimpleNamespace(**{"decay": 0.9, "ramp": False, "every_steps": 1, "start_steps": 0, **fields})
+    average, seen = jnp.float32(0), []
+    for step, value in enumerate(values, start=1):
+        average = update_ema(average, jnp.float32(value), jnp.int32(step), config)
+        seen.append(float(average))
+    return seen
+
+
+def test_rules_of_the_average():
+    assert _averages([1, 1]) == pytest.approx([0.1, 0.19])
+    assert _averages([1, 2, 3], start_steps=2) == pytest.approx([1, 2, 2.1])
+    assert _averages([1, 1, 1, 1], every_steps=2) == pytest.approx([0, 0.1, 0.1, 0.19])
+    # TensorFlow's num_updates: decays of 2/11, 3/12, 4/13 at first.
+    assert _averages([1, 2, 3], ramp=True) == pytest.approx([0.8181818, 1.7045455, 2.6013986], rel=1e-5)
