@@ -1,7 +1,8 @@
 """Trains a model: python train.py --config configs/seg_voc.py --workdir runs/voc
 
 Any field of the config can be set on the command line: --config.batch_size=8. The same command goes on from
-the newest checkpoint in the workdir.
+the newest checkpoint in the workdir. On several hosts run it on each: on a TPU pod slice as it is, on clusters that JAX
+knows with --distributed, elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
 from absl import flags
@@ -11,14 +12,16 @@ from flax_mnv2.training import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe to train by.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics.")
+cli.define_host_flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_) -> None:
     """Trains."""
-    from flax_mnv2.training.loop import train
+    with cli.hosts(_CONFIG.value):
+        from flax_mnv2.training.loop import train
 
-    train(_CONFIG.value, _WORKDIR.value)
+        train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
+import ml_collections
 from absl import app, flags, logging
 
 from flax_mnv2.errors import UserError
@@ -40,6 +42,41 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             _stop(str(error))
 
     app.run(guarded, flags_parser=parse)
+
+
+def define_host_flags() -> None:
+    """Defines the flags of scripts that can run on several hosts; :func:`hosts` reads them."""
+    flags.DEFINE_bool("distributed", None, "Ask the cluster (TPU pod slice, Slurm, ...) for the other processes.")
+    flags.DEFINE_string("coordinator_address", "", "HOST:PORT of process 0, where the cluster does not tell.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the run, on all hosts.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+    flags.DEFINE_float("initialization_timeout", 300.0, "Seconds to wait for the other processes.", lower_bound=1.0)
+    flags.DEFINE_float(
+        "host_timeout", 30.0, "Seconds of silence after which a process counts as dead.", lower_bound=1.0
+    )
+
+
+def hosts(config: ml_collections.ConfigDict, *same: str) -> contextlib.AbstractContextManager[None]:
+    """A session with the other processes of a run, as the flags and the environment say; alone it does nothing.
+
+    Enter it before anything that makes JAX look for devices.
+
+    Args:
+      config: must be the same on all hosts.
+      *same: names of flags that must be, too.
+    """
+    from flax_mnv2.training.distributed import find_place, session
+
+    given = flags.FLAGS
+    place = find_place(
+        distributed=given.distributed,
+        coordinator_address=given.coordinator_address,
+        num_processes=given.num_processes,
+        process_id=given.process_id,
+        timeout=given.initialization_timeout,
+    )
+    settings = {f"--{name}": given[name].value for name in same}
+    return session(place, config, settings=settings, timeout=given.initialization_timeout, limit=given.host_timeout)
 
 
 def _readable(error: Exception) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from flax_mnv2.training.distributed import from_leader
+
 METRICS_NAME = "metrics.jsonl"
 
 
@@ -21,7 +23,10 @@ class MetricsWriter:
     def __init__(self, folder: pathlib.Path, *, resume_step: int):
         """Opens the files; lines of steps above ``resume_step`` are dropped. Only process 0 writes."""
         kept = [line for line in read_metrics(folder) if line["step"] <= resume_step]
-        self.evaluated_steps = {line["step"] for line in kept if line["split"] != "train"}
+        # What shall be evaluated again, all must agree on, whatever a host's copy of the file says.
+        self.evaluated_steps = set(
+            from_leader(lambda: sorted({line["step"] for line in kept if line["split"] != "train"}))
+        )
         self._leads = jax.process_index() == 0
         if not self._leads:
             return

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
+import jax
+
 
 class Progress:
     """Counts steps; on a terminal it draws a bar with rate and time left.
 
-    Use as a context manager. ``write`` prints a line above the bar.
+    Use as a context manager. ``write`` prints a line above the bar. With several processes only process 0 is seen.
     """
 
     def __init__(self, total: int, title: str, examples_per_step: int, *, start: int = 0):
@@ -18,9 +20,10 @@ class Progress:
         self._done = self._start = start
         self._began: float | None = None
         self._bar = None
+        self._leads = jax.process_index() == 0
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if self._leads and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=self._total, initial=self._start, desc=self._title, leave=False)
@@ -63,5 +66,5 @@ class Progress:
         """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(line)
-        else:
+        elif self._leads:
             print(line, flush=True)

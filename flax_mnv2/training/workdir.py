@@ -5,24 +5,49 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import time
+import uuid
 from typing import Any
 
+import jax
 import ml_collections
 
 from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.training.distributed import from_leader, leader_first, meet
 from flax_mnv2.training.run_config import check_same_run
 
 CONFIG_NAME = "config.json"
+_SHARED_STORAGE_SECONDS = 30.0  # that a file may take to be seen on other hosts
 
 
 def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
     """Makes the folder and records the config, or checks that it belongs to the same run.
 
+    With several hosts, process 0 does so and the others check that they see the same folder.
+
     Raises:
-      DataError: the folder cannot be made or written.
+      DataError: the folder cannot be made or written, or lies on a disk that other hosts do not see.
       ConfigError: it holds a run with another config.
     """
+    if "://" in str(folder):  # pathlib would make a local folder named gs:
+        raise DataError(
+            f"The workdir must be a folder of a file system; found {folder}. Mount the bucket (Cloud Storage FUSE) or "
+            "use a disk that all hosts share, and give its path; docs/tpu_pods.md says which."
+        )
     folder = pathlib.Path(folder).expanduser()
+    token = from_leader(lambda: f".{CONFIG_NAME}.{uuid.uuid4().hex}")
+    with leader_first():
+        if jax.process_index() == 0:
+            _record(folder, config, folder / token)
+        else:
+            _await(folder / token)
+    meet()  # all have seen it
+    if jax.process_index() == 0:
+        (folder / token).unlink(missing_ok=True)
+    return folder
+
+
+def _record(folder: pathlib.Path, config: ml_collections.ConfigDict, token: pathlib.Path) -> None:
     stored = read_config(folder)
     if stored is not None:
         check_same_run(config, stored, str(folder))
@@ -31,12 +56,24 @@ def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) 
         temporary = folder / f".{CONFIG_NAME}.{os.getpid()}"
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, folder / CONFIG_NAME)
+        if jax.process_count() > 1:
+            token.touch()
     except OSError as error:
         raise DataError(
             f"Cannot write in the workdir {folder}: {error.strerror}. Choose a folder that you may write to, "
             "on a disk with free space."
         ) from None
-    return folder
+
+
+def _await(token: pathlib.Path) -> None:
+    deadline = time.monotonic() + _SHARED_STORAGE_SECONDS
+    while not token.exists():
+        if time.monotonic() > deadline:
+            raise DataError(
+                f"Process {jax.process_index()} does not see the workdir {token.parent} that process 0 has made. All "
+                "hosts need the same one: choose a --workdir on storage that they share (NFS, a mounted bucket)."
+            )
+        time.sleep(0.1)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -2,12 +2,14 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from flax_mnv2 import ConfigError
 from flax_mnv2.data.load import load_segmentation
 from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
 from flax_mnv2.tasks.segmentation_report import Pictures
+from flax_mnv2.training.checkpoint import Checkpoints
 from flax_mnv2.training.evaluation import evaluate
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
 from flax_mnv2.training.parallel import check_divisible, make_parallel, prefetch
@@ -73,6 +75,90 @@ def test_without_synchronised_batch_norm_jit_and_pmap_agree(tiny_config, dataset
     np.testing.assert_allclose(losses, other_losses, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * (np.abs(one).max() + 1e-3))
+
+
+def _small_step(optimizer):
+    """A training step of the shape that the real one has, for a model of one matrix."""
+
+    def step(state, batch):
+        def objective(params):
+            return ((batch["x"] @ params["kernel"] + params["bias"][None] - batch["y"]) ** 2).mean()
+
+        loss, gradients = jax.value_and_grad(objective)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
+
+    return step
+
+
+def _small_state(optimizer):
+    kernel = jax.random.normal(jax.random.key(0), (6, 256))
+    return TrainState.create({"params": {"kernel": kernel, "bias": np.zeros(256)}, "batch_stats": {}}, optimizer)
+
+
+def _small_batch(step):
+    rng = np.random.default_rng(step)
+    x = rng.normal(size=(8, 6)).astype(np.float32)
+    return {"x": x, "y": np.repeat(x[:, :1], 256, axis=1)}
+
+
+def _optimizer_bytes(state):
+    """Of the optimizer's state, on one device."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_a_split_optimizer_state_gives_the_same_steps_in_less_memory():
+    optimizer = optax.adam(0.1)
+    states, compiled = {}, {}
+    for split in (False, True):
+        parallel = make_parallel("jit", jax.devices()[:4], shard_optimizer=split)
+        state = parallel.put_state(_small_state(optimizer))
+        step = parallel.compile_train_step(_small_step(optimizer))
+        compiled[split] = step.lower(state, parallel.put_batch(_small_batch(0))).compile().memory_analysis()
+        whole = _optimizer_bytes(state)
+        for at in range(3):
+            before = state
+            state, _ = step(state, parallel.put_batch(_small_batch(at)))
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))  # its memory is reused
+        assert _optimizer_bytes(state) == whole
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+        states[split] = state
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), states[False], states[True]
+    )
+    moments, count = 2 * (6 * 256 + 256) * 4, 4
+    assert _optimizer_bytes(states[False]) == moments + count
+    assert _optimizer_bytes(states[True]) == moments // 4 + count
+    saved = compiled[False].argument_size_in_bytes - compiled[True].argument_size_in_bytes
+    assert saved >= moments * 3 // 4
+    step_and_params = 4 + moments // 2
+    assert compiled[True].alias_size_in_bytes == step_and_params + _optimizer_bytes(states[True])  # nothing is copied
+
+
+def test_a_checkpoint_of_a_split_optimizer_state_goes_on_whole_and_back(tmp_path):
+    optimizer = optax.adam(0.1)
+    state = None
+    for at, (split, num_devices) in enumerate(((True, 4), (False, 1), (True, 2), (False, 4))):
+        parallel = make_parallel("jit", jax.devices()[:num_devices], shard_optimizer=split)
+        step = parallel.compile_train_step(_small_step(optimizer))
+        with Checkpoints(tmp_path / "checkpoints", keep_last=1) as checkpoints:
+            placed = parallel.put_state(_small_state(optimizer))
+            if state is not None:
+                placed = checkpoints.restore(placed, at)
+                jax.tree.map(np.testing.assert_array_equal, placed, state)
+            else:
+                assert not placed.opt_state[0].mu["kernel"].sharding.is_fully_replicated
+            state, _ = step(placed, parallel.put_batch(_small_batch(at)))
+            checkpoints.save(state, {"config": {}, "model": {}})
+        state = jax.tree.map(np.asarray, state)
+    assert int(state.step) == 4
+
+
+@pytest.mark.parametrize(("mode", "per_device"), [("pmap", False), ("jit", True)])
+def test_an_optimizer_state_cannot_be_split_where_a_step_sees_one_device(mode, per_device):
+    with pytest.raises(ConfigError, match=rf"needs a step that sees all devices.* found parallel='{mode}'"):
+        make_parallel(mode, jax.devices()[:4], per_device=per_device, shard_optimizer=True)
 
 
 def test_batch_that_does_not_divide_is_explained():

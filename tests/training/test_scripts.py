@@ -132,7 +132,9 @@ def test_input_workers_give_the_same_run(whole_run, run, tmp_path):
         ([*SMALL, "--workdir=/proc/none/run"], "Cannot write in the workdir"),
         ([*SMALL, "--workdir=w", "--config.data.dataset=coco"], "expected one of voc_segmentation/2012"),
         ([*SMALL, "--workdir=w", "--config.init_from=./absent"], "No folder ./absent"),
-        (["--config=configs/cls_imagenet.py", "--workdir=w"], "trains segmentation and only evaluates classification"),
+        (["--config=configs/cls_imagenet.py:papr", "--workdir=w"], "takes SIZE,RECIPE, such as 1.0_224,paper"),
+        (["--config=configs/cls_imagenet.py", "--workdir=w", "--config.data.archive=absent"], "No ImageNet in absent"),
+        ([*SMALL, "--workdir=gs://bucket/run"], "must be a folder of a file system; found gs:"),
     ],
 )
 def test_mistakes_give_one_message_and_status_2(run, tmp_path, monkeypatch, arguments, message):
