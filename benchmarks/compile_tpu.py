@@ -28,35 +28,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
-import math
-import os
 import pathlib
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import harness, hlo
+from benchmarks import harness
+
+if TYPE_CHECKING:  # the package loads JAX, which must come after the command line
+    from flax_mnv2.training import hlo
 
 GIGAHERTZ = 1.5  # TPU v5e
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # do not look for a TPU's metadata server
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "JAX_PLATFORMS": "cpu",  # the backend of this process; the compiler is asked for by name
-}
-MISSING = """\
-The TPU compiler is not installed (no module libtpu). It needs no TPU:
-    pip install --no-deps --target /tmp/tpu_compiler -r benchmarks/requirements-tpu.txt
-and then
-    PYTHONPATH=/tmp/tpu_compiler python -m benchmarks.compile_tpu …"""
 
 
 def main() -> None:
     arguments = harness.parse_arguments("compile_tpu", __doc__, add_options)
-    chips = prepare_environment(arguments.topology)
-    program = build(arguments)
-    print(f"{program.name}, {program.case} ({chips} chips in all); lowering …", flush=True)
+    from flax_mnv2.errors import UserError
+    from flax_mnv2.training import hlo
+    from flax_mnv2.training.slices import open_slice
+
+    try:
+        chips = open_slice(arguments.topology).devices
+    except UserError as error:
+        sys.exit(str(error))
+    program = build(arguments, chips)
+    print(f"{program.name}, {program.case} ({len(chips)} chips in all); lowering …", flush=True)
     start = time.perf_counter()
     lowered = program.step.lower(program.state, program.batch)
     lowering = time.perf_counter() - start
@@ -100,24 +97,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prepare_environment(topology: str) -> int:
-    """Sets what the TPU compiler asks of the environment, before JAX is imported; returns the number of chips.
-
-    Ends the program with a message where libtpu is missing.
-    """
-    kind, _, shape = topology.partition(":")
-    try:
-        chips = math.prod(int(side) for side in shape.split("x"))
-    except ValueError:
-        sys.exit(f"--topology: expected KIND:ROWSxCOLUMNS such as v5e:4x4; found {topology!r}")
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit(MISSING)
-    accelerator = {"v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "v4": "v4"}.get(kind, kind)
-    cores = chips * (2 if kind in ("v4", "v5p") else 1)
-    os.environ.update(ENVIRONMENT, TPU_ACCELERATOR_TYPE=f"{accelerator}-{cores}")
-    return chips
-
-
 def compiler_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Options for the compiler: those given, numbers as numbers."""
     options: dict[str, Any] = {"exec_time_optimization_effort": -1.0} if arguments.quick else {}
@@ -135,6 +114,8 @@ def compiler_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
     """What the report says of a compiled program; ``images`` are those of one chip."""
+    from flax_mnv2.training import hlo
+
     cost, memory, traffic = compiled.cost_analysis(), compiled.memory_analysis(), module.traffic()
     peak = (
         memory.argument_size_in_bytes
@@ -171,6 +152,8 @@ def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
 
 def print_layers(module: hlo.Module, images: int, number: int) -> None:
     """Prints the largest contributors to HBM traffic: layers, and single instructions."""
+    from flax_mnv2.training import hlo
+
     traffic = module.traffic()
     total = sum(each.bytes for each in traffic)
     rows = [
@@ -197,11 +180,10 @@ def print_layers(module: hlo.Module, images: int, number: int) -> None:
 # ---- the program ---------------------------------------------------------------------------------------
 
 
-def build(arguments: argparse.Namespace) -> SimpleNamespace:
+def build(arguments: argparse.Namespace, chips: list[Any]) -> SimpleNamespace:
     """The ``step``, not yet lowered, its abstract ``state`` and ``batch``, and the ``name`` and ``case`` of it all."""
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
 
     from benchmarks import workloads
     from flax_mnv2.training.optimizer import make_optimizer, make_schedule
@@ -222,8 +204,7 @@ def build(arguments: argparse.Namespace) -> SimpleNamespace:
     task = pixels_task(workloads.BenchmarkTask(model), average=arguments.sync is False and axis_name is not None)
     step = make_train_step(task, optimizer, schedule, seed=0, axis_name=axis_name)
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
-    devices = topology.devices[: arguments.chips]
+    devices = chips[: arguments.chips]
     images = arguments.batch * len(devices)
     labels = (images, size, size) if arguments.task == "segmentation" else (images,)
     batch = {
@@ -278,21 +259,13 @@ def pixels_task(task: Any, *, average: bool) -> SimpleNamespace:
 
 
 def compile_step(step: Any, devices: list[Any], parallel: str) -> Any:
-    """The step over the chips, as ``training.parallel`` does it, to be lowered.
+    """The step over the chips, to be lowered.
 
     ``jax.pmap`` takes only devices of this process, which a pod's are not; ``shard_map`` makes the same program.
     """
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-    from jax.sharding import PartitionSpec as P
+    from flax_mnv2.training.parallel import JitParallel
 
-    from flax_mnv2.training.parallel import AXIS, JitParallel
-
-    if parallel == "pmap":
-        mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-        step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P()), check_vma=False)
-    return JitParallel(devices).compile_train_step(step)
+    return JitParallel(devices, per_device=parallel == "pmap").compile_train_step(step)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"\b(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%([\w.\-]+)")
+_CONSTANT = re.compile(r" constant\((\d+)\)")
 # These name arrays, or wait for them, and move nothing.
 _FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"})
 _DONE = ("-done", "-update")
@@ -85,6 +89,12 @@ class Instruction:
         """The path of JAX names of the operation, of a fusion that of its root."""
         found = re.search(r'op_name="([^"]*)"', self.line)
         return found[1] if found else ""
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Names of the computations that it runs."""
+        branches = _BRANCHES.search(self.line)
+        return (*_CALLED.findall(self.line), *(_NAME.findall(branches[1]) if branches else ()))
 
     @property
     def cycles(self) -> int:
@@ -158,26 +168,55 @@ class Module:
         moved = []
         for each in instructions:
             if each.opcode in ("while", "conditional", "call"):
-                turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', each.line)
-                for called in _CALLED.findall(each.line):
-                    moved += self.traffic(called, count * (int(turns[1]) if turns else 1))
+                for called in each.called:
+                    moved += self.traffic(called, count * self.turns(each))
                 continue
             if each.opcode in _FREE or each.opcode.endswith(_DONE):
                 continue
             moved.append(_traffic(each, known, count))
         return moved
 
-    def collectives(self) -> dict[str, list[int]]:
-        """Bytes of the result of each collective by kind; a pair of start and done counts once."""
+    def collectives(self, computation: str = "") -> dict[str, list[int]]:
+        """Bytes of the result of each collective that one execution runs, by kind.
+
+        A pair of start and done counts once, one in a loop as often as the loop is known to turn.
+        """
         found: dict[str, list[int]] = {}
-        for each in self.instructions():
+        for each in self.computations[computation or self.entry]:
             kind = each.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 arrays = [array for array in each.results if array.space in (HBM, 1)]
                 if each.opcode in ("all-gather-start", "collective-permute-start"):
                     arrays = arrays[1:2] if len(each.operands) == 1 else arrays[len(arrays) // 2 :]
                 found.setdefault(kind, []).append(sum(array.logical_bytes for array in arrays))
+                continue  # what it calls adds two numbers
+            if each.opcode.endswith(_DONE):
+                continue  # names the computation that its start has run
+            for called in each.called:
+                if called in self.computations:
+                    for kind, sizes in self.collectives(called).items():
+                        found.setdefault(kind, []).extend(sizes * self.turns(each))
         return found
+
+    def turns(self, instruction: Instruction) -> int:
+        """How often an instruction runs what it calls.
+
+        For a loop that is what the compiler notes; else the constant up to which its condition compares, as in the
+        loops that ``jax.lax.scan`` makes, which count from 0 by 1; else 1.
+        """
+        if found := _TURNS.search(instruction.line):
+            return int(found[1])
+        condition = _CONDITION.search(instruction.line)
+        known = {each.name: each for each in self.computations.get(condition[1], ())} if condition else {}
+        for each in known.values():
+            if each.opcode == "compare" and "direction=LT" in each.line and each.operands[-1] in known:
+                limit = _CONSTANT.search(known[each.operands[-1]].line)
+                return int(limit[1]) if limit else 1
+        return 1
+
+    def loops(self) -> list[int]:
+        """How often each loop turns."""
+        return [self.turns(each) for each in self.instructions() if each.opcode == "while"]
 
     def count(self, opcode: str, having: str = "") -> int:
         """Number of instructions with this opcode, and with ``having`` in their text, in all computations."""
