@@ -37,6 +37,7 @@ __all__ = [
     "from_pretrained",
     "from_state_dict",
     "load_backbone",
+    "load_config",
     "load_processor",
     "make_model",
     "save_pretrained",
@@ -212,6 +213,11 @@ def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
     flat |= _open(id_or_folder).select(wanted, backbone_only=True)
     return traverse_util.unflatten_dict(flat)
+
+
+def load_config(id_or_folder: str | pathlib.Path) -> MobileNetV2Config:
+    """The architecture of a checkpoint; arguments and errors as for ``from_pretrained``."""
+    return _open(id_or_folder).config
 
 
 def load_processor(

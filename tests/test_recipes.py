@@ -139,7 +139,9 @@ def test_recipes_are_those_of_their_sources():
         _load(ROOT / "configs" / "cls_imagenet.py", recipe) for recipe in CLASSIFIER_RECIPES[:4]
     )
     steps = in_steps(paper, 1_281_167)
-    assert (steps.optimizer.decay_every_steps, paper.optimizer.decay_rate, paper.optimizer.epsilon) == (834, 0.98, 1.0)
+    assert (steps.optimizer.decay_every_steps, paper.optimizer.decay_rate, paper.optimizer.epsilon) == (2085, 0.98, 1.0)
+    rate = make_schedule(steps.optimizer, steps.num_steps, batch_size=paper.batch_size)
+    assert float(rate(0)) == pytest.approx(0.045 * 16)  # per 96 images
     rule = in_steps(torchvision, 1_281_167)
     schedule = make_schedule(rule.optimizer, rule.num_steps, batch_size=2048)
     assert float(schedule(rule.optimizer.warmup_steps)) == pytest.approx(1.0)  # 0.5 for 1024

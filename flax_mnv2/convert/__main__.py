@@ -114,7 +114,8 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
     if types:
         notes.append(f"{' and '.join(types)} became float32, exactly")
     if not source.complete:
-        notes.append("counters start at 0" + (", and conv_1x1 is a fresh one that nothing reads" if others else ""))
+        fresh = ", and conv_1x1 is a fresh one that nothing reads" if checkpoint.task == "segmentation" else ""
+        notes.append(f"counters start at 0{fresh if others else ''}")
     notes += formats.left_behind(checkpoint, destination, to)
     return lines + [f"note        {note}" for note in notes]
 

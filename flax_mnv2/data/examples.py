@@ -5,7 +5,7 @@ import io
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from flax_mnv2.data.augment import PILLOW_ERRORS, decode_mask
 from flax_mnv2.errors import DataError
@@ -101,7 +101,8 @@ def check_image(data: bytes, name: str) -> None:
             image.load()
             mode = image.mode
     except PILLOW_ERRORS as error:
-        reason = "it is empty" if not data else str(error)
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = reason if data else "it is empty"
         raise DataError(
             f"{name} is not a readable image ({reason}). Expected a whole JPEG, PNG, WebP or BMP file: replace it, or "
             "remove it."

@@ -5,6 +5,10 @@ spawned, so a script that asks for them needs the usual ``if __name__ == "__main
 """
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -44,7 +48,15 @@ class BatchIterator(Iterator[Batch]):
         self._iterator = iterator
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise DataError(
+                f"An input worker has ended ({error}): it was killed, or memory ran out. With fewer "
+                "--config.data.num_workers or a smaller --config.data.prefetch_buffer_size less is needed."
+            ) from error
 
     def close(self) -> None:
         """End the threads and processes behind the iterator. It may be called twice."""
@@ -336,8 +348,18 @@ def _iterate(
 
 
 def _init_worker(worker_index: int, worker_count: int) -> None:
+    """Makes a worker process end with its parent, and only then: the parent answers signals and ends it itself."""
     del worker_index, worker_count
     _one_thread_each()
+    os.setpgid(0, 0)  # Ctrl-C and `timeout` signal the whole group
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """grain's workers would outlive a parent that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _one_thread_each() -> None:

@@ -13,15 +13,25 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from flax_mnv2.errors import DataError
+from flax_mnv2.errors import ConfigError, DataError
 
 ARRAY_RECORD = "array_record"  # TFDS's name of the format with random access
 CONVERTED_FOLDER = ARRAY_RECORD  # beside the versions of a data set: those converted to it
 
 
 def default_data_dir(data_dir: str) -> Path:
-    """Where prepared data sets live: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """Where prepared data sets live: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+
+    Raises:
+      ConfigError: it is an address such as ``gs://bucket``.
+    """
+    place = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if "://" in place:
+        raise ConfigError(
+            f"data_dir is {place!r}, but data sets are read and written as files. Mount the bucket (docs/tpu_pods.md, "
+            "section 3) and give the path of the mount."
+        )
+    return Path(place).expanduser()
 
 
 def prepared(make: Callable[[], tfds.core.DatasetBuilder], data_dir: Path, **options: Any) -> tfds.core.DatasetBuilder:

@@ -79,7 +79,7 @@ def seen_examples(config: ml_collections.ConfigDict, dataset: Dataset, *, step: 
     inputs = _input_function(task) if isinstance(task, ClassificationTask) else None
     examples: list[Seen] = []
     with task.train_batches(dataset, start_step=step) as batches:
-        while len(examples) < num_images:
+        while len(examples) < num_images and step < num_steps:
             examples += _of_step(config, inputs, next(batches), step, num_images - len(examples))
             step += 1
     return examples

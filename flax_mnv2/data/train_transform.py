@@ -98,7 +98,7 @@ def make_train_transform(data: Mapping[str, Any]) -> TrainTransform:
 def _policy(data: Mapping[str, Any], fill: tuple[int, int, int]) -> Step:
     ops, magnitude = data["randaugment_ops"], data["randaugment_magnitude"]
     if data["auto_augment"] == "randaugment":
-        return RandAugment(num_ops=ops, magnitude=round(magnitude))
+        return RandAugment(num_ops=ops, magnitude=int(magnitude))
     if data["auto_augment"] == "timm_randaugment":
         return TimmRandAugment(
             num_ops=ops, magnitude=magnitude, magnitude_std=data["randaugment_magnitude_std"], fill=fill

@@ -62,7 +62,7 @@ class Backbone(nn.Module):
                 return endpoints
             stop_at = end.partition("/")[2] if end.startswith(f"{spec.name}/") else None
             layer, drop_path = self._layer_of(spec.name, frozen), None
-            if self.drop_path_rate and spec.residual:
+            if self.drop_path_rate and spec.residual and spec.name not in frozen:
                 rate = self.drop_path_rate * (at + 1) / (len(plan.blocks) + 1)  # the stem has a block too
                 drop_path = functools.partial(DropPath, rate, self.axis_name)
             outputs = block(spec, layer, stop_at, self.keep_expansions, drop_path, name=spec.name)(x)

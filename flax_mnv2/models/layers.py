@@ -354,6 +354,7 @@ def make_layer(
     freeze_batch_norm: bool,
     fold_batch_norm: bool,
     implementation: Implementation,
+    kernel_init: nn.initializers.Initializer,
 ) -> Layer:
     """Binds what every ``ConvNormAct`` of a network shares.
 
@@ -365,7 +366,7 @@ def make_layer(
         Convolution,
         tf_padding=config.tf_padding,
         dtype=dtype,
-        kernel_init=nn.initializers.normal(config.initializer_range),
+        kernel_init=kernel_init,
         implementation=implementation,
     )
     norm = functools.partial(

@@ -42,6 +42,7 @@ class _MobileNetV2(nn.Module):
         this times the block's depth, from 0 to 1. It needs the ``dropout`` key.
       freeze_until: name of a layer of the backbone, such as ``"layer_10"``; it and all before it use their running
         statistics and get no gradient.
+      kernel_init: initialiser of the convolutions; None for a normal distribution of ``config.initializer_range``.
       batch_norm_folded: convolutions have biases in place of batch norm, as ``fold_batch_norm`` makes them.
       implementation: ``"auto"`` for what is fastest on the platform that the program is compiled for; ``"native"`` for
         plain XLA convolutions, each followed by its normalisation, for comparison; ``"shifted"`` for what ``"auto"``
@@ -55,6 +56,7 @@ class _MobileNetV2(nn.Module):
     remat: bool = dataclasses.field(default=False, kw_only=True)
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
     drop_path_rate: float = dataclasses.field(default=0.0, kw_only=True)
+    kernel_init: nn.initializers.Initializer | None = dataclasses.field(default=None, kw_only=True)
     freeze_until: str = dataclasses.field(default="", kw_only=True)
     batch_norm_folded: bool = dataclasses.field(default=False, kw_only=True)
     implementation: Implementation = dataclasses.field(default="auto", kw_only=True)
@@ -84,6 +86,7 @@ class _MobileNetV2(nn.Module):
             freeze_batch_norm=self.freeze_batch_norm,
             fold_batch_norm=self.batch_norm_folded,
             implementation=self.implementation,
+            kernel_init=self.kernel_init or nn.initializers.normal(self.config.initializer_range),
         )
 
 

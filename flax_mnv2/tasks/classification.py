@@ -26,6 +26,7 @@ from flax_mnv2.metrics import ClassificationMetrics, confusion_matrix, top_k_cou
 from flax_mnv2.mixing import mix
 from flax_mnv2.pretrained import make_model
 from flax_mnv2.tasks.classification_report import Predictions, format_table, write_files
+from flax_mnv2.tasks.initializers import INITIALIZERS
 
 Batch = dict[str, jax.Array]
 
@@ -102,6 +103,7 @@ class ClassificationTask:
             freeze_batch_norm=config.freeze_batch_norm,
             freeze_until=config.freeze_until,
             drop_path_rate=config.drop_path_rate,
+            kernel_init=INITIALIZERS[config.initializer],
         )
         self.labels = tuple(label for _, label in sorted(model_config.id2label.items()))
         self._processor = processor

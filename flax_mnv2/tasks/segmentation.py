@@ -18,6 +18,7 @@ from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
 from flax_mnv2.metrics import SegmentationMetrics, confusion_matrix
 from flax_mnv2.pretrained import make_model
+from flax_mnv2.tasks.initializers import INITIALIZERS
 from flax_mnv2.tasks.segmentation_report import Picture, Pictures, format_table, write_files
 
 Batch = dict[str, jax.Array]
@@ -65,6 +66,7 @@ class SegmentationTask:
             sync_batch_norm=config.batch_norm.sync,
             freeze_until=config.freeze_until,
             drop_path_rate=config.drop_path_rate,
+            kernel_init=INITIALIZERS[config.initializer],
             **attributes,
         )
         stride = config.eval.output_stride or model_config.output_stride

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.tasks.initializers import INITIALIZERS
+from flax_mnv2.training.durations import TWINS
 from flax_mnv2.training.parallel import nearest_multiples
 from flax_mnv2.training.run_config import default_config, flatten, jsonable
 
 Rule = tuple[Callable[[Any], bool], str]  # what a value must satisfy, and the words for it
+
+# What one task alone reads.
+SEGMENTATION_ONLY = (
+    *(f"data.{name}" for name in ("crop_size", "min_scale", "max_scale", "scale_step", "eval_size", "ignore_label")),
+    *("data.sbd_archive", "model.head_batch_norm_momentum"),
+    *(f"eval.{name}" for name in ("output_stride", "scales", "flip", "num_pictures")),
+)
+CLASSIFICATION_ONLY = (
+    "label_smoothing",
+    *(f"data.{name}" for name in ("holdout", "image_mean", "image_std", "train_size", "train_crop", "crop_area")),
+    *(f"data.{name}" for name in ("crop_aspect", "crop_padding", "color_jitter", "auto_augment", "randaugment_ops")),
+    *(f"data.randaugment_{name}" for name in ("magnitude", "magnitude_std")),
+    *(f"data.{name}" for name in ("random_erasing", "random_erasing_fill", "mixup_alpha", "cutmix_alpha")),
+    *(f"data.{name}" for name in ("augment_repeats", "eval_preparation", "eval_resize", "eval_crop")),
+    "data.eval_interpolation",
+)
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -26,6 +45,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name, rule in _RULES.items():
         _check(given, name, rule)
     _check(given, "data.max_scale", _at_least(config.data.min_scale, name="data.min_scale"))
+    defaults = flatten(default_config())
+    for epochs, steps, _ in TWINS:
+        if given[epochs] and given[steps] != defaults[steps]:
+            raise ConfigError(
+                f"config.{epochs} = {given[epochs]:g} goes before config.{steps} = {given[steps]}, so only one may be "
+                f"set. To count in steps: --config.{epochs}=0."
+            )
     if not config.num_epochs and not config.optimizer.warmup_epochs:
         _check(given, "optimizer.warmup_steps", _below(config.num_steps, name="num_steps"))
     decay = config.optimizer
@@ -38,6 +64,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "config.shard_optimizer_state needs config.parallel='jit' and config.batch_norm.sync=True; found "
             f"{config.parallel!r} and {config.batch_norm.sync}. Elsewhere a step sees one device alone."
         )
+    rule = config.optimizer
+    _check(given, "optimizer.end_learning_rate", _at_most(rule.learning_rate, name="optimizer.learning_rate"))
+    if rule.nesterov and rule.name == "adam":
+        raise ConfigError("config.optimizer.nesterov is for sgd and rmsprop; found optimizer.name='adam'.")
     _check_task(config, given)
 
 
@@ -45,6 +75,12 @@ def check_parts(config: ml_collections.ConfigDict, num_devices: int) -> None:
     """Raises a ConfigError unless a device's share of the batch splits into parts, and parts into pairs to mix."""
     parts = config.gradient_accumulation_steps
     mixes = config.data.mixup_alpha or config.data.cutmix_alpha
+    distinct = config.batch_size // config.data.augment_repeats
+    if mixes and config.data.augment_repeats > 1 and parts % distinct == 0:
+        raise ConfigError(
+            f"With config.data.augment_repeats = {config.data.augment_repeats} and gradient_accumulation_steps = "
+            f"{parts} MixUp and CutMix would pair an image with itself. Use fewer of either, or a larger batch."
+        )
     unit = num_devices * parts * (2 if mixes else 1)
     if config.batch_size % unit:
         reasons = [f"{num_devices} device(s)", f"config.gradient_accumulation_steps = {parts}"]
@@ -60,11 +96,10 @@ def _check_task(config: ml_collections.ConfigDict, given: dict[str, Any]) -> Non
     defaults = flatten(default_config())
     if config.task == "segmentation":
         _check(given, "eval.scales", (lambda value: value and all(s > 0 for s in value), "positive numbers"))
-        ignored = ("label_smoothing", "data.mixup_alpha", "data.cutmix_alpha", "data.random_erasing")
-        ignored += ("data.auto_augment", "data.color_jitter", "data.image_mean", "data.image_std")
-        ignored += ("data.augment_repeats",)
+        ignored = CLASSIFICATION_ONLY
     else:
-        ignored = ("eval.output_stride", "eval.scales", "eval.flip")
+        ignored = SEGMENTATION_ONLY
+        _check(given, "data.randaugment_magnitude", _magnitude(config.data.auto_augment))
         if config.data.eval_crop > config.data.eval_resize:
             raise ConfigError(
                 f"config.data.eval_crop must be at most data.eval_resize = {config.data.eval_resize}; found "
@@ -79,7 +114,11 @@ def _check_task(config: ml_collections.ConfigDict, given: dict[str, Any]) -> Non
 
 def _check(given: dict[str, Any], name: str, rule: Rule) -> None:
     holds, expected = rule
-    if not holds(given[name]):
+    try:
+        right = holds(given[name])
+    except TypeError:  # a word among numbers
+        right = False
+    if not right:
         raise ConfigError(f"config.{name} must be {expected}; found {given[name]!r}.")
 
 
@@ -92,7 +131,18 @@ def _left_at(default: Any, task: str) -> Rule:
 
 
 def _at_least(low: float, *, name: str = "") -> Rule:
-    return (lambda value: value >= low), f"at least {f'{name} = ' if name else ''}{low}"
+    return (lambda value: low <= value < math.inf), f"at least {f'{name} = ' if name else ''}{low}"
+
+
+def _at_most(high: float, *, name: str) -> Rule:
+    return (lambda value: 0 <= value <= high), f"from 0 to {name} = {high}"
+
+
+def _magnitude(policy: str) -> Rule:
+    high = 10 if policy == "timm_randaugment" else 30
+    whole = policy == "randaugment"
+    words = f"{'a whole number ' if whole else ''}from 0 to {high}{f' for {policy}' if policy else ''}"
+    return (lambda value: 0 <= value <= high and (not whole or value == round(value))), words
 
 
 def _below(high: float, *, name: str) -> Rule:
@@ -103,7 +153,7 @@ def _divisor_of(number: int, *, name: str) -> Rule:
     return (lambda value: number % value == 0), f"a divisor of {name} = {number}"
 
 
-_POSITIVE: Rule = (lambda value: value > 0, "above 0")
+_POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
 
 
 def _from_to_below(low: float, high: float) -> Rule:
@@ -123,7 +173,7 @@ def _pair_from(low: int) -> Rule:
 
 def _range_within(high: float) -> Rule:
     def holds(value: Any) -> bool:
-        return len(value) == 2 and 0 < value[0] <= value[1] <= high
+        return len(value) == 2 and 0 < value[0] <= value[1] <= high and value[1] < math.inf
 
     return holds, f"a pair (smallest, largest) above 0{'' if high == float('inf') else f', at most {high:g}'}"
 
@@ -137,6 +187,10 @@ def _color_jitter(value: Any) -> bool:
 
 
 _RULES: dict[str, Rule] = {
+    "seed": (lambda value: 0 <= value < 1 << 32, "from 0 to below 2**32"),
+    "initializer": _one_of(*INITIALIZERS),
+    "optimizer.poly_power": _POSITIVE,
+    "model.classifier_dropout_prob": _from_to_below(0, 1),
     "task": _one_of("segmentation", "classification"),
     "parallel": _one_of("jit", "pmap"),
     "dtype": _one_of("float32", "bfloat16"),
@@ -159,7 +213,6 @@ _RULES: dict[str, Rule] = {
     ),
     "data.image_mean": _numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
     "data.image_std": _numbers(3, lambda value: value > 0, "above 0"),
-    "data.randaugment_magnitude": (lambda value: 0 <= value <= 30, "from 0 to 30"),
     "optimizer.momentum": _from_to_below(0, 1),
     "optimizer.rmsprop_decay": _from_to_below(0, 1),
     "optimizer.epsilon": _POSITIVE,
@@ -194,7 +247,6 @@ _RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         (
-            "seed",
             "num_epochs",
             "data.num_workers",
             "data.prefetch_buffer_size",

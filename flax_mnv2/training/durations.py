@@ -6,7 +6,7 @@ import ml_collections
 
 from flax_mnv2.errors import ConfigError
 
-_FIELDS = (
+TWINS = (  # epochs, steps, and the fewest steps
     ("num_epochs", "num_steps", 1),
     ("optimizer.warmup_epochs", "optimizer.warmup_steps", 0),
     ("optimizer.decay_every_epochs", "optimizer.decay_every_steps", 1),
@@ -27,13 +27,18 @@ def in_steps(config: ml_collections.ConfigDict, num_examples: int) -> ml_collect
       ConfigError: the warm-up is as long as the run.
     """
     config = config.copy_and_resolve_references()
-    for epochs_field, steps_field, least in _FIELDS:
+    for epochs_field, steps_field, least in TWINS:
         group, _, name = epochs_field.rpartition(".")
         holder = config[group] if group else config
         epochs = holder[name]
         if epochs:
             steps = round(epochs * num_examples / config.batch_size)
             holder[steps_field.rpartition(".")[2]] = max(least, steps)
+    if config.ema.decay and config.ema.start_steps >= config.num_steps:
+        raise ConfigError(
+            f"The moving average begins at step {config.ema.start_steps} and the run has {config.num_steps}; shorten "
+            "config.ema.start_epochs or start_steps, or set config.ema.decay=0."
+        )
     if config.optimizer.warmup_steps >= config.num_steps:
         raise ConfigError(
             f"The warm-up takes {config.optimizer.warmup_steps} steps of batch {config.batch_size} and the run has "

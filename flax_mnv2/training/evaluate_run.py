@@ -60,6 +60,10 @@ def evaluate_run(
         raise ConfigError("Give exactly one of --workdir, --checkpoint and --pretrained.")
     if weights not in WEIGHTS:
         raise ConfigError(f"--weights must be one of {', '.join(WEIGHTS)}; found {weights!r}.")
+    if pretrained and weights != "auto":
+        raise ConfigError(
+            "--weights is for --workdir and --checkpoint; a run's checkpoint goes there, not --pretrained."
+        )
     check_config(config)
     parallel = make_parallel(config.parallel)
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")

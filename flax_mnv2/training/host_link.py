@@ -23,6 +23,7 @@ from flax_mnv2.training.host_server import beat_interval, encode
 
 PEER_FAILED_STATUS = 1
 _RETRY_SECONDS = 0.5
+_LONGEST_ANSWER = 1 << 22  # bytes
 
 
 class HostError(UserError):
@@ -225,16 +226,19 @@ def join(
         name = socket.gethostname()
         connection.sendall(encode({"index": index, "count": count, "host": name, "fields": dict(fields)}))
         answer = json.loads(_read_line(connection))
-    except (OSError, ValueError):
+        if answer["kind"] != "refused":
+            return HostLink(
+                connection, index=index, jax_port=answer["jax_port"], server_host=answer["host"], limit=limit
+            )
+        reason = answer["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
         connection.close()
         raise HostError(
             f"{host}:{port} was reached, but what answers there is no process 0 of this program, or it ended. Look "
             "at its output, and check --coordinator_address."
         ) from None
-    if answer["kind"] == "refused":
-        connection.close()
-        raise HostError(answer["reason"])
-    return HostLink(connection, index=index, jax_port=answer["jax_port"], server_host=answer["host"], limit=limit)
+    connection.close()
+    raise HostError(reason)
 
 
 def end_process(message: str, status: int) -> None:
@@ -251,7 +255,7 @@ def _read_line(connection: socket.socket) -> bytes:
     """One line and no byte more: what follows belongs to the listener."""
     line = b""
     while byte := connection.recv(1):
-        if byte == b"\n":
+        if byte == b"\n" or len(line) > _LONGEST_ANSWER:
             break
         line += byte
     return line

@@ -8,6 +8,7 @@ each of them by ending the process without a chance to explain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LONGEST_MESSAGE = 1 << 22  # bytes; a hello carries the whole config
+_STRANGERS = 64  # connections of others, such as port scans, that are answered beside those of the run
 _LINGER_SECONDS = 3.0  # for processes that arrive after the others were refused
 
 
@@ -133,23 +135,29 @@ class HostServer:
                     await self._fail(first, first.suspicion)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its hello to its end."""
-        self._writers.add(writer)
+        """One connection, closed at its end; strangers cannot open more than a few beside the run's."""
+        if len(self._writers) < 2 * self._count + _STRANGERS:
+            self._writers.add(writer)
+            try:
+                await self._talk(reader, writer)
+            finally:
+                self._writers.discard(writer)
+        writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """From the hello to the end."""
         try:
-            hello = json.loads(await asyncio.wait_for(reader.readline(), timeout=10))
-            member = _Member(hello["index"], hello["host"], hello["fields"], writer, heard=time.monotonic())
-            count = hello["count"]
-        except (OSError, TimeoutError, ValueError, KeyError, TypeError):
-            writer.close()  # a port scan, or a person with a browser
-            return
+            index, count, host, fields = _read_hello(await asyncio.wait_for(reader.readline(), timeout=10))
+        except (OSError, TimeoutError, ValueError):
+            return  # a port scan, or a person with a browser
+        member = _Member(index, host, fields, writer, heard=time.monotonic())
         if not await self._admit(member, count):
             return
-        try:
+        # Of a member that sends what no process of this program does, no more is read: it counts as lost.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             while line := await reader.readline():
                 member.heard = time.monotonic()
                 await self._take(member, json.loads(line))
-        except (OSError, ValueError):
-            pass
         await self._lost(member)
 
     async def _admit(self, member: _Member, count: int) -> bool:
@@ -160,6 +168,10 @@ class HostServer:
                 member.writer,
                 f"A run with all its {self._count} processes uses this address already. Choose another port in "
                 "--coordinator_address.",
+            )
+        elif member.index >= count:
+            await self._refuse(
+                member.writer, f"--process_id is {member.index} of {count}; they count from 0."
             )
         elif count != self._count:
             await self._refuse_all(
@@ -225,8 +237,8 @@ class HostServer:
         await self._send_all({"kind": "failed", "index": member.index, "host": member.host, "reason": reason})
 
     async def _send_all(self, message: Mapping[str, Any]) -> None:
-        for index in sorted(self._members, reverse=True):
-            await self._send(self._members[index].writer, message)
+        for _, member in sorted(self._members.items(), reverse=True):  # a copy: members may leave meanwhile
+            await self._send(member.writer, message)
 
     async def _refuse_all(self, reason: str, *also: asyncio.StreamWriter) -> None:
         self._phase, self._reason = "refused", reason
@@ -245,6 +257,21 @@ class HostServer:
             await asyncio.wait_for(writer.drain(), timeout=1)
         except (OSError, TimeoutError):
             pass  # its reader will see the end
+
+
+def _read_hello(line: bytes) -> tuple[int, int, str, dict[str, Any]]:
+    """Index, count, host and fields; raises a ValueError for what no process of this program sends."""
+    try:
+        hello = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(hello, dict):
+        raise ValueError("no object")
+    index, count, host, fields = (hello.get(key) for key in ("index", "count", "host", "fields"))
+    numbers = type(index) is int and type(count) is int and index >= 0
+    if not (numbers and isinstance(host, str) and isinstance(fields, dict)):
+        raise ValueError("no hello")
+    return index, count, host, fields
 
 
 def _differences(members: list[_Member]) -> str:

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.errors import CheckpointError
-from flax_mnv2.pretrained import from_pretrained, load_backbone, load_processor
+from flax_mnv2.pretrained import from_pretrained, load_backbone, load_config, load_processor
 from flax_mnv2.tasks.jobs import Task
 
 
@@ -31,19 +31,30 @@ def initial_variables(config: ml_collections.ConfigDict, task: Task, variables: 
     return loaded
 
 
-def preprocessing_note(config: ml_collections.ConfigDict) -> str:
-    """A line to print where the weights of ``config.init_from`` expect pixels of another scale; else empty."""
-    if not config.init_from or config.task != "classification":  # segmentation has one scale
-        return ""
+def origin_notes(config: ml_collections.ConfigDict) -> list[str]:
+    """Lines to print where the weights of ``config.init_from`` learned with other pixels, padding or activations."""
+    if not config.init_from:
+        return []
+    theirs, notes = load_config(config.init_from), []
+    for name in ("tf_padding", "layer_norm_eps", "hidden_act"):
+        if getattr(theirs, name) != config.model[name]:
+            notes.append(_note(config, f"model.{name}", getattr(theirs, name), config.model[name]))
+    if config.task != "classification":  # segmentation has one scale of pixels
+        return notes
     try:
         processor = load_processor(config.init_from)
     except CheckpointError:  # there is none, and nothing to compare
-        return ""
+        return notes
     for name in ("image_mean", "image_std"):
-        theirs, ours = tuple(getattr(processor, name)), tuple(config.data[name])
-        if not np.allclose(theirs, ours):
-            return (
-                f"note: {config.init_from} was trained with {name} {theirs}, this run has {ours}; "
-                f"--config.data.{name}={','.join(map(str, theirs))} keeps what it learned"
-            )
-    return ""
+        expected, ours = tuple(getattr(processor, name)), tuple(config.data[name])
+        if not np.allclose(expected, ours):
+            notes.append(_note(config, f"data.{name}", ",".join(map(str, expected)), ",".join(map(str, ours))))
+    return notes
+
+
+def _note(config: ml_collections.ConfigDict, name: str, theirs: Any, ours: Any) -> str:
+    field = name.partition(".")[2]
+    return (
+        f"note: {config.init_from} was trained with {field} {theirs}, this run has {ours}; --config.{name}={theirs} "
+        "keeps what it learned"
+    )

@@ -15,7 +15,7 @@ from flax_mnv2.training.configured import configured_train_step, make_update_rul
 from flax_mnv2.training.distributed import check_enough_examples, from_leader, leader_first, link
 from flax_mnv2.training.durations import in_steps
 from flax_mnv2.training.evaluation import evaluate
-from flax_mnv2.training.initial_state import initial_variables, preprocessing_note
+from flax_mnv2.training.initial_state import initial_variables, origin_notes
 from flax_mnv2.training.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
@@ -91,7 +91,7 @@ def train(
             f"{len(dataset.labels)} classes"
         )
         say(_describe(task, state, parallel, config))
-        if resume_step is None and (note := preprocessing_note(config)):
+        for note in origin_notes(config) if resume_step is None else ():
             say(note)
         say(
             f"{_origin(config, resume_step)}; {config.num_steps - step} steps to go, the first one compiles", flush=True

@@ -49,6 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.init_from = ""
     config.init_scope = "backbone"  # backbone: the head starts fresh; all: the labels must match
 
+    config.initializer = "normal"  # of convolutions: model.initializer_range; or fan_out: He's, as torchvision's
     config.model = ml_collections.ConfigDict()  # fields of MobileNetV2Config; labels come from the data
     config.model.depth_multiplier = 1.0
     config.model.depth_divisible_by = 8

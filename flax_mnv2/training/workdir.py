@@ -49,7 +49,7 @@ def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) 
 
 def _record(folder: pathlib.Path, config: ml_collections.ConfigDict, token: pathlib.Path) -> None:
     stored = read_config(folder)
-    if stored is not None:
+    if stored is not None and _has_begun(folder):
         check_same_run(config, stored, str(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,14 @@ def _await(token: pathlib.Path) -> None:
                 "hosts need the same one: choose a --workdir on storage that they share (NFS, a mounted bucket)."
             )
         time.sleep(0.1)
+
+
+def _has_begun(folder: pathlib.Path) -> bool:
+    """Whether a run has left more than its config, so that a first mistake in it can be mended."""
+    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    return (metrics.exists() and metrics.stat().st_size > 0) or any(
+        path.name.isdigit() for path in checkpoints.glob("*")
+    )
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -1,3 +1,11 @@
+"""Batches of segmentation, and the workers behind every task's."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -190,3 +198,35 @@ def test_eval_decode_error_names_the_example(source):
     source[9]["segmentation_mask"] = b"rubbish"
     with pytest.raises(DataError, match="Example 'example9': not a readable PNG mask"):
         _evaluate(source)
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    script = pathlib.Path(__file__).with_name("orphan_worker.py")
+    root = script.parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    try:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert workers
+        assert all(os.getpgid(worker) != os.getpgid(parent.pid) for worker in workers)  # group signals pass them by
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while alive := [worker for worker in workers if _runs(worker)]:
+        assert time.monotonic() < deadline, f"still alive: {alive}"
+        time.sleep(0.1)
+
+
+def _runs(pid):
+    """Whether a process runs; one that has ended may wait for somebody to take note."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -104,6 +104,24 @@ def test_frozen_layers_have_no_gradient_and_keep_their_statistics(config):
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)) == frozen, name
 
 
+def test_frozen_layers_drop_nothing(config):
+    variables = _variables(config)
+    last = config.layer_plan.blocks[-1].name
+    model = MobileNetV2ForImageClassification(config, freeze_until=last, drop_path_rate=0.9, freeze_batch_norm=True)
+    logits = model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(0)}).logits
+    np.testing.assert_allclose(logits, model.apply(variables, IMAGES).logits, rtol=1e-5)
+
+
+def test_the_torch_recipes_start_with_hes_rule(config):
+    fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    model = MobileNetV2ForImageClassification(config.replace(depth_multiplier=2.0), kernel_init=fan_out)
+    params = jax.jit(model.init)(jax.random.key(1), IMAGES[:1])["params"]["mobilenet_v2"]
+    dense = np.asarray(params["conv_1x1"]["convolution"]["kernel"])
+    assert dense.std() == pytest.approx((2 / dense.shape[-1]) ** 0.5, rel=0.05)
+    depthwise = np.asarray(params["layer_00"]["conv_3x3"]["convolution"]["kernel"])
+    assert depthwise.std() == pytest.approx((2 / (9 * depthwise.shape[-1])) ** 0.5, rel=0.1)
+
+
 def test_a_layer_that_is_not_there_is_refused(config):
     model = MobileNetV2ForImageClassification(config, freeze_until="layer_12")
     with pytest.raises(ConfigError, match=r"freeze_until must be one of conv_stem, layer_00, .*found 'layer_12'"):

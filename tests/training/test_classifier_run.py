@@ -9,6 +9,7 @@ import pytest
 
 import flax_mnv2.training.loop as loop_module
 from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
+from flax_mnv2.errors import UserError
 from flax_mnv2.pretrained import load_processor
 from flax_mnv2.tasks.jobs import make_train_task
 from flax_mnv2.training.checkpoint import Checkpoints
@@ -17,6 +18,7 @@ from flax_mnv2.training.interrupt import Interrupted
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
+from flax_mnv2.training.run_config import default_config
 
 COLORS = ("blue", "green", "red")
 
@@ -90,6 +92,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit_with_everything_on(config, tmp_p
 
 
 def test_epochs_are_counted_in_the_data(config, tmp_path):
+    defaults = default_config()
+    config.num_steps, config.eval_every_steps = defaults.num_steps, defaults.eval_every_steps
+    config.checkpoint.every_steps = defaults.checkpoint.every_steps
     config.num_epochs, config.eval_every_epochs, config.checkpoint.every_epochs = 1.5, 1.0, 1.0
     state = train(config, tmp_path, parallel=_one_device())
     assert int(state.step) == round(1.5 * 36 / 8)
@@ -114,8 +119,11 @@ def test_a_note_where_the_weights_know_other_pixels(config, tmp_path, capsys):
     processor = MobileNetV2ImageProcessor(image_mean=(0.485, 0.456, 0.406))
     save_pretrained(tmp_path / "weights", task.model, variables, processor)
     config.init_from, config.num_steps = str(tmp_path / "weights"), 1
+    config.model.tf_padding = False
     train(config, tmp_path / "run", parallel=_one_device())
-    assert "--config.data.image_mean=0.485,0.456,0.406 keeps what it learned" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--config.data.image_mean=0.485,0.456,0.406 keeps what it learned" in printed
+    assert "tf_padding True, this run has False; --config.model.tf_padding=True keeps" in printed
 
 
 def test_another_recipe_in_the_same_folder_is_refused_field_by_field(config, tmp_path):
@@ -127,6 +135,22 @@ def test_another_recipe_in_the_same_folder_is_refused_field_by_field(config, tmp
     assert "ema.decay: 0.0 there, 0.99 now" in str(caught.value)
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError):
+        train(config, tmp_path, parallel=_one_device())
+
+
+def test_a_first_mistake_can_be_mended_in_the_same_folder(config, tmp_path):
+    config.num_steps = 1
+    for name, value in (("freeze_until", "layer_99"), ("init_from", str(tmp_path / "nowhere"))):
+        wrong = config.copy_and_resolve_references()
+        wrong[name] = value
+        with pytest.raises(UserError, match=r"layer_99|nowhere"):
+            train(wrong, tmp_path / "run", parallel=_one_device())
+    assert int(train(config, tmp_path / "run", parallel=_one_device()).step) == 1
+
+
+def test_repetitions_that_would_be_mixed_with_themselves_are_refused(config, tmp_path):
+    config.data.augment_repeats, config.gradient_accumulation_steps, config.data.cutmix_alpha = 4, 2, 1.0
+    with pytest.raises(ConfigError, match="would pair an image with itself"):
         train(config, tmp_path, parallel=_one_device())
 
 

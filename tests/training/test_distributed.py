@@ -483,3 +483,31 @@ def test_more_hosts_than_examples(monkeypatch):
     with pytest.raises(DataError, match=r"'train' has 7 example\(s\) for 8 processes"):
         distributed.check_enough_examples(7, "train")
     distributed.check_enough_examples(8, "train")
+
+
+def test_strangers_are_turned_away_and_disturb_nobody(capfd):
+    port = _free_port()
+    server = HostServer(port, count=2, jax_port=1, timeout=10.0, limit=5.0)
+    hello = {"index": 0, "count": 2, "host": "x", "fields": {}}
+    odd = [b"GET / HTTP/1.1\r\n\r\n", b"[" * 100_000, b"[]", b"5"]
+    odd += [
+        json.dumps(hello | wrong).encode() for wrong in ({"index": []}, {"index": 7}, {"fields": 5}, {"count": "2"})
+    ]
+    try:
+        for line in odd:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger:
+                stranger.sendall(line + b"\n")
+                while stranger.recv(1 << 16):  # a reason perhaps, and the end
+                    pass
+        links = _all_at_once(
+            *(
+                lambda index=index: join("127.0.0.1", port, index=index, count=2, fields={}, timeout=10.0, limit=5.0)
+                for index in range(2)
+            )
+        )
+        assert [link.index for link in links] == [0, 1]
+        for link in links:
+            link.leave()
+    finally:
+        server.close()
+    assert "Traceback" not in capfd.readouterr().err

@@ -34,6 +34,12 @@ def test_defaults_pass():
         ("optimizer.warmup_steps", 30_000, "below num_steps"),
         ("eval.scales", (), "positive numbers"),
         ("init_scope", "head", "one of 'backbone', 'all'"),
+        ("seed", 1 << 32, "below 2"),
+        ("optimizer.learning_rate", float("inf"), "above 0"),
+        ("optimizer.end_learning_rate", 0.1, "from 0 to optimizer.learning_rate = 0.007"),
+        ("num_epochs", float("inf"), "at least 0"),
+        ("data.crop_size", ("a", "b"), "a pair"),
+        ("model.classifier_dropout_prob", 1.0, "below 1"),
     ],
 )
 def test_values_out_of_range_are_named(name, value, expected):
@@ -52,6 +58,37 @@ def test_what_a_classifier_would_ignore_is_refused(name, value):
     config.eval[name] = value
     with pytest.raises(ConfigError, match=rf"config\.eval\.{name} must be left at .* for classification"):
         check_config(config)
+
+
+def test_values_of_a_classifier_out_of_range_are_named():
+    for name, value, expected in (
+        ("data.image_mean", ("a", "b", "c"), "3 numbers from 0 to 1"),
+        ("data.crop_area", (0.5, 1.5), "a pair .* at most 1"),
+        ("data.color_jitter", (0.1, 0.1, 0.1, 0.6), "the last at most 0.5"),
+        ("data.randaugment_magnitude", 31.0, "from 0 to 30"),
+        ("data.augment_repeats", 3, "a divisor of batch_size = 16"),
+        ("data.crop_size", (96, 96), "left at .* for classification"),
+    ):
+        config = default_config()
+        config.task = "classification"
+        config.update_from_flattened_dict({name: value})
+        with pytest.raises(ConfigError, match=expected) as caught:
+            check_config(config)
+        assert f"config.{name} must be" in str(caught.value)
+
+
+def test_what_contradicts_is_refused():
+    for fields, expected in (
+        ({"num_epochs": 2.0, "num_steps": 7}, r"num_epochs = 2 goes before config.num_steps = 7.*num_epochs=0"),
+        ({"optimizer.schedule": "exponential"}, "needs decay_every_steps or decay_every_epochs"),
+        ({"shard_optimizer_state": True, "parallel": "pmap"}, "needs config.parallel='jit'"),
+        ({"optimizer.name": "adam", "optimizer.nesterov": True}, "nesterov is for sgd and rmsprop"),
+        ({"data.train_size": 96}, "train_size must be left at 224 for segmentation"),
+    ):
+        config = default_config()
+        config.update_from_flattened_dict(fields)
+        with pytest.raises(ConfigError, match=expected):
+            check_config(config)
 
 
 def test_a_misspelt_field_in_a_recipe_fails_where_it_stands():
@@ -74,6 +111,7 @@ def test_missing_and_unknown_fields_are_named():
 
 def test_another_runs_workdir_is_refused_field_by_field(tmp_path):
     open_workdir(tmp_path, default_config())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # the run has begun
     changed = default_config()
     changed.batch_size, changed.optimizer.learning_rate = 8, 0.1
     with pytest.raises(ConfigError) as caught:
