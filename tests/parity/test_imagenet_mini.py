@@ -30,6 +30,7 @@ def config(shared, tmp_path_factory):
     config = recipe.get_config()
     config.data.archive = str(shared / "data" / "imagenet_mini")
     config.data.data_dir = str(tmp_path_factory.mktemp("tfds"))
+    config.data.num_threads = config.data.prefetch_buffer_size = 2
     return config
 
 
