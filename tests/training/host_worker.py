@@ -26,8 +26,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 def cache_programs():
     """Lets every process keep what it compiles, where JAX writes the programs of process 0 alone."""
 
-    def write(key, seconds, name, backend, executable, callbacks):
-        if not callbacks:
+    def write(key, seconds, name, backend, executable, *callbacks):  # JAX 0.11 passes none
+        if not any(callbacks):
             compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
 
     compiler._cache_write = write
