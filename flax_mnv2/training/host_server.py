@@ -170,9 +170,7 @@ class HostServer:
                 "--coordinator_address.",
             )
         elif member.index >= count:
-            await self._refuse(
-                member.writer, f"--process_id is {member.index} of {count}; they count from 0."
-            )
+            await self._refuse(member.writer, f"--process_id is {member.index} of {count}; they count from 0.")
         elif count != self._count:
             await self._refuse_all(
                 f"--num_processes is {count} in {member} and {self._count} in process 0. Give all the same.",
