@@ -35,17 +35,16 @@ CLASSIFICATION_ONLY = (
 
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Raises a ConfigError for fields that are missing, unknown, out of range, or that contradict each other."""
-    known, given = flatten(default_config()), flatten(config)
+    defaults, given = flatten(default_config()), flatten(config)
     for title, names in (
-        ("lacks", known.keys() - given.keys()),
-        ("has unknown", given.keys() - known.keys()),
+        ("lacks", defaults.keys() - given.keys()),
+        ("has unknown", given.keys() - defaults.keys()),
     ):
         if names:
             raise ConfigError(f"The config {title} {', '.join(sorted(names))}; start from default_config().")
     for name, rule in _RULES.items():
         _check(given, name, rule)
     _check(given, "data.max_scale", _at_least(config.data.min_scale, name="data.min_scale"))
-    defaults = flatten(default_config())
     for epochs, steps, _ in TWINS:
         if given[epochs] and given[steps] != defaults[steps]:
             raise ConfigError(
@@ -54,8 +53,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             )
     if not config.num_epochs and not config.optimizer.warmup_epochs:
         _check(given, "optimizer.warmup_steps", _below(config.num_steps, name="num_steps"))
-    decay = config.optimizer
-    if decay.schedule == "exponential" and not (decay.decay_every_steps or decay.decay_every_epochs):
+    rule = config.optimizer
+    if rule.schedule == "exponential" and not (rule.decay_every_steps or rule.decay_every_epochs):
         raise ConfigError(
             "config.optimizer.schedule is 'exponential', which needs decay_every_steps or decay_every_epochs above 0."
         )
@@ -64,11 +63,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "config.shard_optimizer_state needs config.parallel='jit' and config.batch_norm.sync=True; found "
             f"{config.parallel!r} and {config.batch_norm.sync}. Elsewhere a step sees one device alone."
         )
-    rule = config.optimizer
     _check(given, "optimizer.end_learning_rate", _at_most(rule.learning_rate, name="optimizer.learning_rate"))
     if rule.nesterov and rule.name == "adam":
         raise ConfigError("config.optimizer.nesterov is for sgd and rmsprop; found optimizer.name='adam'.")
-    _check_task(config, given)
+    _check_task(config, given, defaults)
 
 
 def check_parts(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -91,9 +89,8 @@ def check_parts(config: ml_collections.ConfigDict, num_devices: int) -> None:
         )
 
 
-def _check_task(config: ml_collections.ConfigDict, given: dict[str, Any]) -> None:
+def _check_task(config: ml_collections.ConfigDict, given: dict[str, Any], defaults: dict[str, Any]) -> None:
     """What one task has and the other would silently ignore."""
-    defaults = flatten(default_config())
     if config.task == "segmentation":
         _check(given, "eval.scales", (lambda value: value and all(s > 0 for s in value), "positive numbers"))
         ignored = CLASSIFICATION_ONLY
