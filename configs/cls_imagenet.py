@@ -39,11 +39,10 @@ right on 176 and 77, the same images as with transformers.
 
 import ml_collections
 
+from flax_mnv2.convert.pytorch import IMAGENET_MEAN, IMAGENET_STD
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.training.run_config import default_config
 from flax_mnv2.variants import VARIANTS, variant_config
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def get_config(argument: str = ""):
@@ -153,13 +152,13 @@ def _sgd_cosine(config: ml_collections.ConfigDict) -> None:
 
 
 def _torch_model(config: ml_collections.ConfigDict) -> None:
-    """The network as torchvision and timm have it, so that the weights can go there."""
+    """The network as torchvision and timm have it at α = 1.0; other widths they round otherwise."""
     config.model.tf_padding = False
     config.model.layer_norm_eps = 1e-5
     config.model.batch_norm_momentum = 0.9
     config.model.finegrained_output = True
     config.initializer = "fan_out"
-    config.data.image_mean, config.data.image_std = _IMAGENET_MEAN, _IMAGENET_STD
+    config.data.image_mean, config.data.image_std = IMAGENET_MEAN, IMAGENET_STD
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:

@@ -5,6 +5,8 @@ catch them like any ``ValueError``. Each message says what is at fault, what was
 found, and what to do.
 """
 
+USER_ERROR_STATUS = 2  # exit status of every command of ours that ends with one of these
+
 
 class UserError(ValueError):
     """A mistake in what the user supplied; base class of the errors below."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flax_mnv2.errors import ConfigError, DataError, UserError
+from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, DataError, UserError
 from flax_mnv2.hub import expand_user
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.prediction.classification import ClassificationPredictor
@@ -26,7 +26,7 @@ from flax_mnv2.pretrained import from_pretrained, load_processor
 
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
 DEFAULT_SEGMENTATION_OUTPUT = "predictions"
-SOME_FAILED_STATUS, USER_ERROR_STATUS = 1, 2
+SOME_FAILED_STATUS = 1
 INTERRUPTED_STATUS, NO_READER_STATUS = 130, 141  # what a shell gives for SIGINT and SIGPIPE
 
 _DESCRIPTION = """\

@@ -16,10 +16,9 @@ from flax_mnv2.convert import files, flax_folder, formats
 from flax_mnv2.convert.checkpoint import Checkpoint
 from flax_mnv2.convert.source import Source
 from flax_mnv2.convert.tensors import widened
-from flax_mnv2.errors import CheckpointError, ConfigError, UserError
+from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
 from flax_mnv2.hub import expand_user
 
-USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # the shell's for SIGINT
 _OURS = (formats.CONFIG_NAME, *files.WEIGHT_NAMES, flax_folder.VARIABLES_NAME, flax_folder.EXTRA_NAME)
 

@@ -15,9 +15,9 @@ import tensorflow_datasets as tfds
 from flax_mnv2.data import conversion, imagenet
 from flax_mnv2.data.load import DATASETS, load_classification, load_segmentation
 from flax_mnv2.data.prepared import ARRAY_RECORD, default_data_dir, prepared
-from flax_mnv2.errors import DataError, UserError
+from flax_mnv2.errors import USER_ERROR_STATUS, DataError, UserError
 
-USER_ERROR_STATUS, INTERRUPTED_STATUS = 2, 130  # the latter as a shell gives for SIGINT
+INTERRUPTED_STATUS = 130  # the shell's for SIGINT
 _COMMAND = "python -m flax_mnv2.data.prepare"
 _DESCRIPTION = """\
 Build a data set ahead of training, as ArrayRecord files that training reads without

@@ -16,12 +16,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from flax_mnv2.convert.diff import check_same_tensors
+from flax_mnv2.convert.flax_folder import EMA_NAME, VARIABLES_NAME
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.training.state import TrainState
 
 FOLDER_NAME = "checkpoints"
 SCORE = "score"  # what checkpoints are ranked by, more is better
-VARIABLES, EMA = "variables", "ema"
+VARIABLES, EMA = VARIABLES_NAME, EMA_NAME  # from_pretrained reads these too
 
 
 class Checkpoints:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 from absl import app, flags, logging
 
-from flax_mnv2.errors import UserError
-
-USER_ERROR_STATUS = 2
+from flax_mnv2.errors import USER_ERROR_STATUS, UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

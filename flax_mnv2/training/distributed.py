@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import ml_collections
 
-from flax_mnv2.errors import DataError, UserError
+from flax_mnv2.errors import USER_ERROR_STATUS, DataError, UserError
 from flax_mnv2.training.host_link import (
     PEER_FAILED_STATUS,
     HostError,
@@ -35,7 +35,7 @@ from flax_mnv2.version import __version__
 
 INITIALIZATION_TIMEOUT = 300.0
 SILENCE_LIMIT = 30.0
-USER_ERROR_STATUS, FAILURE_STATUS = 2, 1
+FAILURE_STATUS = 1
 # Fields that may differ from host to host: where its copy of the data lies, and how many hands prepare batches.
 PER_HOST = (
     "data.data_dir",

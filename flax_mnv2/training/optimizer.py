@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.models.endpoints import LAST_CONV
 
 DEPTHWISE, BACKBONE = "conv_3x3", "mobilenet_v2"
-LAST_CONV = "conv_1x1"
 
 
 def make_schedule(config: Any, num_steps: int, *, batch_size: int = 0) -> optax.Schedule:

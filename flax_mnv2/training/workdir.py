@@ -13,7 +13,9 @@ import jax
 import ml_collections
 
 from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.training.checkpoint import FOLDER_NAME as CHECKPOINTS_NAME
 from flax_mnv2.training.distributed import from_leader, leader_first, meet
+from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.run_config import check_same_run
 
 CONFIG_NAME = "config.json"
@@ -78,10 +80,8 @@ def _await(token: pathlib.Path) -> None:
 
 def _has_begun(folder: pathlib.Path) -> bool:
     """Whether a run has left more than its config, so that a first mistake in it can be mended."""
-    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
-    return (metrics.exists() and metrics.stat().st_size > 0) or any(
-        path.name.isdigit() for path in checkpoints.glob("*")
-    )
+    checkpoints = (folder / CHECKPOINTS_NAME).glob("*")
+    return bool(read_metrics(folder)) or any(path.name.isdigit() for path in checkpoints)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
