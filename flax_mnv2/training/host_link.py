@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax_mnv2.errors import UserError
-from flax_mnv2.training.host_server import beat_interval, encode
+from flax_mnv2.training.host_server import ENDED_WITHOUT_A_WORD, beat_interval, encode
 
 PEER_FAILED_STATUS = 1
 _RETRY_SECONDS = 0.5
@@ -146,7 +146,7 @@ class HostLink:
             try:
                 data = self._socket.recv(1 << 16)
                 if not data:
-                    self._lost("it ended without a word (killed, out of memory, or its machine went down)")
+                    self._lost(ENDED_WITHOUT_A_WORD)
                     return
                 heard = time.monotonic()
                 *lines, rest = (rest + data).split(b"\n")
@@ -154,6 +154,9 @@ class HostLink:
                     self._take(json.loads(line))
             except TimeoutError:
                 pass
+            except ConnectionResetError:  # as the kernel ends it where it held bytes that the dead had not read
+                self._lost(ENDED_WITHOUT_A_WORD)
+                return
             except OSError as error:
                 self._lost(f"the connection to it broke ({error.strerror or error})")
                 return

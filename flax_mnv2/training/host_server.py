@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+ENDED_WITHOUT_A_WORD = "it ended without a word (killed, out of memory, or its machine went down)"
 _LONGEST_MESSAGE = 1 << 22  # bytes; a hello carries the whole config
 _STRANGERS = 64  # connections of others, such as port scans, that are answered beside those of the run
 _LINGER_SECONDS = 3.0  # for processes that arrive after the others were refused
@@ -223,7 +224,7 @@ class HostServer:
         if self._members.get(member.index) is not member:
             return  # it has left, or was never taken
         if self._phase == "running":
-            await self._fail(member, "it ended without a word (killed, out of memory, or its machine went down)")
+            await self._fail(member, ENDED_WITHOUT_A_WORD)
         else:
             del self._members[member.index]  # it may come again
 

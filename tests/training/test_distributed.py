@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -371,6 +372,21 @@ def test_an_error_of_the_runtime_is_laid_to_the_process_that_died(ended):
     assert failure.index == 2
     assert failure.reason.startswith("no sign of life")
     assert {status for _, status in ended} == {1}
+
+
+@pytest.mark.parametrize("linger", [None, struct.pack("ii", 1, 0)], ids=["closed", "reset"])
+def test_a_connection_that_the_death_of_process_0_closes_or_resets_means_its_death(ended, linger):
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        connection = socket.create_connection(door.getsockname())
+        server, _ = door.accept()
+    link = host_link.HostLink(connection, index=1, jax_port=1, server_host="first", limit=5.0)
+    if linger is not None:  # what the kernel does where bytes were not read
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    server.close()
+    link._thread.join(5)
+    connection.close()
+    assert (link.failure.index, link.failure.host) == (0, "first")
+    assert "ended without a word" in ended[0][0]
 
 
 def test_an_error_of_the_runtime_while_all_others_live_is_its_own(ended):
