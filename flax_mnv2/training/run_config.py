@@ -22,6 +22,10 @@ CHANGEABLE = (
     "eval_every_epochs",
     "checkpoint",
     "eval",
+    "non_finite",
+    "data.bad_examples",
+    "data.max_bad_examples",
+    "data.timeout",
     "data.data_dir",
     "data.num_workers",
     "data.num_threads",
@@ -88,6 +92,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.num_workers = 0  # processes that prepare batches; 0: threads of this process
     config.data.num_threads = 4  # each makes a batch of its own
     config.data.prefetch_buffer_size = 8  # batches that wait, ready; at least as many as threads
+    config.data.timeout = 600.0  # seconds that a batch may take before the run stops and says what it waits for
+    config.data.bad_examples = "fail"  # what cannot be read or decoded stops the run; or skip: others take its place
+    config.data.max_bad_examples = 100  # of skip: different ones in a run; one more stops it
     # Of segmentation alone:
     config.data.crop_size = (513, 513)  # height, width
     config.data.min_scale = 0.5
@@ -149,6 +156,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.ema.start_steps = 0  # a copy of the weights until then
     config.ema.start_epochs = 0.0
 
+    config.non_finite = ml_collections.ConfigDict()  # a loss or gradient that is NaN or infinite
+    config.non_finite.action = "stop"  # or skip: the update is left out, and the run goes on with the next batch
+    config.non_finite.max_skips = 100  # of skip: one more stops the run
+
     config.log_every_steps = 20
     config.eval_every_steps = 1000
     config.eval_every_epochs = 0.0
@@ -157,6 +168,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint.every_epochs = 0.0
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1  # by mean IoU (segmentation) or top-1 accuracy; 0: none
+    config.checkpoint.on_error = "stop"  # what a full disk or lost permission does; or continue: train on, try again
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8  # over all devices and hosts
