@@ -23,7 +23,8 @@ from PIL import Image
 from flax_mnv2 import image_io, image_steps
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
 from flax_mnv2.hub import resolve_folder
-from flax_mnv2.image_settings import CHECKS, check_choice, check_data_format, check_target_size
+from flax_mnv2.image_settings import CHECKS, check_choice, check_data_format, check_target_sizes
+from flax_mnv2.untrusted import read_json
 
 PROCESSOR_NAME = "preprocessor_config.json"
 PROCESSOR_TYPE = "MobileNetV2ImageProcessor"
@@ -165,14 +166,18 @@ class MobileNetV2ImageProcessor:
           N label maps, NumPy int64: (h, w), or of the size asked for.
 
         Raises:
-          DataError: logits of another rank, or not one size per image.
+          DataError: logits of another rank, empty or not real, or not one size per image.
+          ConfigError: a size that is no pair of whole pixels, or too large.
         """
         logits = image_io.to_numpy(outputs.logits, "batch of logits")
-        if logits.ndim != 4:
-            raise DataError(f"logits must be (images, height, width, classes); found shape {logits.shape}.")
+        if logits.ndim != 4 or 0 in logits.shape[1:] or logits.dtype.kind not in "uif":
+            raise DataError(
+                "logits must be real numbers, (images, height, width, classes), 1 or more of the latter three; found "
+                f"shape {logits.shape}, {logits.dtype}."
+            )
         if target_sizes is None:
             return [image_steps.label_map(image, None) for image in logits]
-        sizes = [check_target_size(size) for size in target_sizes]
+        sizes = check_target_sizes(target_sizes)
         if len(sizes) != len(logits):
             raise DataError(
                 f"target_sizes must give (height, width) for each of {len(logits)} images; found {len(sizes)}. "
@@ -215,8 +220,10 @@ class MobileNetV2ImageProcessor:
         """The processor whose ``to_dict`` gave ``values``; keys that are no settings go into ``extra``.
 
         Raises:
-          ConfigError: a setting is out of its range.
+          ConfigError: a setting is out of its range, or ``values`` is no mapping.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"The settings of an image processor must be a mapping; found {type(values).__name__}.")
         settings = {name: values[name] for name in CHECKS if values.get(name) is not None}  # null: the default
         return cls(**settings, extra={name: value for name, value in values.items() if name not in CHECKS})
 
@@ -330,13 +337,13 @@ def _to_tensor(arrays: list[np.ndarray], kind: str | None, name: str) -> Any:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """The settings of a MobileNetV2 preprocessor, without the keys that name its type."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"No {PROCESSOR_NAME} in {path.parent}. Copy the one that belongs to the weights there, or write one: "
             f"{PROCESSOR_TYPE}(size=…, crop_size=…).save_pretrained(folder)."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not text, not JSON, or numbers without end
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object; found {type(values).__name__}.")

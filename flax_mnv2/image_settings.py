@@ -72,12 +72,25 @@ def _check_crop_size(name: str, value: Any) -> dict[str, int]:
     return sides
 
 
-def check_target_size(value: Any) -> tuple[int, int]:
-    """(height, width) in pixels, from a pair or an array of two."""
-    sides = np.asarray(value).tolist()
+def check_target_sizes(values: Any) -> list[tuple[int, int]]:
+    """(height, width) in pixels of every image, from a list of pairs or an array of (images, 2)."""
+    try:
+        return [_check_target_size(value) for value in values]
+    except TypeError:  # nothing to iterate over
+        raise ConfigError(f"target_sizes must be a list of (height, width); found {values!r}.") from None
+
+
+def _check_target_size(value: Any) -> tuple[int, int]:
+    try:
+        sides = np.asarray(value).tolist()
+    except ValueError:  # lists of several lengths
+        sides = None
     if not isinstance(sides, list) or len(sides) != 2:
         raise ConfigError(f"Each of target_sizes must be (height, width); found {value!r}.")
-    return _check_pixels("target_sizes height", sides[0]), _check_pixels("target_sizes width", sides[1])
+    height, width = _check_pixels("target_sizes height", sides[0]), _check_pixels("target_sizes width", sides[1])
+    if height * width > MAX_PIXELS:
+        raise ConfigError(f"Each of target_sizes must have at most {MAX_PIXELS:,} pixels; found {height}×{width}.")
+    return height, width
 
 
 def _is_finite(value: Any) -> bool:

@@ -556,7 +556,12 @@ def test_a_hub_id_is_downloaded_by_huggingface_hub(tmp_path, monkeypatch):
     MobileNetV2ImageProcessor(size=77).save_pretrained(tmp_path)
     loaded = MobileNetV2ImageProcessor.from_pretrained("owner/na.me_1-0", revision="refs/pr/1", cache_dir="cache")
     assert loaded.size == {"shortest_edge": 77}
-    options = {"revision": "refs/pr/1", "cache_dir": "cache", "allow_patterns": ["preprocessor_config.json"]}
+    options = {
+        "revision": "refs/pr/1",
+        "cache_dir": "cache",
+        "allow_patterns": ["preprocessor_config.json"],
+        "token": False,
+    }
     assert calls == [("owner/na.me_1-0", options)]
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -64,12 +65,12 @@ def convert(source: str | os.PathLike[str], *, data_dir: str = "", num_workers: 
         raise DataError(f"{source} is stored as {formats[0]}, expected {_TFRECORD}.")
     try:
         info = tfds.builder_from_directory(source).info
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"Cannot open {source} as a data set that TFDS prepared: {error}") from error
+    except Exception as error:  # TFDS and protocol buffers report damage by whatever they stumble over
+        raise _unreadable(source, error) from error
     source = source.resolve()
     if data_dir:
         root = default_data_dir(data_dir)
-        target = root.joinpath(*filter(None, (info.name, info.config_name, str(info.version))))
+        target = root.joinpath(*_target_parts(source, info))
     else:
         root = source.parent / CONVERTED_FOLDER
         target = root / source.name
@@ -80,8 +81,24 @@ def convert(source: str | os.PathLike[str], *, data_dir: str = "", num_workers: 
             raise DataError(f"{target} is there already. Use it, or delete it to convert anew.")
         with _unfinished(target) as folder:
             _copy_descriptions(source, folder)
-            _convert_shards(_shards(info, folder), num_workers)
+            _convert_shards(_shards(info, source, folder), num_workers)
     return target
+
+
+def _unreadable(source: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:500]
+    return DataError(f"Cannot open {source} as a data set that TFDS prepared ({type(error).__name__}): {reason}")
+
+
+def _target_parts(source: Path, info: tfds.core.DatasetInfo) -> list[str]:
+    """The folders below ``data_dir``, from a description that may say anything."""
+    parts = [part for part in (info.name, info.config_name, str(info.version)) if part]
+    for part in parts:
+        if not re.fullmatch(r"[\w+-][\w.+-]*", part):
+            raise DataError(
+                f"{source} calls itself {part[:80]!a}, which cannot name a folder. Correct its dataset_info.json."
+            )
+    return parts
 
 
 @contextlib.contextmanager
@@ -108,13 +125,21 @@ def _copy_descriptions(source: Path, folder: Path) -> None:
     path.write_text(json.dumps(description, indent=2))
 
 
-def _shards(info: tfds.core.DatasetInfo, folder: Path) -> list[_Shard]:
+def _shards(info: tfds.core.DatasetInfo, source: Path, folder: Path) -> list[_Shard]:
     """What to convert to what, by the descriptions on both sides."""
-    converted = tfds.builder_from_directory(folder).info
     shards = []
-    for name, split in info.splits.items():
-        paths = zip(split.filepaths, converted.splits[name].filepaths, split.shard_lengths, strict=True)
-        shards += [_Shard(Path(old), Path(new), num_examples) for old, new, num_examples in paths]
+    try:
+        converted = tfds.builder_from_directory(folder).info
+        for name, split in info.splits.items():
+            paths = zip(split.filepaths, converted.splits[name].filepaths, split.shard_lengths, strict=True)
+            shards += [_Shard(Path(old), Path(new), num_examples) for old, new, num_examples in paths]
+    except Exception as error:  # as above
+        raise _unreadable(source, error) from error
+    for shard in shards:
+        if shard.target.parent != folder or shard.source.parent != source:  # file names come from dataset_info.json
+            raise DataError(
+                f"{source} names the file {str(shard.source)!a}, which is not in it. Correct its dataset_info.json."
+            )
     missing = [shard.source for shard in shards if not shard.source.is_file() and shard.num_examples]
     if missing:
         raise DataError(

@@ -1,13 +1,16 @@
 """Masks of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), which extends VOC's train split."""
 
-import io
 import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from flax_mnv2.data.archive import open_tree
+from flax_mnv2.data.archive_limits import MAX_LIST_BYTES
+from flax_mnv2.data.matlab import read_field
 from flax_mnv2.errors import DataError
+
+_MAX_MASK_BYTES = 1 << 26  # SBD's largest has some 0.3 MB
 
 
 class SbdMasks:
@@ -41,10 +44,23 @@ class SbdMasks:
         self._tree.close()
 
     def ids(self) -> set[str]:
-        """Ids with a mask: SBD's train and val, or every PNG."""
+        """Ids with a mask: SBD's train and val, or every PNG.
+
+        Raises:
+          DataError: a list is not text.
+        """
         if not self._lists:
             return set(self._files)
-        return {line.strip() for name in self._lists for line in self._tree.read(name).decode().splitlines()} - {""}
+        found = set()
+        for name in self._lists:
+            try:
+                lines = self._tree.read(name, limit=MAX_LIST_BYTES).decode().splitlines()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{self.path}: {name} is not UTF-8 text ({error.reason}). Get the archive again."
+                ) from error
+            found.update(line.strip() for line in lines)
+        return found - {""}
 
     def name(self, image_id: str) -> str:
         """Archive and member of a mask, for messages."""
@@ -59,7 +75,7 @@ class SbdMasks:
         if image_id not in self._files:
             raise DataError(f"{self.path} lists the id {image_id!r} but holds no mask for it. Get the archive again.")
         name = self._files[image_id]
-        data = self._tree.read(name)
+        data = self._tree.read(name, limit=_MAX_MASK_BYTES)
         return _read_matlab(data, self.name(image_id)) if name.endswith(".mat") else data
 
 
@@ -72,12 +88,10 @@ def _is_of_interest(name: str) -> bool:
 
 def _read_matlab(data: bytes, name: str) -> np.ndarray:
     """``GTcls.Segmentation`` of a file in SBD's ``cls`` folder."""
-    from scipy.io import loadmat
-
     try:
-        contents = loadmat(io.BytesIO(data), variable_names="GTcls", squeeze_me=True, struct_as_record=False)
-        return np.ascontiguousarray(contents["GTcls"].Segmentation, dtype=np.uint8)
-    except Exception as error:  # scipy reports damage by whatever it stumbles over
-        raise DataError(
-            f"{name}: no readable GTcls.Segmentation ({type(error).__name__}: {error}). Get the archive again."
-        ) from error
+        mask = read_field(data, "GTcls", "Segmentation")
+        if mask.size and not np.array_equal(mask, mask.astype(np.uint8)):
+            raise ValueError("it holds numbers that are no classes")
+        return np.ascontiguousarray(mask, dtype=np.uint8)
+    except ValueError as error:
+        raise DataError(f"{name}: no readable GTcls.Segmentation ({error}). Get the archive again.") from error

@@ -6,6 +6,7 @@ details").
 """
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from typing import IO
@@ -16,6 +17,7 @@ from flax_mnv2.errors import DataError
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
+MAX_RECORD_BYTES = 1 << 30  # protocol buffers end at 2 GiB; an example here is one image
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
@@ -25,23 +27,28 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
       DataError: the file is missing, cut short, or a checksum does not match; it says where.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
+            raise DataError(f"Cannot read {path}: it is no regular file.")
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             while header := file.read(_HEADER.size):
                 position = file.tell() - len(header)
-                yield _record(file, header, f"{path}, record at byte {position}")
+                yield _record(file, header, size - file.tell(), f"{path}, record at byte {position}")
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _record(file: IO[bytes], header: bytes, where: str) -> bytes:
+def _record(file: IO[bytes], header: bytes, rest: int, where: str) -> bytes:
     if len(header) < _HEADER.size:
         raise _damaged(where, "the file ends within its header")
     length, checksum = _HEADER.unpack(header)
     if checksum != _masked(crc32c(header[:8])):  # first: a wrong length could be any number
         raise _damaged(where, "the checksum of its length does not match")
+    if length + _CHECKSUM.size > rest:
+        raise _damaged(where, f"it should have {length:,} bytes, but the file ends within it")
+    if length > MAX_RECORD_BYTES:
+        raise _damaged(where, f"it has {length:,} bytes, expected at most {MAX_RECORD_BYTES:,}")
     data, footer = file.read(length), file.read(_CHECKSUM.size)
-    if len(footer) < _CHECKSUM.size:
-        raise _damaged(where, "the file ends within it")
     if _CHECKSUM.unpack(footer)[0] != _masked(crc32c(data)):
         raise _damaged(where, "the checksum of its data does not match")
     return data

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from flax_mnv2.data.archive import open_tree
+from flax_mnv2.data.archive_limits import MAX_LIST_BYTES, MAX_NAME_BYTES
 from flax_mnv2.errors import DataError
 
 _SPLITS, _IMAGES, _MASKS = "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"
@@ -46,7 +47,8 @@ class VocFiles:
         """Image ids of every split, in the order of its file.
 
         Raises:
-          DataError: a split is empty, lists an id twice, is not text, or has a name that TFDS cannot use.
+          DataError: a split is empty, lists an id twice, is not text, or has a name that TFDS cannot use. That each id
+            is a file's is seen when it is read: ids are only ever looked up among the archive's own names.
         """
         return {name: self._ids(name, file) for name, file in sorted(self._split_files.items())}
 
@@ -75,20 +77,24 @@ class VocFiles:
         if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
             raise DataError(f"{where}: {split!r} cannot name a split. Use letters, digits and underscores.")
         try:
-            lines = self._tree.read(file).decode("utf-8-sig").splitlines()
+            lines = self._tree.read(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{where} is not a text file in UTF-8 ({error.reason}). Write one id per line.") from error
         ids = [line.strip() for line in lines if line.strip()]
         if not ids:
             raise DataError(f"{where} lists no image ids. Write one id per line, or remove the file.")
-        if len(set(ids)) < len(ids):
-            twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
-            raise DataError(f"{where} lists {twice!r} more than once. Remove the repeated lines.")
+        seen = set()
+        for image_id in ids:
+            if len(image_id) > MAX_NAME_BYTES:
+                raise DataError(f"{where} has a line of {len(image_id):,} characters. Write one id per line.")
+            if image_id in seen:
+                raise DataError(f"{where} lists {image_id!r} more than once. Remove the repeated lines.")
+            seen.add(image_id)
         return ids
 
     def _lookup(self, files: dict[str, str], image_id: str, folder: str, suffixes: tuple[str, ...]) -> str:
         if image_id not in files:
-            wanted = " or ".join(f"{self.root}{folder}/{image_id}{suffix}" for suffix in suffixes)
+            wanted = " or ".join(repr(f"{self.root}{folder}/{image_id}{suffix}") for suffix in suffixes)
             raise DataError(
                 f"{self.path}: a split lists the id {image_id!r}, but there is no file {wanted}. "
                 f"Add the file or remove the id from {self.root}{_SPLITS}/*.txt."

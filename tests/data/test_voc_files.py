@@ -141,11 +141,16 @@ def test_folder_with_a_link_to_its_parent(archives, tmp_path):
         assert voc.root == f"{archives.ROOT}/"
 
 
-def test_no_room_to_decompress(archives, tmp_path, monkeypatch):
-    def full(*_):
+class _FullDisk(io.RawIOBase):
+    def write(self, _):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def tell(self):
+        return 0
+
+
+def test_no_room_to_decompress(archives, tmp_path, monkeypatch):
     path = archives.write(tmp_path / "x.tgz", archives.voc_files())
-    monkeypatch.setattr("shutil.copyfileobj", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", _FullDisk)
     with pytest.raises(DataError, match=r"No room in .*Set TMPDIR"):
         VocFiles(path)
