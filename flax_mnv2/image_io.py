@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import pathlib
+import threading
 import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flax_mnv2.errors import DataError
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+MAX_PIXELS = 2**27  # of one image: a camera of 134 megapixels, 400 MB as RGB; checked before anything is decoded
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's names; what users have photos and maps in
+_REFUSED = {b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"<svg": "SVG"}
+_OPENING = threading.Lock()  # the list of warning filters belongs to all threads
 _KINDS = "a PIL image, a path, or a NumPy, JAX, PyTorch or TensorFlow array"
 
 
@@ -45,8 +50,9 @@ def read_picture(source: Any, name: str, input_data_format: str | None = None) -
     floats, become 8 bits; the type of an array stays as it is, and so do its values.
 
     Args:
-      source: PIL image, path, or array of shape (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4. A file's EXIF
-        orientation is honoured; a PIL image is taken as it stands.
+      source: PIL image, path, or array of shape (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4. A file is one of
+        :data:`FILE_FORMATS` with at most :data:`MAX_PIXELS`, and its EXIF orientation is honoured; of an animation the
+        first picture is read. A PIL image is taken as it stands.
       name: what messages call it.
       input_data_format: where an array has its channels; None infers it from the shape, as the reference does.
 
@@ -54,7 +60,7 @@ def read_picture(source: Any, name: str, input_data_format: str | None = None) -
       (H, W, 3): uint8 from PIL images and files, and the array's own type otherwise.
 
     Raises:
-      DataError: unreadable or truncated, of another rank or channel count, empty, or not finite.
+      DataError: unreadable, truncated or too large, of another rank or channel count, empty, or not finite.
     """
     if isinstance(source, (str, os.PathLike)):
         return _picture_from_pil(_open(source), name=f"{name} ({source})")
@@ -181,25 +187,59 @@ def _to_rgb(array: np.ndarray, name: str) -> np.ndarray:
     return (blended if floating else np.round(blended)).astype(array.dtype)
 
 
+def check_pixels(width: int, height: int) -> None:
+    """Raises a DataError that says the size and the limit, for an image of more than :data:`MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{width}x{height} pixels (width x height), more than the limit of {MAX_PIXELS:,}: a decompression "
+            "bomb, or an image to be made smaller first"
+        )
+
+
 def _open(path: str | os.PathLike) -> Image.Image:
     """Reads a whole file, and turns it as its EXIF orientation says."""
     path = pathlib.Path(path)
     try:
         path = path if path.exists() else path.expanduser()
-        with Image.open(path) as image:
+        with _open_header(path) as image:
+            check_pixels(*image.size)
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
             return image
     except FileNotFoundError:
         raise DataError(f"No image file {path}; give the path of an image on this machine.") from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"Cannot read the image {path}: {_kind(path)}. Expected a file in one of the formats "
+            f"{', '.join(FILE_FORMATS)}; convert it, or leave it out."
+        ) from None
     except Exception as error:  # Pillow's readers raise many types, from SyntaxError to struct.error
         raise DataError(
-            f"Cannot read the image {path}: {error or type(error).__name__}. Expected a whole file in a format that "
-            "Pillow reads; replace it or leave it out."
+            f"Cannot read the image {path}: {error or type(error).__name__}. Expected a whole image of at most "
+            f"{MAX_PIXELS:,} pixels; replace it or leave it out."
         ) from None
 
 
+def _open_header(path: pathlib.Path) -> Image.Image:
+    """The file, opened but not decoded. Pillow warns well below our limit, where there is nothing to warn of."""
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FILE_FORMATS)
+
+
+def _kind(path: pathlib.Path) -> str:
+    """What a file is that no reader of ours knows, judged by its first bytes alone."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        return "it is empty"
+    name = next((name for magic, name in _REFUSED.items() if start.startswith(magic)), None)
+    return f"it is a {name} file" if name else f"its format is unknown (it begins with {start!r})"
+
+
 def _picture_from_pil(image: Image.Image, name: str) -> np.ndarray:
+    if 0 in image.size:
+        raise DataError(f"{name} must have a height and a width of 1 or more; found {image.height}×{image.width}.")
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_eight_bits(_pil_to_array(image, name), image.mode, name))
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -210,7 +250,7 @@ def _picture_from_pil(image: Image.Image, name: str) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB"))
-    except ValueError as error:
+    except Exception as error:  # as in _open, where a file tells nonsense of its transparency
         raise DataError(f"{name}: mode {image.mode} cannot become RGB ({error}). Save it as RGB.") from None
 
 
@@ -241,6 +281,8 @@ def _pil_to_array(image: Image.Image, name: str) -> np.ndarray:
 def _load(image: Image.Image, name: str) -> None:
     """Reads the pixels of a file that was opened but not yet read."""
     try:
+        if isinstance(image, ImageFile.ImageFile):
+            check_pixels(*image.size)
         image.load()
     except Exception as error:  # as in _open
         file = getattr(image, "filename", "")

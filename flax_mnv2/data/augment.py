@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from flax_mnv2.data.encoded_image import check_encoded
 from flax_mnv2.errors import DataError
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -20,37 +21,80 @@ PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode JPEG or PNG to uint8 (H, W, 3) RGB; grey and CMYK become RGB, alpha is dropped.
+    """Decode JPEG, PNG, WebP or BMP to uint8 (H, W, 3) RGB; grey and CMYK become RGB, alpha is dropped.
 
     EXIF orientation is ignored: masks are drawn over the pixels as they are stored.
 
     Raises:
-      DataError: the bytes are not an image.
+      DataError: the bytes are not an image, not a whole one, or it is too large (``encoded_image.check_encoded``).
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise DataError("not a readable JPEG or PNG image. Replace the file")
+    image = decode_bgr(data)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def decode_bgr(data: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """As :func:`decode_image`, with channels in OpenCV's order, at the size that ``flag`` says.
+
+    Raises:
+      DataError: as :func:`decode_image`.
+    """
+    try:
+        check_encoded(data)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (DataError, cv2.error) as error:
+        raise DataError(f"not a readable JPEG or PNG image ({error}). Replace the file") from error
+    if image is None:
+        raise DataError("not a readable JPEG or PNG image (its data is damaged or cut short). Replace the file")
+    return image
 
 
 def decode_mask(data: bytes) -> np.ndarray:
     """Decode a PNG mask to uint8 (H, W) class indices; palette indices are kept (OpenCV would colour them).
 
     Raises:
-      DataError: the bytes are not a PNG image, or not of one channel with at most 8 bits.
+      DataError: the bytes are not a PNG image, it is too large, or not of one channel with at most 8 bits.
     """
     try:
+        check_encoded(data)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             mode, mask = image.mode, np.array(image)
-    except PILLOW_ERRORS as error:
-        raise DataError(f"not a readable PNG mask ({error}). Replace the file") from error
+    except Exception as error:  # Pillow's readers raise many types
+        raise DataError(f"not a readable PNG mask ({error or type(error).__name__}). Replace the file") from error
     if mode not in ("1", "L", "P"):
         raise DataError(
             "expected a mask of one 8-bit channel (grey or palette PNG) whose pixel values are class "
             f"indices, found mode {mode} with shape {mask.shape}. Convert colours to class indices"
         )
     return mask.astype(np.uint8, copy=False)
+
+
+def check_mask(mask: np.ndarray, size: tuple[int, int], *, num_classes: int | None, ignore_label: int) -> None:
+    """Make sure that a mask fits its image and holds classes.
+
+    Args:
+      mask: uint8 (H, W).
+      size: height and width of its image.
+      num_classes: values from 0 on that are classes; None takes any.
+      ignore_label: the value without a class.
+
+    Raises:
+      DataError: it has another size, or other values; the first of them are named.
+    """
+    if mask.shape != size:
+        raise DataError(
+            f"the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]} (width x height). Replace one"
+        )
+    if num_classes is None:
+        return
+    # Two passes of vector instructions; a histogram, or a table to look values up in, takes five times as long.
+    allowed = np.count_nonzero(mask == ignore_label) if ignore_label >= num_classes else 0
+    if np.count_nonzero(mask >= num_classes) != allowed:
+        wrong = [value for value in np.unique(mask).tolist() if value >= num_classes and value != ignore_label]
+        raise DataError(
+            f"the mask has {'the values ' if len(wrong) > 1 else 'the value '}{', '.join(map(str, wrong[:8]))}"
+            f"{' …' if len(wrong) > 8 else ''}, expected 0 … {num_classes - 1} or the ignore label {ignore_label}. "
+            "Correct the mask, or the number of classes"
+        )
 
 
 def random_scale(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from flax_mnv2.data.augment import PILLOW_ERRORS
+from flax_mnv2.data.bad_examples import STRICT, BadExampleError, FaultRules
+from flax_mnv2.data.encoded_image import FORMATS, check_encoded
 from flax_mnv2.data.pipeline import Batch, BatchIterator, Source, every_example_once, shuffled_batches
 from flax_mnv2.errors import DataError
 
@@ -24,6 +25,8 @@ def classification_train_batches(
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch_buffer_size: int = 4,
+    num_classes: int | None = None,
+    rules: FaultRules = STRICT,
     repeats: int = 1,
 ) -> BatchIterator:
     """Endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
@@ -39,6 +42,8 @@ def classification_train_batches(
       num_threads: threads that make batches, in each worker.
       num_workers: processes that make batches.
       prefetch_buffer_size: batches made in advance, in each worker.
+      num_classes: labels are 0 … ``num_classes - 1``; None takes any.
+      rules: for damaged examples, which are replaced by those after them in the split, and for waits.
       repeats: times that a batch holds each of its images, transformed anew.
 
     Returns:
@@ -47,10 +52,11 @@ def classification_train_batches(
 
     Raises:
       ConfigError: the batch cannot be divided.
-      DataError: the split is empty; while iterating: an image cannot be decoded (it is named).
+      DataError: the split is empty; while iterating: an example is damaged (it is named; see ``rules``), a worker was
+        killed, or a batch took too long.
     """
     return shuffled_batches(
-        _TrainExample(source, transform),
+        _TrainExample(source, transform, num_classes),
         source,
         batch_size=batch_size,
         seed=seed,
@@ -60,6 +66,7 @@ def classification_train_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,
+        rules=rules,
         repeats=repeats,
     )
 
@@ -75,6 +82,8 @@ def classification_eval_batches(
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch_buffer_size: int = 4,
+    num_classes: int | None = None,
+    rules: FaultRules = STRICT,
 ) -> BatchIterator:
     """Every example exactly once, in order.
 
@@ -90,6 +99,8 @@ def classification_eval_batches(
       num_threads: threads that make batches, in each worker.
       num_workers: processes that make batches.
       prefetch_buffer_size: batches made in advance, in each worker.
+      num_classes: as in :func:`classification_train_batches`.
+      rules: for damaged examples, whose rows become fillers, and for waits.
 
     Returns:
       Dicts of ``image`` uint8 (B/P, h, w, 3), ``label`` int32 (B/P,), ``mask`` bool (B/P,), ``index`` int64
@@ -97,10 +108,11 @@ def classification_eval_batches(
 
     Raises:
       ConfigError: the batch cannot be divided.
-      DataError: the split is empty; while iterating: an image cannot be decoded (it is named).
+      DataError: the split is empty; while iterating: an example is damaged (it is named; see ``rules``), a worker was
+        killed, or a batch took too long.
     """
     return every_example_once(
-        _EvalExample(source, transform, tuple(size)),
+        _EvalExample(source, transform, tuple(size), num_classes),
         source,
         batch_size=batch_size,
         process_index=process_index,
@@ -108,6 +120,7 @@ def classification_eval_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,
+        rules=rules,
     )
 
 
@@ -118,26 +131,34 @@ def decode_rgb(data: bytes) -> Image.Image:
     the same pixels for RGB and grey JPEG, 4 % faster.
 
     Raises:
-      DataError: the bytes are not a whole image.
+      DataError: the bytes are not a whole image, or one too large (``encoded_image.check_encoded``).
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        check_encoded(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.convert("RGB")
-    except PILLOW_ERRORS as error:
-        raise DataError(f"corrupt image ({error}). Replace it.") from error
+    except Exception as error:  # Pillow's readers raise many types
+        raise DataError(f"corrupt image ({error or type(error).__name__}). Replace it") from error
+
+
+def _check_label(label: int, num_classes: int | None) -> None:
+    if num_classes is not None and not 0 <= label < num_classes:
+        raise DataError(f"its label is {label}, expected 0 … {num_classes - 1}. Prepare the data set again")
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample:
     source: Source
     transform: Callable[[bytes, np.random.Generator], np.ndarray]
+    num_classes: int | None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         example = self.source[index]
         try:
+            _check_label(example["label"], self.num_classes)
             image = self.transform(example["image"], rng)
         except DataError as error:
-            raise DataError(f"Example {example['file_name']!r}: {error}") from error
+            raise BadExampleError(example["file_name"], str(error)) from error
         return {"image": image, "label": np.int32(example["label"]), "index": np.int64(index)}
 
 
@@ -146,15 +167,17 @@ class _EvalExample:
     source: Source
     transform: Callable[[Image.Image], np.ndarray]
     size: tuple[int, int]
+    num_classes: int | None
 
     def __call__(self, index: int) -> Batch:
         if index >= len(self.source):
             return self._row(np.zeros((*self.size, 3), np.uint8), label=0, position=-1, file_name="")
         example = self.source[index]
         try:
+            _check_label(example["label"], self.num_classes)
             image = self.transform(decode_rgb(example["image"]))
         except DataError as error:
-            raise DataError(f"Example {example['file_name']!r}: {error}") from error
+            raise BadExampleError(example["file_name"], str(error)) from error
         return self._row(image, label=example["label"], position=index, file_name=example["file_name"])
 
     @staticmethod

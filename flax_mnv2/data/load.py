@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data import image_folder, imagenet
-from flax_mnv2.data.prepared import default_data_dir, open_records, prepared
+from flax_mnv2.data.bad_examples import BadExampleError
+from flax_mnv2.data.prepared import Records, default_data_dir, open_records, prepared
 from flax_mnv2.data.shapes_segmentation import SHAPES_IGNORE_LABEL, SHAPES_LABELS, ShapesSegmentation
 from flax_mnv2.data.voc_segmentation import VOC_IGNORE_LABEL, VOC_LABELS, VocSegmentation, custom_config
 from flax_mnv2.errors import ConfigError, DataError
@@ -43,19 +44,42 @@ class LabeledExample(TypedDict):
 
 
 class ExampleSource:
-    """Random access to the encoded examples of one split; safe to share between threads, can be pickled."""
+    """Random access to the encoded examples of one split; safe to share between threads, can be pickled.
 
-    def __init__(self, records: Sequence[Any], *, text: str):
-        """``text`` is the feature that names an example; TFDS gives it as bytes."""
+    Attributes:
+      place: the folder and the split, for messages.
+    """
+
+    def __init__(self, records: Records, *, features: Sequence[str], text: str):
+        """Reads ``records``.
+
+        Args:
+          records: of a prepared data set.
+          features: what every example has.
+          text: the one that names an example; TFDS gives it as bytes.
+        """
         self._records = records
+        self._features = tuple(features)
         self._text = text
+        self.place = records.place
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Any:
+        """One example.
+
+        Raises:
+          BadExampleError: its record is damaged, or lacks a feature.
+        """
         record = self._records[index]
-        return {**record, self._text: record[self._text].decode()}
+        missing = [name for name in self._features if record.get(name) is None]
+        if missing:
+            raise BadExampleError(
+                self._records.name(index),
+                f"its record has no {', '.join(missing)}. Delete {self._records.folder} and start again to rebuild it",
+            )
+        return {**record, self._text: record[self._text].decode(errors="replace")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +115,7 @@ class SegmentationDataset:
         if split not in self.num_examples:
             raise DataError(f"{self.name} has no split {split!r}; it has {', '.join(self.split_names)}.")
         records = open_records(self.builder, split, images=("image", "segmentation_mask"))
-        return ExampleSource(records, text="image_id")
+        return ExampleSource(records, features=("image", "segmentation_mask", "image_id"), text="image_id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +146,8 @@ class ClassificationDataset:
         """
         if split not in self.builders:
             raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
-        return ExampleSource(open_records(self.builders[split](), split, images=("image",)), text="file_name")
+        records = open_records(self.builders[split](), split, images=("image",))
+        return ExampleSource(records, features=("image", "label", "file_name"), text="file_name")
 
 
 def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:

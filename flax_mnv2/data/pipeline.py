@@ -1,24 +1,20 @@
-"""Batches from encoded examples, by grain: those of segmentation, and what every task's batches share.
+"""Batches from encoded examples, by grain's random access: those of segmentation, and what every task's batches share.
 
 The iterators are context managers: closing them ends their threads and processes. Worker processes are
 spawned, so a script that asks for them needs the usual ``if __name__ == "__main__"``.
 """
 
 import dataclasses
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import cv2
 import grain
 import numpy as np
-from absl import flags
 
 from flax_mnv2.data.augment import (
     IMAGE_PADDING,
+    check_mask,
     decode_image,
     decode_mask,
     pad_to,
@@ -26,6 +22,9 @@ from flax_mnv2.data.augment import (
     random_flip,
     random_scale,
 )
+from flax_mnv2.data.bad_examples import BAD, STRICT, BadExampleError, BadExamples, FaultRules, MaskedRow, SubstituteRow
+from flax_mnv2.data.batch_threads import BatchThreads, WaitError
+from flax_mnv2.data.batch_workers import BatchWorkers
 from flax_mnv2.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
@@ -42,25 +41,36 @@ class Source(Protocol):
 
 
 class BatchIterator(Iterator[Batch]):
-    """Batches in their order; ``close`` it, or use it in a ``with`` statement."""
+    """Batches in their order; ``close`` it, or use it in a ``with`` statement.
 
-    def __init__(self, iterator: grain.DatasetIterator):
-        self._iterator = iterator
+    Attributes:
+      bad_examples: by position in the split, name and reason of the damaged examples that were left out so far, in
+        this process's share of the batches.
+    """
+
+    def __init__(self, batches: BatchThreads | BatchWorkers, *, rules: FaultRules, place: str):
+        """Gives what ``batches`` gives; ``place`` is what messages call the data set."""
+        self._batches = batches
+        self._timeout = rules.timeout
+        self._place = place
+        self._bad = BadExamples(rules, place)
+        self.bad_examples = self._bad.found
 
     def __next__(self) -> Batch:
         try:
-            return next(self._iterator)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
-                raise
+            batch = self._batches.next(self._timeout)
+        except WaitError as wait:
             raise DataError(
-                f"An input worker has ended ({error}): it was killed, or memory ran out. With fewer "
-                "--config.data.num_workers or a smaller --config.data.prefetch_buffer_size less is needed."
-            ) from error
+                f"No batch within {self._timeout:g} s: waiting for {wait} to read from {self._place}. Does its disk "
+                "answer? Start again when it does, or allow more with --config.data.timeout."
+            ) from None
+        if BAD in batch:
+            self._bad.take_from(batch)
+        return batch
 
     def close(self) -> None:
         """End the threads and processes behind the iterator. It may be called twice."""
-        self._iterator.close()
+        self._batches.close()
 
     def __enter__(self) -> "BatchIterator":
         return self
@@ -86,6 +96,8 @@ def train_batches(
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch_buffer_size: int = 4,
+    num_classes: int | None = None,
+    rules: FaultRules = STRICT,
 ) -> BatchIterator:
     """Endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
 
@@ -106,9 +118,11 @@ def train_batches(
       start_step: number of batches to leave out.
       process_index: which equal, contiguous part of every global batch to give.
       process_count: number of parts.
-      num_threads: threads that make batches, in each worker; 0 makes them in the calling thread.
+      num_threads: threads that make batches, in each worker; 0 makes each batch when it is asked for.
       num_workers: processes that make batches; 0 uses threads of this one.
       prefetch_buffer_size: batches made in advance, in each worker.
+      num_classes: values that masks may have beside ``ignore_label``, from 0 on; None takes any.
+      rules: for damaged examples, which are replaced by those after them in the split, and for waits.
 
     Returns:
       Dicts of ``image`` uint8 (B/P, h, w, 3), ``label`` uint8 (B/P, h, w) and ``index`` int64 (B/P,), the
@@ -116,7 +130,8 @@ def train_batches(
 
     Raises:
       ConfigError: a size or scale is not positive, or the batch cannot be divided.
-      DataError: the split is empty; while iterating: an example cannot be decoded (it is named).
+      DataError: the split is empty; while iterating: an example is damaged (it is named; see ``rules``), a worker was
+        killed, or a batch took too long.
     """
     crop = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
     if min(crop) <= 0:
@@ -127,7 +142,7 @@ def train_batches(
             "0 < min_scale <= max_scale and scale_step >= 0."
         )
     return shuffled_batches(
-        _TrainExample(source, crop, min_scale, max_scale, scale_step, flip, ignore_label),
+        _TrainExample(source, crop, min_scale, max_scale, scale_step, flip, ignore_label, num_classes),
         source,
         batch_size=batch_size,
         seed=seed,
@@ -137,6 +152,7 @@ def train_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,
+        rules=rules,
     )
 
 
@@ -152,12 +168,14 @@ def shuffled_batches(
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch_buffer_size: int = 4,
+    rules: FaultRules = STRICT,
     repeats: int = 1,
 ) -> BatchIterator:
     """The training batches of any task: endless, every epoch in another order.
 
     Args:
-      make_row: position in the split and a generator → row of a batch. It can be pickled.
+      make_row: position in the split and a generator → row of a batch, a dict of arrays; or a BadExampleError. It can
+        be pickled.
       source: the split.
       batch_size: examples in the global batch, over all processes.
       seed: of order and augmentation.
@@ -167,6 +185,7 @@ def shuffled_batches(
       num_threads: threads that make batches, in each worker.
       num_workers: processes that make batches.
       prefetch_buffer_size: batches made in advance, in each worker.
+      rules: for examples that ``make_row`` calls bad, and for waits.
       repeats: times that a batch holds each of its examples, made into rows with different randomness.
 
     Raises:
@@ -175,20 +194,52 @@ def shuffled_batches(
     """
     _check_source(source)
     _check_batch(batch_size, process_count)
-    shuffle_seed, augment_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    _, augment_seed = _order_and_augment_seeds(seed)
+    if rules.skip:
+        make_row = SubstituteRow(make_row, len(source), limit=rules.max_bad)
     # Randomness comes before sharding: the global batch must not depend on the number of processes.
-    order = grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat()
-    if repeats > 1:
-        order = _Repeated(order, batch_size, repeats)
+    order = _training_order(len(source), batch_size=batch_size, seed=seed, repeats=repeats)
     examples = order.random_map(make_row, seed=augment_seed)
     return _iterate(
         _ProcessRows(examples, batch_size, process_index, process_count).batch(batch_size // process_count)[
             start_step:
         ],
+        source,
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,
+        rules=rules,
     )
+
+
+def batch_positions(num_examples: int, *, batch_size: int, seed: int, batch: int, repeats: int = 1) -> np.ndarray:
+    """The examples of one of the global batches that :func:`shuffled_batches` gives, without reading any.
+
+    Args:
+      num_examples: in the split.
+      batch_size: examples in the global batch, over all processes.
+      seed: of the order.
+      batch: which one, from 0.
+      repeats: times that a batch holds each of its examples.
+
+    Returns:
+      int64 (batch_size,), positions in the split by row. Where another example took the place of one that cannot be
+      read, this is the position of the unreadable one.
+    """
+    order = _training_order(num_examples, batch_size=batch_size, seed=seed, repeats=repeats)
+    return np.array([order[row] for row in range(batch * batch_size, (batch + 1) * batch_size)], np.int64)
+
+
+def _training_order(num_examples: int, *, batch_size: int, seed: int, repeats: int) -> grain.MapDataset:
+    """Positions in the split, row by row of all global batches."""
+    shuffle_seed, _ = _order_and_augment_seeds(seed)
+    order = grain.MapDataset.range(num_examples).shuffle(shuffle_seed).repeat()
+    return _Repeated(order, batch_size, repeats) if repeats > 1 else order
+
+
+def _order_and_augment_seeds(seed: int) -> tuple[int, int]:
+    order, augment = np.random.SeedSequence(seed).generate_state(2)
+    return int(order), int(augment)
 
 
 def eval_batches(
@@ -202,6 +253,8 @@ def eval_batches(
     num_workers: int = 0,
     ignore_label: int,
     prefetch_buffer_size: int = 4,
+    num_classes: int | None = None,
+    rules: FaultRules = STRICT,
 ) -> BatchIterator:
     """Every example exactly once, whole, in order, padded at the bottom and right to ``size``.
 
@@ -219,6 +272,8 @@ def eval_batches(
       num_workers: as in :func:`train_batches`.
       ignore_label: mask value of padding.
       prefetch_buffer_size: as in :func:`train_batches`.
+      num_classes: as in :func:`train_batches`.
+      rules: for damaged examples, whose rows become fillers, and for waits.
 
     Returns:
       Dicts of ``image`` uint8 (B/P, h, w, 3), ``label`` uint8 (B/P, h, w), ``mask`` bool (B/P,), ``index``
@@ -226,10 +281,11 @@ def eval_batches(
 
     Raises:
       ConfigError: the batch cannot be divided.
-      DataError: the split is empty; while iterating: an example cannot be decoded or is larger than ``size``.
+      DataError: the split is empty; while iterating: an example is damaged (see ``rules``) or larger than ``size``, a
+        worker was killed, or a batch took too long.
     """
     return every_example_once(
-        _EvalExample(source, tuple(size), ignore_label),
+        _EvalExample(source, tuple(size), ignore_label, num_classes),
         source,
         batch_size=batch_size,
         process_index=process_index,
@@ -237,6 +293,7 @@ def eval_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,
+        rules=rules,
     )
 
 
@@ -250,11 +307,13 @@ def every_example_once(
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch_buffer_size: int = 4,
+    rules: FaultRules = STRICT,
 ) -> BatchIterator:
     """The evaluation of any task: rows in the order of the split, filled up to whole global batches.
 
     Args:
-      make_row: position → row of a batch; positions from ``len(source)`` on are fillers. It can be pickled.
+      make_row: position → row of a batch, a dict of arrays, or a BadExampleError; positions from ``len(source)`` on are
+        fillers. It can be pickled.
       source: the split.
       batch_size: examples in the global batch, over all processes.
       process_index: which equal, contiguous part of every global batch to give.
@@ -262,6 +321,7 @@ def every_example_once(
       num_threads: as in :func:`train_batches`.
       num_workers: as in :func:`train_batches`.
       prefetch_buffer_size: as in :func:`train_batches`.
+      rules: for examples that ``make_row`` calls bad, and for waits.
 
     Raises:
       ConfigError: the batch cannot be divided.
@@ -270,12 +330,16 @@ def every_example_once(
     _check_source(source)
     _check_batch(batch_size, process_count)
     padded = -(-len(source) // batch_size) * batch_size
+    if rules.skip:
+        make_row = MaskedRow(make_row, filler=len(source))
     rows = grain.MapDataset.range(padded).map(make_row)
     return _iterate(
         _ProcessRows(rows, batch_size, process_index, process_count).batch(batch_size // process_count),
+        source,
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_buffer_size=prefetch_buffer_size,
+        rules=rules,
     )
 
 
@@ -320,7 +384,7 @@ class _ProcessRows(grain.MapDataset):
         self._batch_size = batch_size
         self._rows = batch_size // process_count
         self._first = self._rows * process_index
-        self._length = len(examples) // process_count
+        self._length = min(len(examples) // process_count, 2**53)  # grain divides an endless length as a float
 
     def __len__(self) -> int:
         return self._length
@@ -333,45 +397,30 @@ class _ProcessRows(grain.MapDataset):
 
 
 def _iterate(
-    batches: grain.MapDataset, *, num_threads: int, num_workers: int, prefetch_buffer_size: int
+    batches: grain.MapDataset,
+    source: Source,
+    *,
+    num_threads: int,
+    num_workers: int,
+    prefetch_buffer_size: int,
+    rules: FaultRules,
 ) -> BatchIterator:
-    buffer_size = max(prefetch_buffer_size, num_threads)  # fewer would leave threads idle
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer_size))
+    threads = {"num_threads": num_threads, "buffer_size": prefetch_buffer_size}
     if num_workers:
-        if not flags.FLAGS.is_parsed():  # grain hands its flags on to its workers; outside absl.app nobody parsed them
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_init_worker)
+        made = BatchWorkers(batches, num_workers=num_workers, **threads)
     else:
-        _one_thread_each()
-    return BatchIterator(iter(dataset))
+        cv2.setNumThreads(0)  # batches are made in parallel already; OpenCV's own threads would only compete with them
+        made = BatchThreads(batches, **threads)
+    return BatchIterator(made, rules=rules, place=getattr(source, "place", "its source"))
 
 
-def _init_worker(worker_index: int, worker_count: int) -> None:
-    """Makes a worker process end with its parent, and only then: the parent answers signals and ends it itself."""
-    del worker_index, worker_count
-    _one_thread_each()
-    os.setpgid(0, 0)  # Ctrl-C and `timeout` signal the whole group
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """grain's workers would outlive a parent that was killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _one_thread_each() -> None:
-    """Batches are made in parallel already; OpenCV's own threads would only compete with them."""
-    cv2.setNumThreads(0)
-
-
-def _decode(example: Any) -> tuple[np.ndarray, np.ndarray]:
+def _decode(example: Any, num_classes: int | None, ignore_label: int) -> tuple[np.ndarray, np.ndarray]:
     try:
-        return decode_image(example["image"]), decode_mask(example["segmentation_mask"])
+        image, mask = decode_image(example["image"]), decode_mask(example["segmentation_mask"])
+        check_mask(mask, image.shape[:2], num_classes=num_classes, ignore_label=ignore_label)
     except DataError as error:
-        raise DataError(f"Example {example['image_id']!r}: {error}.") from error
+        raise BadExampleError(example["image_id"], str(error)) from error
+    return image, mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,9 +432,10 @@ class _TrainExample:
     scale_step: float
     flip: bool
     ignore_label: int
+    num_classes: int | None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
-        image, label = _decode(self.source[index])
+        image, label = _decode(self.source[index], self.num_classes, self.ignore_label)
         image, label = random_scale(
             image, label, rng, min_scale=self.min_scale, max_scale=self.max_scale, step=self.scale_step
         )
@@ -401,6 +451,7 @@ class _EvalExample:
     source: Source
     size: tuple[int, int]
     ignore_label: int
+    num_classes: int | None
 
     def __call__(self, index: int) -> Batch:
         if index >= len(self.source):
@@ -408,7 +459,7 @@ class _EvalExample:
             label = np.full(self.size, self.ignore_label, np.uint8)
             return self._row(image, label, position=-1, size=self.size)
         example = self.source[index]
-        image, label = _decode(example)
+        image, label = _decode(example, self.num_classes, self.ignore_label)
         size = label.shape
         if size[0] > self.size[0] or size[1] > self.size[1]:
             raise DataError(

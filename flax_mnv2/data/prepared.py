@@ -1,7 +1,9 @@
 """Prepared data sets: built once, by one process, and opened for random access."""
 
+import bisect
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from flax_mnv2.data.bad_examples import BadExampleError
 from flax_mnv2.errors import ConfigError, DataError
 
 ARRAY_RECORD = "array_record"  # TFDS's name of the format with random access
@@ -57,7 +60,50 @@ def prepared(make: Callable[[], tfds.core.DatasetBuilder], data_dir: Path, **opt
     return builder
 
 
-def open_records(builder: tfds.core.DatasetBuilder, split: str, *, images: Sequence[str]) -> Sequence[Any]:
+class Records:
+    """Random access to the records of a split, in their stored order; safe to share between threads, can be pickled.
+
+    Attributes:
+      folder: of the data set.
+      place: the same with the split, for messages.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, images: Sequence[str]):
+        """Opens the records, as :func:`open_records` does after a look at the files."""
+        info = builder.info.splits[split]
+        self.folder = str(builder.data_dir)
+        self.place = f"{self.folder}, split {split}"
+        self._files = [str(file) for file in info.filepaths]
+        self._ends = list(itertools.accumulate(info.shard_lengths))
+        skip = tfds.decode.SkipDecoding()
+        self._source = builder.as_data_source(split, decoders=dict.fromkeys(images, skip))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The features of one record; those that a damaged record lacks may be absent or None.
+
+        Raises:
+          BadExampleError: it cannot be read. ArrayRecord keeps a hash of every chunk, so that damage does not pass
+            for data.
+        """
+        try:
+            return self._source[index]
+        except Exception as error:  # RuntimeError from C++, KeyError and others from what unpacks a record
+            raise BadExampleError(
+                self.name(index),
+                f"its record cannot be read ({error or type(error).__name__}). Delete {self.folder} and start again to "
+                "rebuild it",
+            ) from error
+
+    def name(self, index: int) -> str:
+        """File and position of a record, for an example whose own name cannot be read."""
+        file = bisect.bisect_right(self._ends, index)
+        return f"record {index - (self._ends[file - 1] if file else 0)} of {self._files[file]}"
+
+
+def open_records(builder: tfds.core.DatasetBuilder, split: str, *, images: Sequence[str]) -> Records:
     """Random access to the records of a split, in their stored order.
 
     Args:
@@ -74,8 +120,7 @@ def open_records(builder: tfds.core.DatasetBuilder, split: str, *, images: Seque
                 f"The prepared data set is damaged: {file} is missing. Delete "
                 f"{builder.data_dir} and start again to rebuild it."
             )
-    skip = tfds.decode.SkipDecoding()
-    return builder.as_data_source(split, decoders=dict.fromkeys(images, skip))
+    return Records(builder, split, images=images)
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:

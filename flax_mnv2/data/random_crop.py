@@ -7,15 +7,14 @@ generator that is given.
 
 from __future__ import annotations
 
-import io
 import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from flax_mnv2.data.augment import PILLOW_ERRORS
+from flax_mnv2.data.augment import decode_bgr
+from flax_mnv2.data.encoded_image import check_encoded
 from flax_mnv2.errors import DataError
 
 AREA = (0.08, 1.0)  # of the image; TF-slim's recipe has (0.05, 1.0)
@@ -120,19 +119,14 @@ def _resize_antialiased(image: np.ndarray, size: int) -> np.ndarray:
 def _stored_size(data: bytes) -> tuple[int, int]:
     """Height and width from the header."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
-    except PILLOW_ERRORS as error:
-        raise DataError("not a readable JPEG or PNG image. Replace the file") from error
+        return check_encoded(data)
+    except DataError as error:
+        raise DataError(f"not a readable JPEG or PNG image ({error}). Replace the file") from error
 
 
 def _decode_bgr(data: bytes, factor: int = 1) -> np.ndarray:
     """Decodes at the smallest of 1/1, 1/2, 1/4 and 1/8 that is at least 1/factor; channels in OpenCV's order."""
-    flag = next((flag for step, flag in _REDUCED.items() if step <= factor), cv2.IMREAD_COLOR)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
-    if image is None:
-        raise DataError("not a readable JPEG or PNG image. Replace the file")
-    return image
+    return decode_bgr(data, next((flag for step, flag in _REDUCED.items() if step <= factor), cv2.IMREAD_COLOR))
 
 
 def _scaled(box: Box, vertical: float, horizontal: float) -> Box:

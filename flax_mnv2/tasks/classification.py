@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.data.bad_examples import FaultRules
 from flax_mnv2.data.central_crop import CentralCrop
 from flax_mnv2.data.classification_pipeline import classification_eval_batches, classification_train_batches
 from flax_mnv2.data.load import ClassificationDataset
@@ -203,6 +204,8 @@ class ClassificationTask:
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             prefetch_buffer_size=data.prefetch_buffer_size,
+            num_classes=len(self.labels) - self._label_offset,
+            rules=FaultRules.from_config(data),
         )
 
     def eval_batches(self, dataset: ClassificationDataset, *, split: str) -> BatchIterator:
@@ -218,6 +221,8 @@ class ClassificationTask:
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             prefetch_buffer_size=data.prefetch_buffer_size,
+            num_classes=len(self.labels) - self._label_offset,
+            rules=FaultRules.from_config(data),
         )
 
     def summarize(self, sums: dict[str, np.ndarray]) -> ClassificationMetrics:

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.data.bad_examples import FaultRules
 from flax_mnv2.data.load import SegmentationDataset
 from flax_mnv2.data.pipeline import BatchIterator, eval_batches, train_batches
 from flax_mnv2.errors import ConfigError
@@ -183,6 +184,8 @@ class SegmentationTask:
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             prefetch_buffer_size=data.prefetch_buffer_size,
+            num_classes=len(self.labels),
+            rules=FaultRules.from_config(data),
         )
 
     def eval_batches(self, dataset: SegmentationDataset, *, split: str) -> BatchIterator:
@@ -200,6 +203,8 @@ class SegmentationTask:
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             ignore_label=data.ignore_label,
+            num_classes=len(self.labels),
+            rules=FaultRules.from_config(data),
         )
 
 

@@ -103,6 +103,12 @@ def test_processes_share_the_global_batch(source, count):
     _assert_same(joined, _take(source, 4))
 
 
+def test_one_row_a_batch(source):
+    """grain takes the length of an endless data set for a float, which one row a batch made too large."""
+    batches = _take(source, 4, batch_size=1)
+    _assert_same([{key: np.concatenate([each[key] for each in batches]) for key in batches[0]}], _take(source, 1))
+
+
 def test_fewer_examples_than_rows(source):
     batch = _take(source[:1], 1)[0]
     assert list(batch["index"]) == [0] * 4

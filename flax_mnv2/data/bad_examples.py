@@ -1,0 +1,172 @@
+"""Examples that cannot be read: they stop a run, or others take their place up to a budget.
+
+A row is made by a function from a position in the split. Such a function raises :class:`BadExampleError` for what is
+damaged, and for nothing else; the classes here stand around it where the config says "skip".
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from flax_mnv2.errors import DataError
+
+BAD = "bad"  # field of a batch, taken out before anybody sees it: JSON of what each row stumbled over, or ""
+
+_NAMED = 5  # in one message
+_said: set[tuple[str, int]] = set()  # place and position: an example evaluated a hundred times is reported once
+
+
+class BadExampleError(DataError):
+    """One example is damaged.
+
+    Attributes:
+      name: which.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str):
+        self.name, self.reason = name, reason.rstrip(".")
+        super().__init__(name, reason)  # what unpickling passes, when a worker process has raised it
+
+    def __str__(self) -> str:
+        return (
+            f"Example {self.name!r}: {self.reason}. Or leave such examples out: --config.data.bad_examples=skip, up to "
+            "--config.data.max_bad_examples of them."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultRules:
+    """What to do when input fails.
+
+    Attributes:
+      skip: leave damaged examples out instead of stopping.
+      max_bad: different damaged examples that may be left out, of one iterator in one process; one more stops. The
+        count starts anew when a run is continued.
+      timeout: seconds that a batch may take.
+    """
+
+    skip: bool = False
+    max_bad: int = 100
+    timeout: float = 600.0
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any]) -> "FaultRules":
+        """The rules of ``config.data``."""
+        return cls(
+            skip=data["bad_examples"] == "skip", max_bad=data["max_bad_examples"], timeout=float(data["timeout"])
+        )
+
+
+STRICT = FaultRules()
+
+
+@dataclasses.dataclass(frozen=True)
+class SubstituteRow:
+    """Training rows: the next readable example of the split takes the place of a bad one.
+
+    The row goes on with the same generator, so that it depends on the seed, the step and the data alone, and no other
+    row changes.
+
+    Attributes:
+      make_row: position and generator → row.
+      length: of the split.
+      limit: examples to try after the first; more would be over the budget.
+    """
+
+    make_row: Callable[[int, np.random.Generator], dict[str, np.ndarray]]
+    length: int
+    limit: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The row, with the field :data:`BAD`."""
+        bad = []
+        for position in range(index, index + min(self.limit + 1, self.length)):
+            try:
+                row = self.make_row(position % self.length, rng)
+            except BadExampleError as error:
+                bad.append((position % self.length, error.name, error.reason))
+            else:
+                return row | {BAD: _text(bad)}
+        raise DataError(
+            f"{len(bad)} examples in a row cannot be read: {_listed([_words(*each[1:]) for each in bad])}. Is the disk "
+            "or the data set damaged?"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedRow:
+    """Evaluation rows: a filler takes the place of a bad example, so that it counts for nothing.
+
+    Attributes:
+      make_row: position → row; the position ``filler`` gives a filler, whose mask is False.
+      filler: such a position.
+    """
+
+    make_row: Callable[[int], dict[str, np.ndarray]]
+    filler: int
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        """The row, with the field :data:`BAD`."""
+        try:
+            return self.make_row(index) | {BAD: _text([])}
+        except BadExampleError as error:
+            return self.make_row(self.filler) | {BAD: _text([(index, error.name, error.reason)])}
+
+
+class BadExamples:
+    """Those that an iterator has met, held against the budget and reported once each.
+
+    Attributes:
+      found: by position in the split, the name of the example with the reason.
+    """
+
+    def __init__(self, rules: FaultRules, place: str):
+        """``place`` says which split it is, for reports."""
+        self.found: dict[int, str] = {}
+        self._max_bad = rules.max_bad
+        self._place = place
+
+    def take_from(self, batch: dict[str, np.ndarray]) -> None:
+        """Takes the field :data:`BAD` out of a batch.
+
+        Raises:
+          DataError: there are too many.
+        """
+        for text in filter(None, batch.pop(BAD).tolist()):
+            for position, name, reason in json.loads(text):
+                if position not in self.found:
+                    self._add(position, _words(name, reason))
+
+    def _add(self, position: int, words: str) -> None:
+        self.found[position] = words
+        if (self._place, position) not in _said:
+            _said.add((self._place, position))
+            logging.warning("Left out a bad example: %s", words)
+        if len(self.found) > self._max_bad:
+            raise DataError(
+                f"More than {self._max_bad} examples cannot be read: {_listed(list(self.found.values()))}. Repair the "
+                "data set, or allow more with --config.data.max_bad_examples."
+            )
+
+
+def report(found: Mapping[int, str]) -> str:
+    """One line about examples that were left out."""
+    count = len(found)
+    return f"{count} bad example{' was' if count == 1 else 's were'} left out: {_listed(list(found.values()))}"
+
+
+def _text(bad: list[tuple[int, str, str]]) -> np.str_:
+    return np.str_(json.dumps(bad) if bad else "")
+
+
+def _words(name: str, reason: str) -> str:
+    return f"{name} ({reason})"
+
+
+def _listed(words: list[str]) -> str:
+    return "; ".join(words[:_NAMED]) + (f"; and {len(words) - _NAMED} more" if len(words) > _NAMED else "")
