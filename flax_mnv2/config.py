@@ -17,11 +17,13 @@ from typing import Any
 from flax.core import FrozenDict
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.untrusted import find_unplain, read_json, shown
 
 MODEL_TYPE = "mobilenet_v2"
 OUTPUT_STRIDES = (2, 4, 8, 16, 32)
 ACTIVATIONS = ("relu6", "relu", "silu", "swish", "gelu", "hardswish", "elu", "sigmoid", "tanh", "linear")
-MAX_LABELS = 1_000_000  # far above any label set; keeps a hostile config.json from allocating gigabytes
+MAX_LABELS = 200_000  # ten times the largest label set of ImageNet
+MAX_WEIGHTS_IN_FILE = 2**27  # that a config.json may describe: half a gigabyte; the published ones have up to 7 million
 MAX_WIDTH_FACTOR = 64.0
 MAX_DEPTH_FACTOR = 6.0  # 91 blocks; beyond 100 their names would no longer sort by depth
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -82,6 +84,13 @@ class LayerPlan:
     stem: StemSpec
     blocks: tuple[BlockSpec, ...]
     last_channels: int
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the convolutions after the first one; ``complexity`` counts a network to the last parameter."""
+        stem = self.stem.channels * (self.stem.channels * self.stem.expand + 9 + self.stem.out_channels)
+        blocks = sum(block.expanded_channels * (block.in_channels + 9 + block.out_channels) for block in self.blocks)
+        return stem + blocks + self.blocks[-1].out_channels * self.last_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +217,7 @@ class MobileNetV2Config:
         if self.classifier_initializer_range is not None:
             _check_number(self, "classifier_initializer_range", 0.0, 10.0)
         _resolve_labels(self)
-        object.__setattr__(self, "extra", FrozenDict(self.extra))
+        _check_extra(self)
 
     def replace(self, **changes: Any) -> MobileNetV2Config:
         """A copy with some fields changed; a new ``num_labels`` or ``id2label`` drops the old names."""
@@ -235,8 +244,12 @@ class MobileNetV2Config:
     def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2Config:
         """Builds a config from the contents of a ``config.json``; keys it does not know go to ``extra``.
 
+        Such a file may be a stranger's and a few bytes of it could ask for terabytes, so the network it describes
+        has at most ``MAX_WEIGHTS_IN_FILE`` weights. In Python the bounds of the fields are the only ones.
+
         Raises:
-          ConfigError: not a mapping, another ``model_type``, or a field that does not pass the checks.
+          ConfigError: not a mapping, another ``model_type``, a field that does not pass the checks, or a network
+            beyond that size.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"A model config must be a JSON object; found {type(values).__name__}.")
@@ -244,13 +257,15 @@ class MobileNetV2Config:
         model_type = values.pop("model_type", MODEL_TYPE)
         if model_type != MODEL_TYPE:
             raise ConfigError(
-                f"The config is for model_type {model_type!r}; this library reads {MODEL_TYPE!r}. "
+                f"The config is for model_type {shown(model_type)}; this library reads {MODEL_TYPE!r}. "
                 "Check that the folder or hub id is the one you meant."
             )
         fields = {name: values.pop(name) for name in _public_fields() if name in values}
         if isinstance(fields.get("image_size"), list):
             fields["image_size"] = tuple(fields["image_size"])
-        return cls(**fields, extra=values)
+        config = cls(**fields, extra=values)
+        _check_size(config)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a ``config.json``: reference fields always, ours where they differ from their default."""
@@ -273,10 +288,10 @@ class MobileNetV2Config:
         """
         path = pathlib.Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
         except FileNotFoundError:
             raise ConfigError(f"No model config at {path}; expected a config.json beside the weights.") from None
-        except (OSError, ValueError, RecursionError) as error:  # ValueError: not text, not JSON, or endless numbers
+        except (OSError, ValueError) as error:
             raise ConfigError(f"Cannot read the model config {path}: {error}") from None
         try:
             return cls.from_dict(values)
@@ -377,11 +392,15 @@ def _reject_unknown(changes: Mapping[str, Any]) -> None:
 
 
 def _fail(config: MobileNetV2Config, name: str, expected: str) -> None:
-    raise ConfigError(f"{name} must be {expected}; found {getattr(config, name)!r}.")
+    raise ConfigError(f"{name} must be {expected}; found {shown(getattr(config, name))}.")
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_index(value: Any) -> bool:
+    return _is_integer(value) and abs(value) <= MAX_LABELS
 
 
 def _check_integer(config: MobileNetV2Config, name: str, low: int, high: int) -> None:
@@ -420,20 +439,25 @@ def _resolve_labels(config: MobileNetV2Config) -> None:
     if config.num_labels is not None:
         _check_integer(config, "num_labels", 0, MAX_LABELS)
     id2label, label2id = config.id2label, config.label2id
+    if label2id is not None and not (isinstance(label2id, Mapping) and all(map(_is_index, label2id.values()))):
+        _fail(config, "label2id", "a mapping from name to class index")
     if id2label is None:
         count = config.num_labels if config.num_labels is not None else 2
         id2label = {index: f"LABEL_{index}" for index in range(count)}
         label2id = None
     elif not isinstance(id2label, Mapping):
         _fail(config, "id2label", "a mapping from class index to name")
+    if len(id2label) > MAX_LABELS:
+        raise ConfigError(f"id2label must name at most {MAX_LABELS:,} classes; found {len(id2label):,}.")
     try:
-        id2label = {int(index): str(label) for index, label in id2label.items()}
-    except (TypeError, ValueError):
+        named = [(int(index), str(label)) for index, label in id2label.items()]
+    except (TypeError, ValueError, OverflowError, RecursionError):
         _fail(config, "id2label", "a mapping from class index to name")
-    if sorted(id2label) != list(range(len(id2label))):
+    id2label = dict(named)
+    if sorted(index for index, _ in named) != list(range(len(named))):
         raise ConfigError(
-            f"id2label must name every class from 0 to {len(id2label) - 1} once; found the indices "
-            f"{sorted(id2label)[:8]}{'…' if len(id2label) > 8 else ''}."
+            f"id2label must name every class from 0 to {len(named) - 1} once; found the indices "
+            f"{shown(sorted(index for index, _ in named)[:8])}{'…' if len(named) > 8 else ''}."
         )
     if config.num_labels is not None and config.num_labels != len(id2label):
         raise ConfigError(
@@ -441,11 +465,36 @@ def _resolve_labels(config: MobileNetV2Config) -> None:
         )
     if label2id is None:
         label2id = {label: index for index, label in id2label.items()}
-    elif not isinstance(label2id, Mapping) or not all(_is_integer(index) for index in label2id.values()):
-        _fail(config, "label2id", "a mapping from name to class index")
     object.__setattr__(config, "num_labels", len(id2label))
     object.__setattr__(config, "id2label", FrozenDict(id2label))
     object.__setattr__(config, "label2id", FrozenDict(label2id))
+
+
+def _check_extra(config: MobileNetV2Config) -> None:
+    """Freezes ``extra`` if it can be written back as JSON."""
+    if not isinstance(config.extra, Mapping):
+        _fail(config, "extra", "a mapping of what else belongs into config.json")
+    for name, value in config.extra.items():
+        problem = find_unplain({name: value})
+        if problem is not None:
+            raise ConfigError(f"{shown(name)} must be what JSON can hold; found {problem}. Leave it out.")
+    object.__setattr__(config, "extra", FrozenDict(config.extra))
+
+
+def _check_size(config: MobileNetV2Config) -> None:
+    """Refuses a network that no file of weights of a sensible size can hold, before anything is allocated for it."""
+    plan = config.layer_plan
+    classifier = max(plan.last_channels, DEEPLAB_CHANNELS) * config.num_labels
+    pooled = 2 * plan.blocks[-1].out_channels * DEEPLAB_CHANNELS  # the two branches of the segmentation head
+    first = 9 * config.num_channels * plan.stem.channels
+    weights = first + plan.num_weights + max(classifier, pooled)
+    if weights > MAX_WEIGHTS_IN_FILE:
+        raise ConfigError(
+            f"The config describes a network of {weights:,} weights; a config.json may describe at most "
+            f"{MAX_WEIGHTS_IN_FILE:,}. Check depth_multiplier ({config.depth_multiplier:g}), expand_ratio "
+            f"({config.expand_ratio:g}), min_depth ({config.min_depth}), depth_divisible_by "
+            f"({config.depth_divisible_by}) and the number of labels ({config.num_labels})."
+        )
 
 
 def _thaw(value: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Sequence
 
 from flax_mnv2.errors import CheckpointError
+from flax_mnv2.untrusted import shown
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
 _OFFLINE = "; HF_HUB_OFFLINE is set, so only its cache was looked at"
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*")  # branch, tag, commit, or refs/pr/1
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # branch, tag, commit, refs/pr/1
+_MAX_REVISION_LENGTH = 200
 
 
 def expand_user(path: str | pathlib.Path) -> pathlib.Path:
@@ -37,8 +40,9 @@ def resolve_folder(
 ) -> pathlib.Path:
     """The local folder of a checkpoint, downloading ``files`` if a hub id is given.
 
-    A folder of that name goes first. Downloads are huggingface_hub's: its cache, its tokens and its
-    ``HF_HUB_OFFLINE`` hold.
+    A folder of that name goes first. Downloads are huggingface_hub's: its cache and its ``HF_HUB_OFFLINE`` hold. They
+    are anonymous: no token is read or sent, neither from the environment nor a stored one, and no usage data. Download
+    a private model with huggingface_hub's own command, and give the folder.
 
     Args:
       id_or_folder: a folder, or a hub id such as ``google/mobilenet_v2_1.0_224``.
@@ -50,23 +54,31 @@ def resolve_folder(
       CheckpointError: no such folder, and not a hub id that can be had.
     """
     folder = expand_user(id_or_folder)
-    if folder.is_dir():
-        return folder
-    name = str(id_or_folder)
-    if folder.exists():
+    name = shown(str(id_or_folder))[1:-1]  # without quotes; of a name that is no text, what stands for its characters
+    try:
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except (OSError, ValueError) as error:  # not ours to look into, too long, or not a path at all
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"Cannot look for the folder {name}: {reason}.") from None
+    if exists:
         raise CheckpointError(f"{name} is a file; expected the folder that holds {files[0]}.")
-    if not _HUB_ID.fullmatch(name):
+    if not _HUB_ID.fullmatch(str(id_or_folder)) or ".." in name or "--" in name:
         raise CheckpointError(
             f"No folder {name}; expected one with {files[0]}, or a hub id of the form owner/name "
-            "(letters, digits, '.', '_' and '-')."
+            "(letters, digits, '.', '_' and '-', at most 96 each)."
         )
-    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise CheckpointError(f"revision must be a branch, a tag or a commit, such as 'main'; found {revision!r}.")
+    if revision is not None and not _is_revision(revision):
+        raise CheckpointError(f"revision must be a branch, a tag or a commit, such as 'main'; found {shown(revision)}.")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
     import huggingface_hub
 
     try:
         return pathlib.Path(
-            huggingface_hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(files))
+            huggingface_hub.snapshot_download(
+                name, revision=revision, cache_dir=cache_dir, allow_patterns=list(files), token=False
+            )
         )
     except Exception as error:  # many types, from the network to the cache; the message must be one
         raise CheckpointError(
@@ -74,6 +86,11 @@ def resolve_folder(
             f"downloaded from the Hugging Face hub ({type(error).__name__}){_OFFLINE if _is_offline() else ''}. Check "
             f"the spelling and the network, or give a local folder with {files[0]}."
         ) from None
+
+
+def _is_revision(revision: str) -> bool:
+    short = isinstance(revision, str) and len(revision) <= _MAX_REVISION_LENGTH
+    return short and _REVISION.fullmatch(revision) is not None and ".." not in revision
 
 
 def _is_offline() -> bool:

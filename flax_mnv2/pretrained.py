@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.convert import files, flax_folder, formats
+from flax_mnv2.convert import flax_folder, formats
 from flax_mnv2.convert.checkpoint import (
     MODEL_CLASSES,
     Checkpoint,
@@ -27,10 +27,12 @@ from flax_mnv2.convert.checkpoint import (
 )
 from flax_mnv2.convert.diff import check_same_tensors
 from flax_mnv2.convert.source import Source
-from flax_mnv2.convert.tensors import Path, Shapes, Tensors
+from flax_mnv2.convert.tensors import Path, Shapes, StateDict, Tensors
+from flax_mnv2.convert.torch_file import tensor_to_numpy
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.hub import expand_user
 from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.untrusted import shown
 
 __all__ = [
     "MODEL_CLASSES",
@@ -171,7 +173,7 @@ def from_state_dict(
       CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
       ConfigError: a config that is needed is missing, or the reverse.
     """
-    source = formats.open_state({key: files.tensor_to_numpy(value) for key, value in state.items()}, config)
+    source = formats.open_state(_as_arrays(state), config)
     task = task or source.task or source.task_of_names()
     model = make_model(source.config, task, dtype=dtype)
     flat = source.select(variable_shapes(model), backbone_only=task == "backbone")
@@ -242,6 +244,18 @@ def _open(id_or_folder: str | pathlib.Path, **hub_options: Any) -> Source:
             f"{folder} is in {source.format}'s format; convert it first: python -m flax_mnv2.convert {folder} FOLDER"
         )
     return source
+
+
+def _as_arrays(state: Mapping[str, Any]) -> StateDict:
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError("A state dict must map names to tensors; pass module.state_dict().")
+    arrays = {}
+    for key, value in state.items():
+        try:
+            arrays[key] = tensor_to_numpy(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"Tensor {shown(key)} is no plain array: {shown(str(error))}.") from None
+    return arrays
 
 
 def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:

@@ -16,6 +16,7 @@ FLOORS = {
     "config": 0,
     "numerics": 0,
     "hub": 0,
+    "untrusted": 0,
     "variants": 1,
     "complexity": 1,
     "inference": 1,

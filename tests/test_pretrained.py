@@ -339,7 +339,8 @@ def test_hub_downloads_prefer_safetensors(segmentation_folder, tmp_path, monkeyp
     folder, variables = segmentation_folder
     asked = []
 
-    def download(name, *, revision, cache_dir, allow_patterns):
+    def download(name, *, revision, cache_dir, allow_patterns, token):
+        assert token is False
         asked.append((name, revision, cache_dir))
         target = tmp_path / f"download_{len(asked)}"
         target.mkdir()

@@ -7,21 +7,21 @@ The file is written even when it is empty: a folder without it is one that did n
 
 from __future__ import annotations
 
-import contextlib
-import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.convert import files
+from flax_mnv2.convert.checksums import ARRAYS_NAME, check_arrays, check_seal
+from flax_mnv2.convert.orbax_arrays import quiet, read_arrays
 from flax_mnv2.convert.tensors import FLAX_NAMING, Path, StateDict, write_state
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
+from flax_mnv2.untrusted import read_json
 
 VARIABLES_NAME = "variables"
 EMA_NAME = "ema"
@@ -42,23 +42,11 @@ def read_state(folder: pathlib.Path) -> StateDict:
     Raises:
       CheckpointError: Orbax cannot read ``variables/``, or the extra tensors are damaged.
     """
-    import orbax.checkpoint as ocp
-
-    average = folder / EMA_NAME
-    path = (average if average.is_dir() else folder / VARIABLES_NAME).absolute()
-    try:
-        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            metadata = checkpointer.metadata(path).item_metadata
-            if metadata is None:
-                raise ValueError("Orbax's note of its tensors, _METADATA, is missing or cannot be read")
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-            tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        state = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
-    except Exception as error:  # Orbax and TensorStore raise many types
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise CheckpointError(
-            f"Cannot read {path}: {first}. It is damaged or no Orbax checkpoint of a model."
-        ) from None
+    item = EMA_NAME if (folder / EMA_NAME).is_dir() else VARIABLES_NAME
+    state = read_arrays(folder / item)
+    noted = (read_about(folder) or {}).get(ARRAYS_NAME)
+    if noted is not None:
+        check_arrays(state, noted.get(item, {}), folder / item)
     if has_extra(folder):
         state |= files.read_tensor_file(folder / EXTRA_NAME).state
     return state
@@ -80,9 +68,12 @@ def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
     if not (folder / ABOUT_NAME).is_dir():
         return None
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return {**about, "config": dict(about["config"]), "model": dict(about["model"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        about = read_json(path)
+        check_seal(about, path)
+        processor = about.get("processor")
+        noted = {} if processor is None else {"processor": dict(processor)}
+        return {**about, **noted, "config": dict(about["config"]), "model": dict(about["model"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {error}. It is damaged, or not by this library's train.py."
         ) from None
@@ -116,7 +107,7 @@ def write_tensors(folder: pathlib.Path, tensors: Mapping[Path, np.ndarray], mode
     files.write_tensor_file(folder / EXTRA_NAME, extra)
     remove_variables(folder)
     tree = traverse_util.unflatten_dict({path: np.asarray(tensors[path]) for path in model_paths})
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+    with quiet(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / VARIABLES_NAME).absolute(), tree)  # Orbax renames it when it is whole
 
 
@@ -130,16 +121,3 @@ def remove_variables(folder: pathlib.Path) -> None:
 def is_temporary(path: pathlib.Path) -> bool:
     """Whether a save by Orbax that was killed left this folder."""
     return path.match(_TEMPORARY) and path.is_dir()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax, which logs each step of its work as information and warnings, from doing so."""
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.hub import resolve_folder
 from flax_mnv2.image_processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.image_settings import CHECKS
+from flax_mnv2.untrusted import parse_json, read_json, read_text
 
 FORMATS = ("hf", "torchvision", "timm", "flax")
 CONFIG_NAME = "config.json"
@@ -367,8 +367,8 @@ def _read_processor(checkpoint: Checkpoint) -> MobileNetV2ImageProcessor | None:
     if checkpoint.processor_text is None:
         return None
     try:
-        values = dict(json.loads(checkpoint.processor_text))
-    except (ValueError, TypeError, RecursionError) as error:
+        values = dict(parse_json(checkpoint.processor_text))
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"The source's {PROCESSOR_NAME} is no JSON object: {error}.") from None
     try:
         return MobileNetV2ImageProcessor(**{name: values[name] for name in CHECKS if values.get(name) is not None})
@@ -398,16 +398,16 @@ def _stated_task(config: MobileNetV2Config) -> str | None:
 def _peek(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(path)
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
 def _read_text(path: pathlib.Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}.") from None

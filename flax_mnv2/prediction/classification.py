@@ -14,7 +14,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.prediction.stream import Example
+from flax_mnv2.prediction.stream import Example, check_sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClassificationPredictor:
 
     Raises:
       ConfigError: the model predicts numbers instead of classes (``problem_type="regression"``, which a single label
-        means too), or has no classifier.
+        means too), or has no classifier; or the processor makes pictures beyond ``stream.MAX_SIDE_PX``.
     """
 
     def __init__(
@@ -53,6 +53,9 @@ class ClassificationPredictor:
                 f"This model is a regression (problem_type={problem_type!r}, num_labels={num_labels}): it has no "
                 "classes to give probabilities for."
             )
+        for name, used in (("size", processor.do_resize), ("crop_size", processor.do_center_crop)):
+            if used:
+                check_sides(getattr(processor, name).values(), f"{name} in preprocessor_config.json")
         normalize = jax.nn.sigmoid if problem_type == "multi_label_classification" else jax.nn.softmax
         self._processor, self._labels, self._top = processor, model.config.id2label, top
         self._variables = jax.device_put(variables)

@@ -21,12 +21,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.prediction.stream import Example
+from flax_mnv2.prediction.stream import Example, check_sides
 
 MAX_OWN_SIDE_PX = 1025
+MAX_CLASSES = 2**16  # of a mask in a PNG file
 _SIDE_STEP_PX = 128
 
 
@@ -66,6 +68,10 @@ class SegmentationPredictor:
     With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
     longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them. The square is at least the network's size, and its
     side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs.
+
+    Raises:
+      ConfigError: the config's ``image_size`` is beyond ``stream.MAX_SIDE_PX``, or there are more classes than a
+        mask holds.
     """
 
     def __init__(
@@ -74,6 +80,11 @@ class SegmentationPredictor:
         variables: Mapping[str, Any],
         processor: MobileNetV2ImageProcessor,
     ):
+        check_sides(np.atleast_1d(model.config.image_size).tolist(), "image_size in config.json")
+        if model.config.num_labels > MAX_CLASSES:
+            raise ConfigError(
+                f"A mask holds at most {MAX_CLASSES:,} classes; the model has {model.config.num_labels:,}."
+            )
         self._processor, self._labels = processor, model.config.id2label
         self._side = max(int(np.max(model.config.image_size)), MIN_SIZE_PX)
         self._variables = jax.device_put(variables)

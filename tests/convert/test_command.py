@@ -136,7 +136,7 @@ def run_checkpoint(tmp_path, random_variables):
     state = TrainState.create(variables, optax.sgd(0.1))
     about = {"config": {"task": "segmentation"}, "model": CONFIG.to_dict()}
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        checkpoints.save(state, about, {"mean_iou": 0.5})
+        checkpoints.save(state, about)
     return tmp_path / "run" / "checkpoints" / "0", variables
 
 

@@ -133,11 +133,13 @@ def test_other_suffixes_and_damage_are_named(tmp_path):
             files.read_tensor_file(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
-def test_types_that_numpy_does_not_have_are_named(tmp_path, kind, name):
-    header = json.dumps({"w": {"dtype": kind, "shape": [4], "data_offsets": [0, 4]}}).encode()
-    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(CheckpointError, match=f"unsupported type, {name}; weights must be float32") as caught:
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8), ("F6_E2M3", 6), ("F6_E3M2", 6), ("F4", 4)]
+)
+def test_types_that_numpy_does_not_have_are_named(tmp_path, kind, bits):
+    header = json.dumps({"w": {"dtype": kind, "shape": [8], "data_offsets": [0, bits]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(bits))
+    with pytest.raises(CheckpointError, match=f"unsupported type, '{kind}' of 'w'; weights must be float32") as caught:
         files.read_tensor_file(tmp_path / "w.safetensors")
     assert "damaged" not in str(caught.value)
 
@@ -186,7 +188,7 @@ def test_safetensors_go_first(tmp_path, torch):
 def test_a_missing_shard_is_named(tmp_path):
     _, names = _shard(tmp_path)
     (tmp_path / names[1]).unlink()
-    with pytest.raises(CheckpointError, match=f"names the shard {names[1]}, which is not there"):
+    with pytest.raises(CheckpointError, match=f"names the shard '{names[1]}', which is not there"):
         files.read_weights(tmp_path)
 
 
