@@ -12,16 +12,17 @@ from flax_mnv2.training import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe to train by.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics.")
+_STRICT = flags.DEFINE_bool("strict", False, "Stop at a damaged checkpoint instead of going on from the one before.")
 cli.define_host_flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_) -> None:
     """Trains."""
-    with cli.hosts(_CONFIG.value):
+    with cli.hosts(_CONFIG.value, "strict"):
         from flax_mnv2.training.loop import train
 
-        train(_CONFIG.value, _WORKDIR.value)
+        train(_CONFIG.value, _WORKDIR.value, strict=_STRICT.value)
 
 
 if __name__ == "__main__":

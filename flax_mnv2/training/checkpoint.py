@@ -1,32 +1,52 @@
 """Checkpoints of a run, through Orbax.
 
 One checkpoint holds ``variables`` (params and batch statistics, all that an evaluation needs), ``training`` (step and
-optimizer state), ``about`` (the run's config, the model's and the image processor's, as JSON) and, of a run that keeps
-one, ``ema`` (the moving average of ``variables``). Orbax writes into a temporary folder and renames it, so a
-checkpoint is whole or absent.
+optimizer state), ``about`` (the run's config, the model's and the image processor's, as JSON, with a CRC of every
+array) and, of a run that keeps one, ``ema`` (the moving average of ``variables``). Orbax writes into a temporary
+folder and renames it, so a checkpoint is whole or absent. What an evaluation found is added afterwards, as the item
+``metrics``; which checkpoints are kept is decided here, when the newest is on disk.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
+from flax_mnv2.convert.checksums import (
+    ARRAYS_NAME,
+    DamagedCheckpointError,
+    check_arrays,
+    check_seal,
+    describe_arrays,
+    named_leaves,
+    seal,
+)
 from flax_mnv2.convert.diff import check_same_tensors
-from flax_mnv2.convert.flax_folder import EMA_NAME, VARIABLES_NAME
+from flax_mnv2.convert.flax_folder import ABOUT_NAME, EMA_NAME, VARIABLES_NAME
+from flax_mnv2.convert.orbax_arrays import read_arrays
 from flax_mnv2.errors import CheckpointError
+from flax_mnv2.training.checkpoint_folder import CheckpointFolder
 from flax_mnv2.training.state import TrainState
+from flax_mnv2.untrusted import read_json
 
 FOLDER_NAME = "checkpoints"
 SCORE = "score"  # what checkpoints are ranked by, more is better
-VARIABLES, EMA = VARIABLES_NAME, EMA_NAME  # from_pretrained reads these too
+VARIABLES, EMA, ABOUT = VARIABLES_NAME, EMA_NAME, ABOUT_NAME  # from_pretrained reads these too
+TRAINING, METRICS = "training", "metrics"
+_SAVE_TIMEOUT_SECONDS = 1200  # that other hosts may take for their share
 
 
 class Checkpoints:
-    """The checkpoints of one run; saving happens in the background. A context manager."""
+    """The checkpoints of one run; saving happens in the background. A context manager.
+
+    Attributes:
+      failures: what went wrong with saves, where a run tolerates that.
+    """
 
     def __init__(
         self,
@@ -35,84 +55,177 @@ class Checkpoints:
         keep_last: int = 1,
         keep_best: int = 0,
         read_only: bool = False,
+        tolerant: bool = False,
     ):
-        """Opens ``folder``, which is made unless ``read_only``."""
-        self._folder = folder
+        """Opens ``folder``, which is made unless ``read_only``; leftovers of saves that were cut are removed.
 
-        def rank(metrics: dict[str, float]) -> float:
-            return metrics[SCORE]
+        Args:
+          folder: of the checkpoints, ``WORKDIR/checkpoints``.
+          keep_last: newest checkpoints to keep.
+          keep_best: checkpoints with the best scores to keep beside them.
+          read_only: nothing is written.
+          tolerant: a save that fails is noted in ``failures`` and said, not raised.
 
-        policies = [checkpoint_managers.LatestN(keep_last)]
-        if keep_best:
-            policies.append(
-                checkpoint_managers.BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
-            )
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            item_handlers={
-                VARIABLES: ocp.StandardCheckpointHandler(),
-                EMA: ocp.StandardCheckpointHandler(),
-                "training": ocp.StandardCheckpointHandler(),
-                "about": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                best_fn=rank,
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        Raises:
+          CheckpointError: the folder cannot be made or written.
+        """
+        self.failures: list[str] = []
+        self._folder = CheckpointFolder(folder, items=(VARIABLES, TRAINING, ABOUT, EMA))
+        self._keep_last, self._keep_best, self._tolerant = keep_last, keep_best, tolerant
+        self._saving: int | None = None
+        self._checkpointer = _checkpointer()
+        self._leads = jax.process_index() == 0
+        if not read_only and self._leads:
+            try:
+                self._folder.prepare()
+            except OSError as error:
+                raise CheckpointError(
+                    f"Cannot write in {folder}: {error.strerror}. Choose a --workdir that you may write to."
+                ) from None
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """Step of the best evaluated checkpoint; the newest where none has been evaluated."""
-        best = self._manager.best_step()
-        return self.latest_step() if best is None else best
+    # ---- which there are --------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints."""
-        return sorted(self._manager.all_steps())
+        return self._folder.steps()
 
-    def save(self, state: TrainState, about: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Starts saving ``state``; does nothing if its step is already saved.
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """Step of the best evaluated checkpoint; the newest where none has been evaluated."""
+        best = self._best(1)
+        return best[0] if best else self.latest_step()
+
+    def newest_whole_step(self, *, strict: bool = False) -> int | None:
+        """Step of the newest checkpoint whose arrays are what was saved; None where there are no checkpoints.
+
+        A damaged one is said and set aside as ``STEP.damaged``, and the one before it is looked at. Process 0 alone
+        calls this.
+
+        Args:
+          strict: a damaged checkpoint is an error.
+
+        Raises:
+          CheckpointError: ``strict``, or none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                self.verify(step)
+                return step
+            except DamagedCheckpointError as error:
+                if strict:
+                    raise CheckpointError(
+                        f"{error}. Without --strict the run goes on from the one before; there are {steps}."
+                    ) from None
+                try:
+                    aside = self._folder.set_aside(step)
+                except OSError as problem:
+                    raise CheckpointError(f"{error}. It could not be renamed: {problem.strerror}.") from None
+                print(f"warning: {error}; kept as {aside.name}, going on from the one before", flush=True)
+        if steps:
+            raise CheckpointError(
+                f"No checkpoint in {self._folder.path} is whole; all of {steps} are damaged and kept as STEP.damaged. "
+                "Restore them from a copy, or begin anew in another --workdir."
+            )
+        return None
+
+    def verify(self, step: int) -> None:
+        """Reads a checkpoint and compares it with what was noted at its save; by this process alone.
+
+        Raises:
+          DamagedCheckpointError: it is not what was saved, or cannot be read.
+        """
+        noted = self._read_about(step).get(ARRAYS_NAME)
+        path = self._folder.path_of(step)
+        for item in noted or [name for name in (VARIABLES, TRAINING, EMA) if (path / name).is_dir()]:
+            self._read(step, item)
+
+    def _read(self, step: int, item: str) -> dict[str, np.ndarray]:
+        """The arrays of an item by path, which are those that were saved."""
+        path = self._folder.path_of(step) / item
+        noted = self._read_about(step).get(ARRAYS_NAME)  # absent in checkpoints of older versions
+        arrays = read_arrays(path)
+        if noted is not None:
+            check_arrays(arrays, noted[item], path)
+        return arrays
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def save(self, state: TrainState, about: dict[str, Any]) -> None:
+        """Starts saving ``state``; does nothing if its step is already saved. All processes call it.
 
         Args:
           state: of the run.
           about: JSON that describes the run.
-          metrics: of an evaluation of this state, ``SCORE`` among them; None without one.
 
         Raises:
           CheckpointError: this or an earlier save failed.
         """
         step = int(state.step)
-        if step == self.latest_step():
+        if step == self._saving or step in self.steps():
             return
-        items = {
-            VARIABLES: ocp.args.StandardSave(state.variables),
-            "training": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-            "about": ocp.args.JsonSave(about),
-        }
-        if state.ema is not None:
-            items[EMA] = ocp.args.StandardSave(state.ema)
+        self.wait()
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+            items = {VARIABLES: state.variables, TRAINING: {"step": state.step, "opt_state": state.opt_state}}
+            if state.ema is not None:
+                items[EMA] = state.ema
+            arrays = {name: describe_arrays(tree) for name, tree in items.items()}
+            arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            arguments[ABOUT] = ocp.args.JsonSave(seal({**about, ARRAYS_NAME: arrays}))
+            self._saving = step
+            self._checkpointer.save(self._folder.path_of(step).absolute(), args=ocp.args.Composite(**arguments))
         except Exception as error:
-            raise self._failure(step, error) from error
+            self._failed(step, error)
+
+    def add_score(self, step: int, figures: dict[str, float]) -> None:
+        """Waits until ``step`` is on disk and notes what its evaluation found, ``SCORE`` among it.
+
+        Raises:
+          CheckpointError: this or an earlier save failed.
+        """
+        self.wait()
+        if self._leads and step in self.steps():
+            try:
+                self._folder.write_json(step, METRICS, figures)
+                self._remove_superfluous()
+            except OSError as error:
+                self._failed(step, error)
 
     def wait(self) -> None:
-        """Waits until all is on disk.
+        """Waits until all is on disk, then removes what need not be kept.
 
         Raises:
           CheckpointError: a save failed.
         """
+        if self._saving is None:
+            return
         try:
-            self._manager.wait_until_finished()
+            self._checkpointer.wait_until_finished()
+            if self._leads:
+                self._remove_superfluous()
         except Exception as error:
-            raise self._failure(None, error) from error
+            self._failed(self._saving, error)
+        self._saving = None
+
+    def _failed(self, step: int, error: Exception) -> None:
+        """Cleans up after a save that failed; raises unless the run tolerates it."""
+        self._saving = None
+        self._checkpointer = _checkpointer()  # whatever state the old one is in
+        if self._leads:
+            self._folder.remove_leftovers()
+        text = (
+            f"Could not save the checkpoint of step {step} in {self._folder.path}: {_first_line(error)}. Check free "
+            f"space and permissions. Complete checkpoints there: {self.steps() or 'none'}"
+        )
+        if not self._tolerant:
+            raise CheckpointError(f"{text}; the same command goes on from the last.") from error
+        self.failures.append(text)
+        print(f"warning: {text}; training goes on, and the next save is tried as planned", flush=True)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """Reads the checkpoint of ``step`` into the shapes and placement of ``state``.
@@ -122,12 +235,12 @@ class Checkpoints:
         """
         target = {
             VARIABLES: state.variables,
-            "training": {"step": state.step, "opt_state": state.opt_state},
+            TRAINING: {"step": state.step, "opt_state": state.opt_state},
         }
         if state.ema is not None:
             target[EMA] = state.ema
         restored = self._restore(step, target)
-        variables, training = restored[VARIABLES], restored["training"]
+        variables, training = restored[VARIABLES], restored[TRAINING]
         return TrainState(step=training["step"], opt_state=training["opt_state"], ema=restored.get(EMA), **variables)
 
     def restore_variables(self, step: int, variables: dict[str, Any], *, item: str = VARIABLES) -> dict[str, Any]:
@@ -142,79 +255,100 @@ class Checkpoints:
 
     def has_ema(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` has a moving average."""
-        return (self._folder / str(step) / EMA).is_dir()
+        return (self._folder.path_of(step) / EMA).is_dir()
 
     def about(self, step: int) -> dict[str, Any]:
-        """The run's config under ``config`` and the model's under ``model``."""
+        """What was noted at the save: the run's config under ``config``, the model's under ``model``, and more.
+
+        Raises:
+          CheckpointError: it cannot be read, or is not what was saved.
+        """
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+            return self._read_about(step)
+        except DamagedCheckpointError as error:
+            raise CheckpointError(f"{error}. {self._others()}") from None
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, error_type, error, _) -> None:
-        """Finishes what is being saved, also when the run failed, and releases threads."""
+        """Finishes what is being saved, also when the run failed, unless it has to end at once."""
+        if error_type is KeyboardInterrupt:
+            return
         try:
             self.wait()
         except CheckpointError:
             if error is None:
                 raise  # else the run's own error is the one to report
         finally:
-            self._manager.close()
+            self._checkpointer.close()
 
     def _restore(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
-        try:
-            metadata = self._manager.item_metadata(step)
-            found = {name: _shapes(metadata[name].tree) for name in target}
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-        for name, tree in target.items():
+        """Every process reads all arrays, which are small, and keeps its own; so none waits for another."""
+        restored = {}
+        for item, tree in target.items():
+            try:
+                arrays = self._read(step, item)
+            except (DamagedCheckpointError, KeyError) as error:
+                raise CheckpointError(
+                    f"Cannot read checkpoint {self._folder.path_of(step)}: {error}. {self._others()}"
+                ) from None
+            expected = named_leaves(tree)
             check_same_tensors(
-                found=found[name],
-                expected=_shapes(tree),
-                source=f"checkpoint {self._folder / str(step)} ({name})",
+                found={name: array.shape for name, array in arrays.items()},
+                expected={name: leaf.shape for name, leaf in expected.items()},
+                source=f"checkpoint {self._folder.path_of(step)} ({item})",
             )
-        arguments = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-            for name, tree in target.items()
-        }
+            placed = [_place(arrays[name], leaf) for name, leaf in expected.items()]
+            restored[item] = jax.tree.unflatten(jax.tree.structure(tree), placed)
+        return restored
+
+    def _read_about(self, step: int) -> dict[str, Any]:
+        path = self._folder.path_of(step) / ABOUT / "metadata"  # where Orbax's JSON handler puts it
         try:
-            return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+            about = read_json(path)
+            about["config"], about["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpointError(f"Checkpoint {path.parent.parent} is damaged: cannot read {path}") from error
+        check_seal(about, path)
+        return about
 
-    def _failure(self, step: int | None, error: Exception) -> CheckpointError:
-        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        return CheckpointError(
-            f"Could not save {what} in {self._folder}: {_first_line(error)}. Check free space and permissions. "
-            f"Complete checkpoints there: {self._complete_steps() or 'none'}; the same command goes on from the last."
-        )
+    def _others(self) -> str:
+        return f"Complete checkpoints there: {self.steps() or 'none'}."
 
-    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"Cannot read checkpoint {self._folder / str(step)}: {_first_line(error)}. It is damaged or not one "
-            f"of this library's; complete checkpoints there: {self._complete_steps() or 'none'}."
-        )
+    # ---- which to keep ----------------------------------------------------------------------------------------------
 
-    def _complete_steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
+    def _best(self, count: int) -> list[int]:
+        """The evaluated steps, best first; of equal ones the newest."""
+        scores = {}
+        for step in self.steps():
+            score = self._folder.read_json(step, METRICS).get(SCORE)
+            if isinstance(score, (int, float)) and not math.isnan(score):
+                scores[step] = score
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)[:count]
+
+    def _remove_superfluous(self) -> None:
+        steps = self.steps()
+        kept = {*steps[-self._keep_last :], *self._best(self._keep_best)}
+        for step in steps:
+            if step not in kept:
+                self._folder.remove(step)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {".".join(_name(entry) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    items = {name: ocp.StandardCheckpointHandler() for name in (VARIABLES, EMA, TRAINING)}
+    handler = ocp.CompositeCheckpointHandler(**items, **{ABOUT: ocp.JsonCheckpointHandler()})
+    return ocp.AsyncCheckpointer(handler, timeout_secs=_SAVE_TIMEOUT_SECONDS)
 
 
-def _name(entry: Any) -> str:
-    """Name of a path entry; Orbax gives tuples back as lists and named tuples as mappings."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    raise TypeError(f"Unknown path entry {entry!r}")
+def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """An array of the host with the type and placement of another."""
+    array = array.astype(like.dtype, copy=False)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

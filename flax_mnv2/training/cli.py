@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from flax_mnv2.errors import USER_ERROR_STATUS, UserError
+from flax_mnv2.training.interrupt import quit_at_second_interrupt
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -34,10 +36,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant, such as opening read-only
+        quit_at_second_interrupt()
         try:
             main(argv)
         except UserError as error:
             _stop(str(error))
+        except KeyboardInterrupt:  # before there is anything to save, or where nothing is saved
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=parse)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.data.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.pretrained import from_pretrained
 from flax_mnv2.tasks.jobs import Task, load_dataset, make_eval_task, processor_of
@@ -102,9 +103,12 @@ def evaluate_run(
         "dataset": dataset.name,
         "split": split,
         "num_examples": evaluation.num_examples,
+        "num_bad_examples": evaluation.num_bad,
         **task.settings(),
         **task.to_dict(metrics, per_class=per_class),
     }
+    if evaluation.bad_examples:
+        print(report(evaluation.bad_examples))  # on every process, of its share
     if jax.process_index() == 0:
         print(task.format_table(metrics, per_class=per_class))
         _write_report(pathlib.Path(output or default_output), figures, evaluation, task)

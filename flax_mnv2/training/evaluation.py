@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -33,11 +34,15 @@ class Evaluation:
     Attributes:
       sums: the task's sums over all examples, int64.
       num_examples: examples counted, on all hosts.
+      num_bad: damaged examples left out, on all hosts (``config.data.bad_examples``).
+      bad_examples: those of this host, by position in the split; name and reason.
       kept: what the keeper collected, None without one.
     """
 
     sums: Any
     num_examples: int
+    num_bad: int
+    bad_examples: Mapping[int, str]
     kept: Any
 
 
@@ -50,7 +55,8 @@ def evaluate(
     *,
     split: str,
     keeper: Keeper | None = None,
-) -> Evaluation:
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Evaluates ``variables`` on a whole split.
 
     Args:
@@ -61,6 +67,10 @@ def evaluate(
       dataset: the task's data set.
       split: its split.
       keeper: collects from single examples; None for the sums alone.
+      stop: asked before every batch, whether to give up.
+
+    Returns:
+      What was found; None if it was given up.
 
     Raises:
       RuntimeError: examples were lost or counted twice.
@@ -77,6 +87,8 @@ def evaluate(
             return batch, parallel.put_batch({name: batch[name] for name in (*task.batch_fields, "mask")})
 
         for host_batch, device_batch in prefetch(batches, put):
+            if stop():
+                return None
             batch_sums, examples = eval_step(variables, device_batch)
             batch_sums = jax.tree.map(lambda value: np.asarray(value, np.int64), batch_sums)
             sums = batch_sums if sums is None else jax.tree.map(np.add, sums, batch_sums)
@@ -84,10 +96,12 @@ def evaluate(
             if keeper is not None and keeper.wants(host_batch):
                 keeper.add(host_batch, parallel.fetch(examples))
             progress.advance()
+    bad = len(batches.bad_examples)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        counted = int(multihost_utils.process_allgather(np.int32(counted)).sum())
-    if counted != total:
-        raise RuntimeError(f"The evaluation saw {counted} examples of {total} in {split}.")
-    return Evaluation(sums, counted, None if keeper is None else keeper.result())
+        shares = multihost_utils.process_allgather(np.array([counted, bad], np.int32))
+        counted, bad = (int(number) for number in shares.reshape(-1, 2).sum(axis=0))
+    if counted + bad != total:
+        raise RuntimeError(f"The evaluation saw {counted} examples of {total} in {split}, and {bad} bad ones.")
+    return Evaluation(sums, counted, bad, batches.bad_examples, None if keeper is None else keeper.result())

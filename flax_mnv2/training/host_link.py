@@ -89,11 +89,12 @@ class HostLink:
         self._send({"kind": "stop", "signal": number})
 
     def stops_at(self, step: int) -> int | None:
-        """The signal for which all processes stop at ``step``, else None; to be asked at every step.
+        """The signal for which all processes stop at ``step``, else None; to be asked at every step, counted from 0.
 
-        When a stop is wanted, the listener reports the step after the last one at which this process went on, and
-        from then on this waits for the largest report of all. So the others may already be at work on what follows
-        a step, and need this process for it, while it waits here: it will be told to go on.
+        A step is any piece of work that all processes do equally often, an update or a batch of an evaluation. When a
+        stop is wanted, the listener reports the step after the last one at which this process went on, and from then
+        on this waits for the largest report of all. So the others may already be at work on what follows a step, and
+        need this process for it, while it waits here: it will be told to go on.
         """
         with self._changed:
             if step > self._passed:

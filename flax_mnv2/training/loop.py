@@ -8,7 +8,10 @@ import time
 import jax
 import ml_collections
 
+from flax_mnv2.data.bad_examples import report
+from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.tasks.jobs import Task, load_dataset, make_train_task
+from flax_mnv2.training.blame import Blame
 from flax_mnv2.training.checkpoint import FOLDER_NAME, SCORE, Checkpoints
 from flax_mnv2.training.config_checks import check_config, check_parts
 from flax_mnv2.training.configured import configured_train_step, make_update_rule
@@ -22,12 +25,16 @@ from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel
 from flax_mnv2.training.progress import Progress
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.steps import make_eval_step
-from flax_mnv2.training.training_log import TrainingLog
+from flax_mnv2.training.training_log import LOG, TrainingLog
 from flax_mnv2.training.workdir import open_workdir
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *, parallel: Parallel | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    parallel: Parallel | None = None,
+    strict: bool = False,
 ) -> TrainState:
     """Trains to ``config.num_steps``, going on from the newest checkpoint in ``workdir`` if there is one.
 
@@ -35,12 +42,14 @@ def train(
       config: as ``run_config.default_config`` describes.
       workdir: gets checkpoints, metrics and the config; made if it is not there.
       parallel: devices and mode; None follows ``config.parallel`` on all devices.
+      strict: a damaged newest checkpoint is an error; else it is set aside and the one before is used.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: bad config, data or checkpoint; the loss stopped being finite.
+      UserError: bad config, data or checkpoint; the loss stopped being finite. What was trained before bad data, or
+        data that does not come, is saved.
       Interrupted: SIGINT or SIGTERM came; the state has been saved.
     """
     # ---- Check everything that can be checked before the first expensive step -----------------------------
@@ -51,6 +60,11 @@ def train(
     check_divisible(parallel, config.batch_size, "batch_size")
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
     check_parts(config, len(parallel.devices))
+    if config.checkpoint.on_error == "continue" and jax.process_count() > 1:
+        raise ConfigError(
+            "config.checkpoint.on_error='continue' is for runs of one process: several save together, and one that "
+            "cannot would leave the others waiting. Use 'stop'; the run goes on with the same command."
+        )
     workdir = open_workdir(workdir, config)
     with leader_first():  # what is not prepared yet is prepared once where hosts share a disk
         dataset = load_dataset(config.task, config.data)
@@ -68,15 +82,16 @@ def train(
     schedule, optimizer = make_update_rule(config)
     train_step = parallel.compile_train_step(configured_train_step(config, task, schedule, optimizer, parallel))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    keeps_ema = config.ema.decay > 0
+    keeps_ema, tolerant = config.ema.decay > 0, config.checkpoint.on_error == "continue"
 
     with Checkpoints(
         workdir / FOLDER_NAME,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
+        tolerant=tolerant,
     ) as checkpoints:
         # ---- State: from the newest checkpoint, else from pretrained weights, else random -------------------
-        resume_step = from_leader(checkpoints.latest_step)
+        resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
         variables = task.init_variables(config.seed)
         if resume_step is None and config.init_from:
             variables = initial_variables(config, task, variables)
@@ -99,56 +114,80 @@ def train(
 
         with (
             StopRequest(link()) as stop,
-            MetricsWriter(workdir, resume_step=step) as writer,
+            MetricsWriter(workdir, resume_step=step, tolerant=tolerant) as writer,
             Progress(config.num_steps, "training", config.batch_size, start=step) as progress,
             task.train_batches(dataset, start_step=step) as batches,
         ):
-            log = TrainingLog(config.num_steps, writer, progress, workdir, checkpoints)
+            blame = Blame(config, dataset, train_step, parallel, lambda: state)  # the state when it is asked
+            saved = None if resume_step is None else checkpoints.about(resume_step).get(LOG)
+            log = TrainingLog(config, writer, progress, workdir, checkpoints, explain=blame.explain, saved=saved)
 
-            def run_evaluation(state: TrainState) -> dict[str, float]:
+            def save(state: TrainState) -> None:
+                log.check()  # never save a state whose loss has not been looked at
+                checkpoints.save(parallel.global_view(state), {**about, LOG: log.to_dict()})
+
+            def run_evaluation(state: TrainState) -> None:
+                """Evaluates what has just been saved; given up when a stop is asked for, to be made up for later."""
                 split, figures, titles = config.data.eval_split, {}, {}
                 for prefix, words, variables in (("", "", state.variables), ("ema_", "EMA ", state.ema)):
                     if variables is None:
                         continue
-                    evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split)
+                    evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, stop=stop.now)
+                    if evaluation is None:
+                        return
                     metrics = task.summarize(evaluation.sums)
                     figures |= {prefix + name: getattr(metrics, name) for name in task.figures}
                     titles |= {prefix + name: words + title for name, title in task.figures.items()}
-                log.evaluated(int(state.step), split, figures, titles=titles)
-                return {**figures, SCORE: figures[f"ema_{task.best_metric}" if keeps_ema else task.best_metric]}
+                score = figures[f"ema_{task.best_metric}" if keeps_ema else task.best_metric]
+                checkpoints.add_score(int(state.step), {**figures, SCORE: score})
+                log.evaluated(int(state.step), split, figures, titles=titles)  # last: whoever reads it finds the score
 
             # ---- The loop ---------------------------------------------------------------------------------------
             due = step == config.num_steps or (step > 0 and step % config.eval_every_steps == 0)
             if due and step not in writer.evaluated_steps:
-                run_evaluation(state)  # the run was cut between the save and the evaluation of this step
+                run_evaluation(state)  # the run was cut between the save and the end of the evaluation
             feed = prefetch(batches, lambda batch: parallel.put_batch({k: batch[k] for k in task.batch_fields}))
-            while step < config.num_steps and not stop.at(step):
-                state, metrics = train_step(state, next(feed))
+            while step < config.num_steps and not stop.now():
+                try:
+                    batch = next(feed)
+                except DataError:
+                    if jax.process_count() == 1:  # else the others are elsewhere, and hear of it from the host link
+                        save(state)
+                        checkpoints.wait()
+                    raise
+                state, metrics = train_step(state, batch)
                 step += 1
                 log.trained(step, metrics)
-                if step == 1 or step % config.log_every_steps == 0:
-                    log.flush()
                 evaluates = step == config.num_steps or step % config.eval_every_steps == 0
+                if step == 1 or step % config.log_every_steps == 0 or evaluates:
+                    log.flush(step)
                 if evaluates or step % config.checkpoint.every_steps == 0:
                     began = time.perf_counter()
-                    log.flush()  # never save a state whose loss has not been looked at
-                    figures = run_evaluation(state) if evaluates and not stop.at(step) else None
-                    checkpoints.save(parallel.global_view(state), about, figures)
+                    save(state)  # before the evaluation, so that an end in it loses nothing
+                    if evaluates:
+                        run_evaluation(state)
                     progress.exclude(time.perf_counter() - began)
 
             # ---- The end, asked for or reached ------------------------------------------------------------------
             if stop.signal is not None:
-                log.flush()
-                checkpoints.save(parallel.global_view(state), about)
+                save(state)
             checkpoints.wait()
+            if step not in checkpoints.steps():
+                raise CheckpointError(f"The run ended at step {step} without saving it. {checkpoints.failures[-1]}.")
         best_step = checkpoints.best_step()
 
+    if checkpoints.failures:
+        say(f"{len(checkpoints.failures)} save(s) failed on the way; the last: {checkpoints.failures[-1]}")
+    if batches.bad_examples:
+        print(report(batches.bad_examples))  # on every process, of its share
     if stop.signal is not None:
         say(f"{stop.signal.name}: saved step {step} in {workdir / FOLDER_NAME}; the same command goes on from there")
         raise Interrupted(stop.signal)
     best = f"best by {'EMA ' if keeps_ema else ''}{task.figures[task.best_metric]}: step {best_step}"
     say(f"checkpoints: {workdir / FOLDER_NAME} (last step {step}, {best})")
     say(f"metrics:     {workdir / METRICS_NAME}, and TensorBoard in {workdir / 'tensorboard'}")
+    if log.skipped_steps:
+        say(log.summary())
     return state
 
 

@@ -11,6 +11,7 @@ import ml_collections
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.training.run_config import default_config
 from flax_mnv2.training.workdir import CONFIG_NAME, read_config
+from flax_mnv2.untrusted import shown
 
 
 def config_for_evaluation(
@@ -47,6 +48,7 @@ def config_for_evaluation(
     try:
         merged.update(recorded)
         merged.update_from_flattened_dict(dict(overrides))
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / CONFIG_NAME} does not fit this version of flax_mnv2: {error.args[0]}.") from None
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        reason = shown(str(error.args[0] if error.args else error))[1:-1]
+        raise ConfigError(f"{folder / CONFIG_NAME} does not fit this version of flax_mnv2: {reason}.") from None
     return merged

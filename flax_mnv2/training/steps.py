@@ -44,6 +44,12 @@ def make_train_step(
 ):
     """Returns ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars, the loss among them.
 
+    A step whose loss or gradient norm, or whose new weights or running statistics, hold NaN or infinity is skipped:
+    ``skipped`` among the metrics is 1, else 0. All devices decide alike, because they decide on sums over all. A
+    skipped step leaves weights, statistics, the moving average, and the optimizer's moments and their counts as they
+    were, to the bit. Only ``step`` goes on, so that another batch and other random numbers come next, and with it the
+    count that a schedule reads, so that the learning rate used is the one that belongs to the step and is logged.
+
     Args:
       task: gives the loss.
       optimizer: of gradients of the mean loss.
@@ -92,24 +98,46 @@ def make_train_step(
         sums, gradients = psum(sums)
         weight = jnp.maximum(sums.pop("weight"), 1.0)
         gradients = replicate(jax.tree.map(lambda value: value / weight, gradients))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = replicate(updates)
         metrics = {
             **{name: value / weight for name, value in sums.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        if state.ema is not None:
-            state = state.replace(ema=update_ema(state.ema, state.variables, state.step, ema))
-        return state, metrics
+
+        def learn(state: TrainState) -> tuple[TrainState, jax.Array]:
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, replicate(updates))
+            learned = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+            if state.ema is not None:
+                learned = learned.replace(ema=update_ema(state.ema, learned.variables, learned.step, ema))
+            # A learning rate out of all measure makes infinite weights of finite gradients.
+            return jax.lax.cond(_all_finite(params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
+
+        # Branches, not a choice between two results: XLA would compute the gradients once for each use of them.
+        finite = _all_finite((metrics["loss"], metrics["gradient_norm"], batch_stats))
+        state, skipped = jax.lax.cond(finite, learn, _skip, state)
+        return state, {**metrics, "skipped": skipped}
 
     return train_step
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Scalar bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _skip(state: TrainState) -> tuple[TrainState, jax.Array]:
+    """The state, but for its step and the count that a schedule reads; and 1."""
+
+    def count(node: Any) -> Any:
+        return node._replace(count=optax.safe_increment(node.count)) if _is_schedule(node) else node
+
+    opt_state = jax.tree.map(count, state.opt_state, is_leaf=_is_schedule)
+    return state.replace(step=state.step + 1, opt_state=opt_state), jnp.float32(1)
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
 
 
 def _parts(value: jax.Array, count: int) -> jax.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import time
 import uuid
@@ -12,11 +11,13 @@ from typing import Any
 import jax
 import ml_collections
 
+from flax_mnv2.convert.files import write_text
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.training.checkpoint import FOLDER_NAME as CHECKPOINTS_NAME
 from flax_mnv2.training.distributed import from_leader, leader_first, meet
-from flax_mnv2.training.metrics_writer import read_metrics
+from flax_mnv2.training.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
 from flax_mnv2.training.run_config import check_same_run
+from flax_mnv2.untrusted import read_json
 
 CONFIG_NAME = "config.json"
 _SHARED_STORAGE_SECONDS = 30.0  # that a file may take to be seen on other hosts
@@ -28,7 +29,8 @@ def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) 
     With several hosts, process 0 does so and the others check that they see the same folder.
 
     Raises:
-      DataError: the folder cannot be made or written, or lies on a disk that other hosts do not see.
+      DataError: the folder cannot be made or written, has links to outside of it where a run writes, or lies on a
+        disk that other hosts do not see.
       ConfigError: it holds a run with another config.
     """
     if "://" in str(folder):  # pathlib would make a local folder named gs:
@@ -50,14 +52,13 @@ def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) 
 
 
 def _record(folder: pathlib.Path, config: ml_collections.ConfigDict, token: pathlib.Path) -> None:
+    _check_links(folder)
     stored = read_config(folder)
     if stored is not None and _has_begun(folder):
         check_same_run(config, stored, str(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{CONFIG_NAME}.{os.getpid()}"
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / CONFIG_NAME)
+        write_text(folder / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
         if jax.process_count() > 1:
             token.touch()
     except OSError as error:
@@ -65,6 +66,18 @@ def _record(folder: pathlib.Path, config: ml_collections.ConfigDict, token: path
             f"Cannot write in the workdir {folder}: {error.strerror}. Choose a folder that you may write to, "
             "on a disk with free space."
         ) from None
+
+
+def _check_links(folder: pathlib.Path) -> None:
+    """Refuses a workdir, perhaps somebody else's, in which what a run writes would go elsewhere."""
+    inside = folder.resolve()
+    for name in (CONFIG_NAME, CHECKPOINTS_NAME, METRICS_NAME, EVENTS_NAME):
+        path = folder / name
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise DataError(
+                f"{path} is a link to {path.resolve()}, outside of the workdir; a run writes inside it only. Remove "
+                "the link, or choose a --workdir that lies where there is space."
+            )
 
 
 def _await(token: pathlib.Path) -> None:
@@ -88,8 +101,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     """The config that a run recorded in its workdir, or None where there is none."""
     path = folder / CONFIG_NAME
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read {path}: {error}. Remove the file or choose another --workdir.") from None
+    return values

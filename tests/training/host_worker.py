@@ -73,7 +73,7 @@ def train_with_fault(config, workdir, fault):
 
     def advance(self):
         original(self)
-        if fault and self._title == "training" and self._done == fault["step"]:
+        if fault and self._title.startswith(fault.get("during", "training")) and self._done == fault["step"]:
             go_wrong(fault["kind"])
 
     Progress.advance = advance

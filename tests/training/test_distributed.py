@@ -401,20 +401,21 @@ def test_an_error_of_the_runtime_while_all_others_live_is_its_own(ended):
 def test_all_stop_at_a_step_that_none_has_passed():
     with _linked(3) as links:
         stops = [StopRequest(link) for link in links]
-        for link, passed in zip(links, (4, 7, 6), strict=True):
+        for link, stop, passed in zip(links, stops, (4, 7, 6), strict=True):
             link.begin_loop()
-            assert all(link.stops_at(step) is None for step in range(passed + 1))
+            assert not any(stop.now() for _ in range(passed))
         stops[2]._note(signal.SIGTERM, None)
 
         def go_on(stop, step):
-            while not stop.at(step):
+            while not stop.now():
                 step += 1
             return step
 
-        places = zip(stops, (5, 7, 7), strict=True)
+        places = zip(stops, (4, 7, 6), strict=True)
         stopped_at = _all_at_once(*(lambda stop=stop, step=step: go_on(stop, step) for stop, step in places))
         assert len(set(stopped_at)) == 1
-        assert stopped_at[0] >= 8
+        assert stopped_at[0] >= 7
+        assert all(stop.now() for stop in stops)  # from then on
         assert {stop.signal for stop in stops} == {signal.SIGTERM}
 
 
@@ -425,9 +426,9 @@ def test_a_stop_that_comes_when_one_is_through_is_dropped():
         links[0].end_loop()
         stop = StopRequest(links[1])
         stop._note(signal.SIGTERM, None)
-        assert not stop.at(9)
+        assert not stop.now()
         time.sleep(0.2)
-        assert not stop.at(10)
+        assert not stop.now()
         assert stop.signal is None
 
 

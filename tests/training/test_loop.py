@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 
 import jax
@@ -53,16 +54,16 @@ def stop_after(monkeypatch):
 def test_an_interrupted_run_goes_on_bit_for_bit(tiny_config, tmp_path, stop_after):
     number = signal.SIGINT  # test_scripts.py has SIGTERM
     whole = train(tiny_config, tmp_path / "whole", parallel=_one_device())
-    restore = stop_after(4, number)
+    restore = stop_after(5, number)  # no step of the log: its mean is of steps on both sides
     with pytest.raises(Interrupted) as caught:
         train(tiny_config, tmp_path / "cut", parallel=_one_device())
     assert caught.value.code == 128 + number
     restore()
-    assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step() == 4
+    assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step() == 5
     resumed = train(tiny_config, tmp_path / "cut", parallel=_one_device())
     _assert_same(resumed, whole)
-    final = [read_metrics(tmp_path / name)[-2:] for name in ("cut", "whole")]
-    assert _without_rates(final[0]) == _without_rates(final[1])
+    lines = [_without_rates(read_metrics(tmp_path / name)) for name in ("cut", "whole")]
+    assert lines[0] == lines[1]
 
 
 def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_path, capsys):
@@ -74,7 +75,6 @@ def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_p
     assert [(line["step"], line["split"]) for line in lines] == [
         (1, "train"),
         (2, "train"),
-        (3, "train"),
         (4, "train"),
         (6, "train"),
         (6, "val"),
@@ -107,7 +107,7 @@ def test_pmap_goes_on_from_a_jit_checkpoint_on_other_devices(tiny_config, tmp_pa
 def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_path):
     train(tiny_config, tmp_path, parallel=_one_device())
     before = read_metrics(tmp_path)
-    Checkpoints(tmp_path / "checkpoints")._manager.delete(6)  # as if killed before the last save
+    shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if killed before the last save
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "spl')  # and while writing a line
     train(tiny_config, tmp_path, parallel=_one_device())
@@ -154,18 +154,34 @@ def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, tmp_
     tiny_config.model.depth_multiplier = 1.0
     with pytest.raises(CheckpointError, match="do not fit the model") as caught:
         train(tiny_config, tmp_path, parallel=_one_device())
-    name = "batch_stats.mobilenet_v2.conv_stem.conv_3x3.normalization.mean"
+    name = "batch_stats/mobilenet_v2/conv_stem/conv_3x3/normalization/mean"
     assert f"{name}: the checkpoint has (16,), the model needs (32,)" in str(caught.value)
 
 
-def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
-    tiny_config.num_steps = tiny_config.eval_every_steps = 3
-    train(tiny_config, tmp_path, parallel=_one_device())
-    for file in (tmp_path / "checkpoints" / "3" / "variables").rglob("*"):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_config, tmp_path, capsys):
+    whole = train(tiny_config, tmp_path, parallel=_one_device())
+    lines = _without_rates(read_metrics(tmp_path))
+    for file in (tmp_path / "checkpoints" / "6" / "variables").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    tiny_config.log_every_steps = 1
-    with pytest.raises(CheckpointError, match=r"Cannot read checkpoint .*3: .*damaged"):
+    with pytest.raises(CheckpointError, match=r"6.*damaged.*Without --strict"):
+        train(tiny_config, tmp_path, parallel=_one_device(), strict=True)
+    assert (tmp_path / "checkpoints" / "6").is_dir()
+    again = train(tiny_config, tmp_path, parallel=_one_device())
+    printed = capsys.readouterr().out
+    assert "is damaged" in printed
+    assert "kept as 6.damaged, going on from the one before" in printed
+    assert "going on from step 3" in printed
+    _assert_same(again, whole)
+    assert _without_rates(read_metrics(tmp_path)) == lines
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6", "6.damaged"]
+
+
+def test_a_run_with_damaged_checkpoints_alone_does_not_begin_anew(tiny_config, tmp_path):
+    tiny_config.num_steps = tiny_config.eval_every_steps = 3
+    train(tiny_config, tmp_path, parallel=_one_device())
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "training")
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole; all of \[3\] are damaged"):
         train(tiny_config, tmp_path, parallel=_one_device())
 
 

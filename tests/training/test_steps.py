@@ -1,4 +1,4 @@
-"""Gradient accumulation and the moving average, on a task small enough to check by hand."""
+"""Gradient accumulation, the moving average, and skipped steps, on tasks small enough to check by hand."""
 
 import types
 
@@ -102,3 +102,118 @@ def test_rules_of_the_average():
     assert _averages([1, 1, 1, 1], every_steps=2) == pytest.approx([0, 0.1, 0.1, 0.19])
     # TensorFlow's num_updates: decays of 2/11, 3/12, 4/13 at first.
     assert _averages([1, 2, 3], ramp=True) == pytest.approx([0.8181818, 1.7045455, 2.6013986], rel=1e-5)
+
+
+class _Plane:
+    """Least squares in four dimensions; the statistics add up what the batch says."""
+
+    def loss_sums(self, variables, batch, key, *, axis_name):
+        del key
+        error = batch["x"] @ variables["params"]["w"] - batch["y"]
+        added = jnp.sum(batch["added"])
+        added = added if axis_name is None else jax.lax.psum(added, axis_name)
+        statistics = {"sum": variables["batch_stats"]["sum"] + added}
+        return jnp.sum(error**2), (statistics, {"weight": jnp.float32(len(error))})
+
+
+def _plane_batch(seed, **spoilt):
+    """Random; of each field in ``spoilt`` the last row is the value given."""
+    rng = np.random.default_rng(seed)
+    batch = {"x": rng.normal(size=(16, 4)), "y": rng.normal(size=16), "added": rng.normal(size=16)}
+    batch = {name: values.astype(np.float32) for name, values in batch.items()}
+    for name, value in spoilt.items():
+        batch[name][-1] = value
+    return batch
+
+
+def _rate(step):
+    return 0.1 / (1.0 + step)
+
+
+WHERE = {"accumulate": 1, "mode": "jit", "devices": 1}
+
+
+def _plane_run(rule, **where):
+    """The compiled step, its first state and its placement; ``where`` is an entry of ``EVERYWHERE``."""
+    accumulate, mode, devices = (where.pop(name, value) for name, value in WHERE.items())
+    ema = default_config().ema
+    ema.decay = 0.75
+    parallel = make_parallel(mode, jax.devices()[:devices], **where)
+    step = make_train_step(
+        _Plane(),
+        rule,
+        _rate,
+        seed=0,
+        axis_name=parallel.axis_name,
+        accumulate=accumulate,
+        ema=ema,
+        replicate=parallel.replicate,
+    )
+    variables = {"params": {"w": np.zeros(4, np.float32)}, "batch_stats": {"sum": np.float32(0)}}
+    state = parallel.put_state(TrainState.create(variables, rule, ema=True))
+    return parallel.compile_train_step(step), state, parallel
+
+
+EVERYWHERE = {
+    "jit": {},
+    "jit on 4, in parts": {"devices": 4, "accumulate": 2},
+    "shard_map": {"devices": 4, "per_device": True},
+    "split optimizer": {"devices": 4, "shard_optimizer": True},
+    "pmap in parts": {"mode": "pmap", "devices": 4, "accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("where", EVERYWHERE.values(), ids=EVERYWHERE.keys())
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step_and_the_schedules_count(where):
+    step, state, parallel = _plane_run(optax.adam(_rate), **where)
+    state, metrics = step(state, parallel.put_batch(_plane_batch(0)))
+    assert float(metrics["skipped"]) == 0
+    before = jax.device_get(state)
+
+    state, metrics = step(state, parallel.put_batch(_plane_batch(1, y=np.nan)))
+    assert float(metrics["skipped"]) == 1
+    assert np.isnan(metrics["loss"])
+    moments, schedule = before.opt_state
+    assert int(moments.count) == int(schedule.count) == 1
+    expected = before.replace(step=np.int32(2), opt_state=(moments, schedule._replace(count=np.int32(2))))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+    for leaf, wanted in zip(
+        jax.tree.leaves(state), jax.tree.leaves(parallel.put_state(jax.device_get(state))), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+    # The run goes on as one that never saw that batch.
+    state, metrics = step(state, parallel.put_batch(_plane_batch(2)))
+    unseen, _ = step(parallel.put_state(expected), parallel.put_batch(_plane_batch(2)))
+    assert float(metrics["skipped"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(unseen))
+    assert not np.array_equal(state.params["w"], before.params["w"])
+
+
+def test_the_rate_after_a_skipped_step_is_the_one_of_its_number():
+    step, state, parallel = _plane_run(optax.sgd(_rate))
+    state, _ = step(state, parallel.put_batch(_plane_batch(0, y=np.inf)))
+    state, metrics = step(state, parallel.put_batch(_plane_batch(1)))
+    host = _plane_batch(1)
+    gradient = -2 * (host["y"] @ host["x"]) / 16
+    assert float(metrics["learning_rate"]) == pytest.approx(0.05)
+    np.testing.assert_allclose(state.params["w"], -0.05 * gradient, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "rate", "finite"),
+    [
+        ({"x": np.nan}, 0.1, ()),
+        ({"x": 1e30, "y": 1e15}, 0.1, ("loss",)),  # the product of both overflows, the square of one does not
+        ({"y": 1e3}, 3e38, ("loss", "gradient_norm")),
+        ({"added": np.inf}, 0.1, ("loss", "gradient_norm")),
+    ],
+    ids=["loss", "gradient", "weights", "statistics"],
+)
+def test_whatever_is_not_finite_is_kept_out(spoilt, rate, finite):
+    step, state, parallel = _plane_run(optax.chain(optax.scale(-1.0), optax.scale(rate)))
+    before = jax.device_get(state)
+    state, metrics = step(state, parallel.put_batch(_plane_batch(0, **spoilt)))
+    assert float(metrics["skipped"]) == 1
+    assert {name for name in ("loss", "gradient_norm") if np.isfinite(metrics[name])} == set(finite)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before.replace(step=np.int32(1)))
