@@ -9,12 +9,14 @@ WORKDIR ?= runs/quickstart
 # README, "Speed on CPU", has the figures; elsewhere the setting does nothing.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test soak lint audit clean
 
 help:
 	@echo "make quickstart   install, train on drawn shapes, evaluate, write a picture (under 5 minutes)"
 	@echo "make test         install the test requirements, lint, run all tests"
+	@echo "make soak         break runs many times over, print what was lost (about half an hour; SOAK_ARGS=--help)"
 	@echo "make lint         lint and format check alone"
+	@echo "make audit        look the requirements up among known vulnerabilities (needs the network)"
 	@echo "make clean        remove $(VENV) and caches; runs/ stays"
 
 quickstart: $(VENV)/installed
@@ -26,9 +28,18 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+soak: $(VENV)/installed-test
+	$(BIN)/python tests/faults/soak.py $(SOAK_ARGS)
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# --strict: else packages that could not be looked up are skipped, and nothing found would mean nothing.
+audit:
+	test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --strict -r requirements.txt
 
 $(VENV)/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

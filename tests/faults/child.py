@@ -1,0 +1,120 @@
+"""A script of this repository with a tiny network, in which something happens at a moment that is given:
+
+    python child.py '{"blocks": null, "fault": {"signal": "SIGTERM", "during": "training", "at": 3}}' train.py …
+
+``blocks`` is the network's table, null for the whole one. ``during`` is preparing, compiling, or training, evaluating
+or saving, for which ``at`` counts steps, batches or saves from 1. The signal is sent to this process at once, or
+``delay`` seconds later by a thread; with ``again`` a second one follows that many seconds after it. ``samples`` names a
+file that gets a JSON line of this process's size every ``sample_every`` steps.
+"""
+
+import json
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import threading
+import time
+
+import flax_mnv2.config
+
+
+def send(fault):
+    """Sends the signal now, or ``delay`` seconds later."""
+
+    def shoot():
+        time.sleep(fault.get("delay", 0.0))
+        for pause in (0.0, *([fault["again"]] if "again" in fault else [])):
+            time.sleep(pause)
+            os.kill(os.getpid(), getattr(signal, fault["signal"]))
+
+    print(f"fault: {fault['signal']} while {fault['during']}", flush=True)
+    if fault.get("delay") or "again" in fault:
+        threading.Thread(target=shoot, daemon=True).start()
+    else:
+        shoot()
+
+
+def arm(fault, setattr=setattr):
+    """Arranges for the fault; ``setattr`` may be a test's, which undoes it."""
+    from flax_mnv2.training import loop
+    from flax_mnv2.training.checkpoint import Checkpoints
+    from flax_mnv2.training.progress import Progress
+
+    counts = {"saving": 0, "evaluating": 0}
+
+    def count(during):
+        counts[during] += 1
+        if fault["during"] == during and counts[during] == fault["at"]:
+            send(fault)
+
+    advance, save, load, prefetch = Progress.advance, Checkpoints.save, loop.load_dataset, loop.prefetch
+
+    def advance_and_fail(self):
+        advance(self)
+        if self._title.startswith("evaluating"):
+            count("evaluating")
+        elif fault["during"] == "training" and self._done == fault["at"]:
+            send(fault)
+
+    def save_and_fail(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        count("saving")
+
+    def load_and_fail(*args, **kwargs):
+        if fault["during"] == "preparing":
+            send(fault)
+        return load(*args, **kwargs)
+
+    def prefetch_and_fail(*args):
+        if fault["during"] == "compiling":
+            send(fault)  # the first step follows
+        return prefetch(*args)
+
+    setattr(Progress, "advance", advance_and_fail)
+    setattr(Checkpoints, "save", save_and_fail)
+    setattr(loop, "load_dataset", load_and_fail)
+    setattr(loop, "prefetch", prefetch_and_fail)
+
+
+def sample(path, every):
+    """Notes memory, open files, threads and time every so many training steps."""
+    import gc
+
+    from flax_mnv2.training.progress import Progress
+
+    advance = Progress.advance
+
+    def advance_and_note(self):
+        advance(self)
+        if self._title == "training" and self._done % every == 0:
+            gc.collect()  # what waits to be collected is no leak
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            line = {
+                "step": self._done,
+                "rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+                "open_files": len(os.listdir("/proc/self/fd")),
+                "threads": len(os.listdir("/proc/self/task")),
+                "seconds": time.monotonic(),
+            }
+            with pathlib.Path(path).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    Progress.advance = advance_and_note
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    if spec["blocks"]:
+        flax_mnv2.config.BLOCK_TABLE = tuple(map(tuple, spec["blocks"]))
+    sys.argv = sys.argv[2:]
+    if "fault" in spec:
+        arm(spec["fault"])
+    if "samples" in spec:
+        sample(spec["samples"], spec["sample_every"])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""A longer run does not grow: memory, open files, threads, and the files that it writes."""
+
+import json
+
+import harness
+
+STEPS = 300
+
+
+def test_a_long_run_does_not_grow(data, tmp_path):
+    flags = [*data.flags("plain"), f"--workdir={tmp_path / 'run'}", f"--config.num_steps={STEPS}"]
+    flags += ["--config.log_every_steps=10", "--config.eval_every_steps=100", "--config.checkpoint.every_steps=50"]
+    samples = tmp_path / "samples"
+    harness.run("train.py", *flags, samples=str(samples), sample_every=10)
+    sizes = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(sizes) == STEPS // 10
+    settled = [size for size in sizes if size["step"] > 110]  # an evaluation and two saves have been
+    growth = harness.slope(settled, "rss_mb", per=1000)
+    assert growth < 100, f"{growth:.0f} MB in 1000 steps"
+    for name in ("open_files", "threads"):
+        assert settled[-1][name] <= max(size[name] for size in settled[:5]) + 1, name
+    lines = STEPS // 10 + 1 + 3 + STEPS // 50  # logged, the first, evaluations, and no more than one a save
+    assert len(harness.metrics(tmp_path / "run")) <= lines
+    assert harness.size_of(tmp_path / "run" / "metrics.jsonl") < lines * 300
+    assert harness.size_of(tmp_path / "run" / "tensorboard") < lines * 6 * 100 + 1000

@@ -1,0 +1,73 @@
+"""Told to stop at any moment, a run saves, ends with 128 + signal, and goes on later; told twice it ends at once."""
+
+import json
+import signal
+
+import harness
+import pytest
+
+SHORT = {"num_steps": 6, "eval_every_steps": 4, "checkpoint__every_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nobody interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flax_mnv2.config.BLOCK_TABLE", harness.BLOCKS)
+        assert harness.train_here(data.config("plain", **SHORT), workdir) == 0
+    return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("during", "at", "saved"),
+    [("saving", 1, 2), ("evaluating", 1, 4), ("evaluating", 7, 6)],
+    ids=["saving", "evaluating", "final evaluation"],
+)
+def test_a_signal_beside_the_steps(tiny, whole, tmp_path, number, during, at, saved):
+    config = tiny("plain", **SHORT)
+    fault = {"signal": number.name, "during": during, "at": at}
+    assert harness.train_here(config, tmp_path, fault=fault) == 128 + number
+    assert max(harness.steps(tmp_path)) == saved
+    evaluated = [line["step"] for line in harness.metrics(tmp_path) if line["split"] != "train"]
+    assert evaluated == [4] * (saved == 6)  # the one that was going on was given up
+    assert harness.train_here(config, tmp_path) == 0
+    assert harness.differences(whole, tmp_path) == []
+
+
+def test_a_signal_before_the_first_step(data, tmp_path):
+    flags = [*data.flags("plain"), f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={tmp_path}"]
+    fault = {"signal": "SIGTERM", "during": "preparing"}
+    harness.run("train.py", *flags, fault=fault, expect=143)
+    assert harness.steps(tmp_path / "run") == []
+    fault = {"signal": "SIGTERM", "during": "compiling", "delay": 0.2}
+    printed = harness.run("train.py", *flags, fault=fault, expect=143)
+    [saved] = harness.steps(tmp_path / "run")
+    assert f"SIGTERM: saved step {saved} in {tmp_path / 'run' / 'checkpoints'}" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_whole_checkpoints(data, tmp_path):
+    flags = [*data.flags("plain"), f"--workdir={tmp_path}", "--config.num_steps=100000"]
+    flags += ["--config.checkpoint.every_steps=1", "--config.eval_every_steps=100000"]
+    fault = {"signal": "SIGINT", "during": "saving", "at": 3, "delay": 0.01, "again": 0.01}
+    with harness.Child("train.py", *flags, fault=fault) as child:
+        assert child.end() == 130, child.printed
+    assert harness.steps(tmp_path)
+    for step in harness.steps(tmp_path):
+        assert harness.arrays(tmp_path, step)["training['step']"] == step
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_told_while_they_evaluate(tiny, tmp_path):
+    config = tiny("plain", num_steps=100_000, eval_every_steps=4, checkpoint__every_steps=4, log_every_steps=4)
+    with harness.two_processes(tmp_path, config, {1: {"during": "evaluating", "step": 1}}) as two:
+        for index in (0, 1):
+            status, printed = two.wait(index)
+            assert status == 143, printed
+    assert harness.steps(two.workdir) == [4]
+    assert [line["split"] for line in harness.metrics(two.workdir)] == ["train", "train"]
+    assert "SIGTERM: saved step 4" in two.printed(0)
