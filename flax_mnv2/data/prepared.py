@@ -194,7 +194,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.info("Another process is preparing a data set in %s; waiting for it.", data_dir)
+            print(f"Another process prepares a data set in {data_dir}; waiting for it to end.", flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems have no locks
             logging.warning("No lock on %s (%s): prepare this data set in one process only.", data_dir, error)
