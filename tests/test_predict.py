@@ -471,7 +471,7 @@ def test_bad_files_are_listed_with_reasons_and_the_others_done(classifier, photo
         ("*.webp", "no file matches"),
         ("bomb.png", "decompression bomb"),
         ("broken.jpg", "truncated"),
-        ("text.png", "cannot identify"),
+        ("text.png", "convert it, or leave it out"),
     ):
         (line,) = [line for line in reasons if name in line]
         assert reason in line

@@ -146,7 +146,7 @@ def test_bad_example_is_named_and_nothing_is_left(archives, tmp_path, load, case
 def test_listed_id_without_file(archives, tmp_path, load, member):
     files = archives.voc_files()
     del files[member]
-    with pytest.raises(DataError, match=rf"lists the id 'b', but there is no file {member}"):
+    with pytest.raises(DataError, match=rf"lists the id 'b', but there is no file '{member}'"):
         load(archive=str(archives.write(tmp_path / "x.tar", files)))
 
 

@@ -179,6 +179,30 @@ def two_processes(folder: pathlib.Path, config, faults: dict[int, dict], **optio
     return module.Processes(folder, config, trains=True, own=own, **options)
 
 
+BATCHES = 3
+
+
+def global_batches(config, *, processes: int, workers: int, start_step: int = 0) -> list[dict[str, np.ndarray]]:
+    """The first global batches of a run, put together from the share of every process."""
+    import jax
+    import pytest
+
+    from flax_mnv2.tasks.jobs import load_dataset, make_train_task
+
+    config.data.num_workers = workers
+    dataset = load_dataset(config.task, config.data)
+    task = make_train_task(config, dataset.labels)
+    shares = []
+    for index in range(processes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "process_count", lambda: processes)
+            patch.setattr(jax, "process_index", lambda index=index: index)
+            with task.train_batches(dataset, start_step=start_step) as batches:
+                shares.append([next(batches) for _ in range(BATCHES)])
+    together = zip(*shares, strict=True)
+    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in together]
+
+
 @functools.cache
 def _parallel(config: str, mode: str, devices: int):
     """Devices that compile each step of a config once; what a step computes follows from the config alone."""

@@ -1,31 +1,8 @@
 """A run on other devices, processes and input workers: the same global batches, the same state to rounding."""
 
 import harness
-import jax
 import numpy as np
 import pytest
-
-from flax_mnv2.tasks.jobs import load_dataset, make_train_task
-
-BATCHES = 3
-
-
-def _batches(config, monkeypatch, *, processes, workers, start_step=0):
-    """The global batches, put together from the share of every process."""
-    config.data.num_workers = workers
-    dataset = load_dataset(config.task, config.data)
-    task = make_train_task(config, dataset.labels)
-    shares = []
-    for index in range(processes):
-        with monkeypatch.context() as patch:
-            patch.setattr(jax, "process_count", lambda: processes)
-            patch.setattr(jax, "process_index", lambda index=index: index)
-            with task.train_batches(dataset, start_step=start_step) as batches:
-                shares.append([next(batches) for _ in range(BATCHES)])
-    return [
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in zip(*shares, strict=True)
-    ]
 
 
 def _assert_same(one, other):
@@ -37,16 +14,16 @@ def _assert_same(one, other):
 
 
 @pytest.mark.parametrize(("task", "pixels"), [("segmentation", (8, 48, 48, 3)), ("classification", (8, 32, 32, 3))])
-def test_global_batches_do_not_depend_on_processes_workers_and_resumption(tiny, monkeypatch, task, pixels):
+def test_global_batches_do_not_depend_on_processes_workers_and_resumption(tiny, task, pixels):
     config = tiny(task)
-    whole = _batches(config, monkeypatch, processes=1, workers=0)
+    whole = harness.global_batches(config, processes=1, workers=0)
     assert whole[0]["image"].shape == pixels
-    assert len({batch["image"].tobytes() for batch in whole}) == BATCHES
+    assert len({batch["image"].tobytes() for batch in whole}) == harness.BATCHES
     for processes in (2, 4):
-        _assert_same(_batches(config, monkeypatch, processes=processes, workers=0), whole)
-    _assert_same(_batches(config, monkeypatch, processes=2, workers=0, start_step=1)[:-1], whole[1:])
+        _assert_same(harness.global_batches(config, processes=processes, workers=0), whole)
+    _assert_same(harness.global_batches(config, processes=2, workers=0, start_step=1)[:-1], whole[1:])
     if task == "segmentation":  # soak.py has both, with 1, 2 and 3
-        _assert_same(_batches(config, monkeypatch, processes=1, workers=2), whole)
+        _assert_same(harness.global_batches(config, processes=1, workers=2), whole)
 
 
 def test_a_run_moves_from_one_device_to_four_and_to_two_under_pmap(tiny, tmp_path):
