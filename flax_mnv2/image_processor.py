@@ -24,7 +24,7 @@ from flax_mnv2 import image_io, image_steps
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
 from flax_mnv2.hub import resolve_folder
 from flax_mnv2.image_settings import CHECKS, check_choice, check_data_format, check_target_sizes
-from flax_mnv2.untrusted import read_json
+from flax_mnv2.untrusted import read_json, shown
 
 PROCESSOR_NAME = "preprocessor_config.json"
 PROCESSOR_TYPE = "MobileNetV2ImageProcessor"
@@ -351,7 +351,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     found = next((kind for kind in types if kind is not None), PROCESSOR_TYPE)
     if found not in _KNOWN_TYPES:
         raise CheckpointError(
-            f"{path} is for {found!r}; expected {PROCESSOR_TYPE!r}. Check that the folder or hub id is the one you "
-            "meant."
+            f"{path} is for {shown(found)}; expected {PROCESSOR_TYPE!r}. Check that the folder or hub id is the one "
+            "you meant."
         )
     return values

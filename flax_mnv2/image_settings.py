@@ -11,6 +11,7 @@ import numpy as np
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_io import CHANNELS_FIRST, CHANNELS_LAST
 from flax_mnv2.image_steps import MAX_PIXELS
+from flax_mnv2.untrusted import shown
 
 MAX_SIDE = 65_535
 # Pillow's numbers; those of later releases are left out, as older ones and transformers do not know them.
@@ -21,7 +22,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """``value``, or that of an enumeration's member, if it is one of ``choices``; True is not taken for 1."""
     value = getattr(value, "value", value)
     if isinstance(value, bool) is not isinstance(choices[0], bool) or value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}.")
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {shown(value)}.")
     return value
 
 
@@ -37,13 +38,13 @@ def check_data_format(name: str, value: Any) -> str:
 def _check_resample(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in RESAMPLE_NAMES:
         listed = ", ".join(f"{number} ({label})" for number, label in RESAMPLE_NAMES.items())
-        raise ConfigError(f"{name} must be one of Pillow's filters {listed}; found {value!r}.")
+        raise ConfigError(f"{name} must be one of Pillow's filters {listed}; found {shown(value)}.")
     return int(value)
 
 
 def _check_pixels(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= MAX_SIDE:
-        raise ConfigError(f"{name} must be a whole number of pixels from 1 to {MAX_SIDE}; found {value!r}.")
+        raise ConfigError(f"{name} must be a whole number of pixels from 1 to {MAX_SIDE}; found {shown(value)}.")
     return int(value)
 
 
@@ -57,8 +58,8 @@ def _check_sides(name: str, value: Any, forms: Sequence[set[str]]) -> dict[str, 
         value = dict(zip(("height", "width"), value, strict=True))
     if not isinstance(value, Mapping) or set(value) not in forms:
         expected = " or ".join("{" + ", ".join(f'"{key}": …' for key in sorted(form)) + "}" for form in forms)
-        raise ConfigError(f"{name} must be {expected}, in pixels; found {value!r}.")
-    return {key: _check_pixels(f"{name}[{key!r}]", side) for key, side in sorted(value.items())}
+        raise ConfigError(f"{name} must be {expected}, in pixels; found {shown(value)}.")
+    return {key: _check_pixels(f"{name}[{shown(key)}]", side) for key, side in sorted(value.items())}
 
 
 def _check_size(name: str, value: Any) -> dict[str, int]:
@@ -68,7 +69,7 @@ def _check_size(name: str, value: Any) -> dict[str, int]:
 def _check_crop_size(name: str, value: Any) -> dict[str, int]:
     sides = _check_sides(name, value, ({"height", "width"},))
     if sides["height"] * sides["width"] > MAX_PIXELS:
-        raise ConfigError(f"{name} must have at most {MAX_PIXELS:,} pixels; found {value!r}.")
+        raise ConfigError(f"{name} must have at most {MAX_PIXELS:,} pixels; found {shown(value)}.")
     return sides
 
 
@@ -77,7 +78,7 @@ def check_target_sizes(values: Any) -> list[tuple[int, int]]:
     try:
         return [_check_target_size(value) for value in values]
     except TypeError:  # nothing to iterate over
-        raise ConfigError(f"target_sizes must be a list of (height, width); found {values!r}.") from None
+        raise ConfigError(f"target_sizes must be a list of (height, width); found {shown(values)}.") from None
 
 
 def _check_target_size(value: Any) -> tuple[int, int]:
@@ -86,7 +87,7 @@ def _check_target_size(value: Any) -> tuple[int, int]:
     except ValueError:  # lists of several lengths
         sides = None
     if not isinstance(sides, list) or len(sides) != 2:
-        raise ConfigError(f"Each of target_sizes must be (height, width); found {value!r}.")
+        raise ConfigError(f"Each of target_sizes must be (height, width); found {shown(value)}.")
     height, width = _check_pixels("target_sizes height", sides[0]), _check_pixels("target_sizes width", sides[1])
     if height * width > MAX_PIXELS:
         raise ConfigError(f"Each of target_sizes must have at most {MAX_PIXELS:,} pixels; found {height}×{width}.")
@@ -103,21 +104,21 @@ def _is_finite(value: Any) -> bool:
 
 def _check_factor(name: str, value: Any) -> float:
     if not _is_finite(value) or value <= 0:
-        raise ConfigError(f"{name} must be a positive number, such as 1/255; found {value!r}.")
+        raise ConfigError(f"{name} must be a positive number, such as 1/255; found {shown(value)}.")
     return float(value)
 
 
 def _check_channels(name: str, value: Any) -> list[float]:
     values = [value] * 3 if _is_finite(value) else value
     if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != 3 or not all(map(_is_finite, values)):
-        raise ConfigError(f"{name} must be three finite numbers, for R, G and B, or one for all; found {value!r}.")
+        raise ConfigError(f"{name} must be three finite numbers, for R, G and B, or one for all; found {shown(value)}.")
     return [float(item) for item in values]
 
 
 def _check_std(name: str, value: Any) -> list[float]:
     values = _check_channels(name, value)
     if min(values) <= 0:
-        raise ConfigError(f"{name} must be above 0, as the image is divided by it; found {value!r}.")
+        raise ConfigError(f"{name} must be above 0, as the image is divided by it; found {shown(value)}.")
     return values
 
 

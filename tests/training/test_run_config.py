@@ -111,7 +111,7 @@ def test_missing_and_unknown_fields_are_named():
 
 def test_another_runs_workdir_is_refused_field_by_field(tmp_path):
     open_workdir(tmp_path, default_config())
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # the run has begun
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')  # the run has begun
     changed = default_config()
     changed.batch_size, changed.optimizer.learning_rate = 8, 0.1
     with pytest.raises(ConfigError) as caught:
