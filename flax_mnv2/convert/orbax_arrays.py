@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -21,6 +22,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     import orbax.checkpoint as ocp
 
+    leave_out_closed_loops()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
     )
@@ -53,3 +55,24 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def leave_out_closed_loops() -> None:
+    """From here on Python does not print what becomes of work that Orbax has given up.
+
+    At the first error of a read or save Orbax closes its event loop. TensorStore then tells the closed loop of every
+    array that it had begun beside, each of which would be a traceback on the screen around our one message.
+    """
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+
+
+class _WithoutClosedLoops:
+    """A hook for exceptions that nothing can raise; all but those of closed event loops go to the one before."""
+
+    def __init__(self, otherwise):
+        self._otherwise = otherwise
+
+    def __call__(self, unraisable) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            self._otherwise(unraisable)

@@ -28,7 +28,7 @@ from flax_mnv2.convert.checksums import (
 )
 from flax_mnv2.convert.diff import check_same_tensors
 from flax_mnv2.convert.flax_folder import ABOUT_NAME, EMA_NAME, VARIABLES_NAME
-from flax_mnv2.convert.orbax_arrays import read_arrays
+from flax_mnv2.convert.orbax_arrays import leave_out_closed_loops, read_arrays
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.training.checkpoint_folder import CheckpointFolder
 from flax_mnv2.training.state import TrainState
@@ -75,6 +75,7 @@ class Checkpoints:
         self._saving: int | None = None
         self._checkpointer = _checkpointer()
         self._leads = jax.process_index() == 0
+        leave_out_closed_loops()
         if not read_only and self._leads:
             try:
                 self._folder.prepare()
@@ -338,7 +339,9 @@ class Checkpoints:
 def _checkpointer() -> ocp.AsyncCheckpointer:
     items = {name: ocp.StandardCheckpointHandler() for name in (VARIABLES, EMA, TRAINING)}
     handler = ocp.CompositeCheckpointHandler(**items, **{ABOUT: ocp.JsonCheckpointHandler()})
-    return ocp.AsyncCheckpointer(handler, timeout_secs=_SAVE_TIMEOUT_SECONDS)
+    # Folders made in the background would leave threads waiting, for minutes, for one that could not be made.
+    options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_SECONDS, create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
 def _place(array: np.ndarray, like: jax.Array) -> jax.Array:

@@ -61,7 +61,6 @@ def test_a_state_comes_back_as_it_was(tmp_path):
         assert checkpoints.about(7)["config"] == ABOUT["config"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own loops, when a read fails
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_whatever_file_is_damaged_no_wrong_state_is_read(tmp_path, damage, capsys):
     whole = tmp_path / "whole"
