@@ -55,12 +55,17 @@ def seal(note: Mapping[str, Any]) -> dict[str, Any]:
     return {**note, CHECKSUM_NAME: _crc_of(note)}
 
 
-def check_seal(note: Mapping[str, Any], source: str | pathlib.Path) -> None:
-    """Raises a DamagedCheckpointError unless a note that was sealed is as it was; notes of older versions pass."""
+def is_sealed(note: Mapping[str, Any]) -> bool:
+    """Whether a note is as it was when it was sealed; notes of older versions, which never were, count as such."""
     if CHECKSUM_NAME not in note and ARRAYS_NAME not in note:
-        return
+        return True
     rest = {name: value for name, value in note.items() if name != CHECKSUM_NAME}
-    if note.get(CHECKSUM_NAME) != _crc_of(rest):
+    return note.get(CHECKSUM_NAME) == _crc_of(rest)
+
+
+def check_seal(note: Mapping[str, Any], source: str | pathlib.Path) -> None:
+    """Raises a DamagedCheckpointError unless ``is_sealed``."""
+    if not is_sealed(note):
         raise DamagedCheckpointError(f"{source} is damaged: its checksum is not that of its contents")
 
 

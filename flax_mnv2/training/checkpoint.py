@@ -23,6 +23,7 @@ from flax_mnv2.convert.checksums import (
     check_arrays,
     check_seal,
     describe_arrays,
+    is_sealed,
     named_leaves,
     seal,
 )
@@ -190,7 +191,7 @@ class Checkpoints:
         self.wait()
         if self._leads and step in self.steps():
             try:
-                self._folder.write_json(step, METRICS, figures)
+                self._folder.write_json(step, METRICS, seal(figures))
                 self._remove_superfluous()
             except OSError as error:
                 self._failed(step, error)
@@ -323,7 +324,8 @@ class Checkpoints:
         """The evaluated steps, best first; of equal ones the newest."""
         scores = {}
         for step in self.steps():
-            score = self._folder.read_json(step, METRICS).get(SCORE)
+            noted = self._folder.read_json(step, METRICS)
+            score = noted.get(SCORE) if is_sealed(noted) else None
             if isinstance(score, (int, float)) and not math.isnan(score):
                 scores[step] = score
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)[:count]

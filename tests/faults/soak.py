@@ -264,7 +264,7 @@ def kill_saves_in_training(soak: Soak) -> list[Row]:
         workdir = folder / f"{number // 4}"  # the fifth begins anew
         with Child("train.py", *flags, f"--workdir={workdir}") as child:
             child.wait_for(": loss", timeout=120)
-            time.sleep(rng.uniform(0.0, 1.0))
+            time.sleep(rng.uniform(0.2, 4.0))  # some saves, and into the next
             child.send(signal.SIGKILL)
             child.end()
         row.tried += 1

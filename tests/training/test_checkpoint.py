@@ -50,6 +50,15 @@ def test_the_newest_and_the_best_are_kept_and_the_score_may_come_later(tmp_path)
         assert checkpoints.best_step() == 4
 
 
+def test_a_score_that_was_changed_counts_for_nothing(tmp_path):
+    checkpoints = _save(tmp_path, [1, 2], {1: 0.1, 2: 0.5}, keep_last=2)
+    note = tmp_path / "1" / "metrics" / "metrics"
+    note.write_text(note.read_text().replace("0.1", "0.9"))
+    assert checkpoints.best_step() == 2
+    note.write_text('{"score": 0.9}')  # of a version that did not seal it
+    assert checkpoints.best_step() == 1
+
+
 def test_without_scores_the_newest_is_the_best(tmp_path):
     assert _save(tmp_path, [3, 10], keep_last=2).best_step() == 10
 
