@@ -2,54 +2,56 @@
 
 import os
 import pathlib
-import resource
+import subprocess
+import sys
 
 import pytest
 
 from flax_mnv2 import DataError
 from flax_mnv2.training.metrics_writer import MetricsWriter, read_metrics
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# In a process of its own: the size that files may have, which stands in for a full disk, is one for all of a process.
+FULL_DISK = """
+import pathlib, resource, sys
+from flax_mnv2.training.metrics_writer import MetricsWriter
 
-@pytest.fixture
-def full_disk():
-    """Turns the size that files may have down and up; a write then fails as on a full disk (root meets it, too)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def set_room(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size or before[0], before[1]))
-
-    yield set_room
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def _write(writer, steps):
-    for step in steps:
+folder, tolerant = pathlib.Path(sys.argv[1]), sys.argv[2] == "continue"
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+with MetricsWriter(folder, resume_step=0, tolerant=tolerant) as writer:
+    for step in range(60):
+        if step in (0, 50):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]) if step == 0 else before)
         writer.write(step, "train", {"loss": step / 7, "learning_rate": 0.1})
+"""
 
 
-def test_a_full_disk_stops_the_run_with_a_message(tmp_path, full_disk):
-    with MetricsWriter(tmp_path, resume_step=0) as writer:
-        full_disk(1000)
-        with pytest.raises(DataError, match=r"File too large\. Free some space"):
-            _write(writer, range(100))
-        full_disk(None)
+def _run(folder, choice):
+    return subprocess.run(
+        [sys.executable, "-c", FULL_DISK, folder, choice], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_full_disk_stops_the_run_with_a_message(tmp_path):
+    result = _run(tmp_path, "stop")
+    assert result.returncode == 1
+    assert f"{DataError.__name__}: Cannot write {tmp_path / 'metrics.jsonl'}" in result.stderr
+    assert "File too large. Free some space" in result.stderr
     assert 1 < len(read_metrics(tmp_path)) < 30
 
 
-def test_or_what_is_missing_is_written_when_there_is_room_again(tmp_path, full_disk, capsys):
-    with MetricsWriter(tmp_path, resume_step=0, tolerant=True) as writer:
-        full_disk(1000)
-        _write(writer, range(50))
-        full_disk(None)
-        _write(writer, range(50, 60))
+def test_or_what_is_missing_is_written_when_there_is_room_again(tmp_path):
+    result = _run(tmp_path, "continue")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("warning: Cannot write") == 1
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(60))
-    assert capsys.readouterr().out.count("warning: Cannot write") == 1
 
 
-def test_event_files_of_one_second_do_not_overwrite_each_other(tmp_path):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_event_files_of_one_second_do_not_overwrite_each_other(tmp_path, split):
     for step in (0, 5):
         with MetricsWriter(tmp_path, resume_step=step) as writer:
-            _write(writer, [step + 1])
-    files = list(pathlib.Path(tmp_path / "tensorboard").iterdir())
+            writer.write(step + 1, split, {"loss": 0.5})
+    files = list((tmp_path / "tensorboard").iterdir())
     assert len(files) == 2
     assert all(os.path.getsize(file) > 100 for file in files)
