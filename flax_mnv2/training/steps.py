@@ -104,15 +104,22 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
 
-        def learn(state: TrainState) -> tuple[TrainState, jax.Array]:
+        def updated(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, replicate(updates))
-            learned = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
-            if state.ema is not None:
-                learned = learned.replace(ema=update_ema(state.ema, learned.variables, learned.step, ema))
-            # A learning rate out of all measure makes infinite weights of finite gradients.
-            return jax.lax.cond(_all_finite(params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
+            state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+            if state.ema is None:
+                return state
+            return state.replace(ema=update_ema(state.ema, state.variables, state.step, ema))
 
+        def learn(state: TrainState) -> tuple[TrainState, jax.Array]:
+            learned = updated(state)
+            # A learning rate out of all measure makes infinite weights of finite gradients.
+            return jax.lax.cond(_all_finite(learned.params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
+
+        # Under x64 an update may widen types; both branches have to give the same ones.
+        types = jax.eval_shape(updated, state)
+        state = jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), state, types)
         # Branches, not a choice between two results: XLA would compute the gradients once for each use of them.
         finite = _all_finite((metrics["loss"], metrics["gradient_norm"], batch_stats))
         state, skipped = jax.lax.cond(finite, learn, _skip, state)
