@@ -1,6 +1,5 @@
 """What all tests share: four CPU devices, strict promotion rules, a compilation cache, the shared data."""
 
-import importlib.util
 import os
 import pathlib
 
@@ -13,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import pytest
+import torchvision_ops  # noqa: F401 - torchvision can then be imported beside the CPU build of torch
 
 import flax_mnv2.config
 
@@ -22,12 +22,6 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-# torchvision can then be imported beside the CPU build of torch; costs nothing until it is.
-_spec = importlib.util.spec_from_file_location("torchvision_ops", ROOT / "tests" / "torchvision_ops.py")
-_torchvision_ops = importlib.util.module_from_spec(_spec)  # its declarations live as long as it does
-_spec.loader.exec_module(_torchvision_ops)
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,24 @@
-import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
 
+import imagenet_archives
 import pytest
+import voc_archives
 
 _TESTS = Path(__file__).resolve().parents[1]
-
-
-def _helpers(name: str) -> ModuleType:
-    """A module in tests/ (which is not a package)."""
-    spec = importlib.util.spec_from_file_location(name, _TESTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def archives() -> ModuleType:
     """The helpers in tests/voc_archives.py."""
-    return _helpers("voc_archives")
+    return voc_archives
 
 
 @pytest.fixture(scope="session")
 def imagenet() -> ModuleType:
     """The helpers in tests/imagenet_archives.py."""
-    return _helpers("imagenet_archives")
+    return imagenet_archives
 
 
 @pytest.fixture

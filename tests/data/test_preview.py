@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from coloured_photos import COLORS, make_photos
 from PIL import Image
 
 from flax_mnv2 import visualize
@@ -26,21 +27,12 @@ from flax_mnv2.training.run_config import default_config
 from flax_mnv2.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-COLORS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of noisy photos in the colours of their three classes, 7 in each."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, color in COLORS.items():
-        folder = root / "train" / name
-        folder.mkdir(parents=True)
-        for index in range(7):
-            pixels = np.clip(rng.normal(color, 25, (40, 48, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{name}_{index}.jpg")
-    return root
+    return make_photos(tmp_path_factory.mktemp("photos"), train=7)
 
 
 @pytest.fixture

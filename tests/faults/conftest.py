@@ -1,10 +1,5 @@
 """What the fault tests share; harness.py, by its name, and small runs inside this process."""
 
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # tests are not a package
-
 import harness
 import pytest
 
@@ -13,6 +8,20 @@ import pytest
 def data(tmp_path_factory) -> harness.Data:
     """Drawn shapes and photos, prepared once."""
     return harness.Data(tmp_path_factory.mktemp("faults_data"))
+
+
+@pytest.fixture(scope="session")
+def uncut(data, tmp_path_factory):
+    """(task, **fields) → the folder of a tiny run that nothing happened to."""
+
+    def train(task, **fields):
+        workdir = tmp_path_factory.mktemp("uncut")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("flax_mnv2.config.BLOCK_TABLE", harness.BLOCKS)
+            assert harness.train_here(data.config(task, **fields), workdir) == 0
+        return workdir
+
+    return train
 
 
 @pytest.fixture

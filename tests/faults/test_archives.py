@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import importlib.util
 import io
 import lzma
 import os
@@ -19,6 +18,7 @@ import zlib
 
 import numpy as np
 import pytest
+import voc_archives
 
 from flax_mnv2.data import archive_limits, tar_members
 from flax_mnv2.data.archive import identity, inner_files, open_tree
@@ -29,12 +29,6 @@ from flax_mnv2.data.sbd_files import SbdMasks
 from flax_mnv2.data.tfrecord import read_records
 from flax_mnv2.data.voc_files import VocFiles
 from flax_mnv2.errors import DataError
-
-_spec = importlib.util.spec_from_file_location(
-    "voc_archives", pathlib.Path(__file__).resolve().parents[1] / "voc_archives.py"
-)
-voc_archives = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(voc_archives)
 
 PACKERS = {"tar": lambda data: data, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 

@@ -14,12 +14,9 @@ SHORT = {"num_steps": 9, "eval_every_steps": 9, "checkpoint__every_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(uncut):
     """A run with checkpoints at 6 and 9 that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flax_mnv2.config.BLOCK_TABLE", harness.BLOCKS)
-        assert harness.train_here(data.config("plain", **SHORT), workdir) == 0
+    workdir = uncut("plain", **SHORT)
     assert harness.steps(workdir) == [6, 9]
     return workdir
 

@@ -5,9 +5,7 @@ The cases follow from a seed in the code; 2,000 of each kind.
 
 import collections
 import contextlib
-import importlib.util
 import io
-import pathlib
 import struct
 import tarfile
 import warnings
@@ -15,6 +13,8 @@ import zipfile
 
 import hypothesis
 import pytest
+import voc_archives
+from fuzzing import cases
 from hypothesis import strategies as st
 
 from flax_mnv2.data.archive import open_tree
@@ -22,21 +22,7 @@ from flax_mnv2.data.examples import checked_mask
 from flax_mnv2.data.voc_files import VocFiles
 from flax_mnv2.errors import DataError
 
-_spec = importlib.util.spec_from_file_location(
-    "voc_archives", pathlib.Path(__file__).resolve().parents[1] / "voc_archives.py"
-)
-voc_archives = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(voc_archives)
-
 CASES = 2000
-SETTINGS = hypothesis.settings(
-    max_examples=CASES,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[hypothesis.Phase.generate],
-)
 FILES = {
     f"V/{folder}": data
     for folder, data in {
@@ -224,7 +210,7 @@ def test_changed_voc_archives(tmp_path, make, headers, request):
     assert outcome(path) == "read"
     outcomes = collections.Counter()
 
-    @SETTINGS
+    @cases(CASES)
     @hypothesis.seed(0)
     @hypothesis.given(before=st.lists(contents | headers, max_size=2), after=st.lists(packed, max_size=1))
     def run(before, after):

@@ -8,6 +8,7 @@ import json
 
 import hypothesis
 import pytest
+from fuzzing import cases
 from hypothesis import strategies as st
 
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ImageProcessor, UserError
@@ -16,14 +17,6 @@ from flax_mnv2.convert import formats
 from flax_mnv2.training.recorded_config import config_for_evaluation
 from flax_mnv2.training.run_config import default_config
 
-SETTINGS = hypothesis.settings(
-    max_examples=2000,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[hypothesis.Phase.generate],
-)
 FIELDS = [*MobileNetV2Config().to_dict(), "num_labels", "batch_norm_momentum", "pool_window", "layer_depth_multiplier",
           "problem_type", "extra", "architectures", "architecture", "size", "crop_size", "image_mean", "resample",
           "pretrained_cfg", "label_names", "x"]  # fmt: skip
@@ -72,7 +65,7 @@ def _check(values):
 def test_values_of_every_kind():
     accepted = []
 
-    @SETTINGS
+    @cases(2000)
     @hypothesis.given(configs)
     def fuzz(values):
         accepted.append(_check(values))
@@ -107,7 +100,7 @@ def test_text_of_every_kind(tmp_path):
         lambda: formats.open_source(tmp_path),
     )
 
-    @SETTINGS
+    @cases(2000)
     @hypothesis.given(st.sampled_from(SOURCES), edits)
     def fuzz(text, changes):
         of_run = text == SOURCES[-1]

@@ -12,20 +12,13 @@ import warnings
 import hypothesis
 import numpy as np
 import pytest
+from fuzzing import cases
 from hypothesis import strategies as st
 from PIL import Image
 
 from flax_mnv2.errors import UserError
 from flax_mnv2.image_processor import MobileNetV2ImageProcessor
 
-SETTINGS = hypothesis.settings(
-    max_examples=2000,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[hypothesis.Phase.generate],
-)
 PROCESSOR = MobileNetV2ImageProcessor(size=12, crop_size=9)
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16B", "LA", "PA", "La",
          "RGBa", "RGBX")  # fmt: skip
@@ -134,7 +127,7 @@ def outcomes():
 
 
 def test_images(tmp_path, outcomes):
-    @SETTINGS
+    @cases(2000)
     @hypothesis.seed(0)
     @hypothesis.given(images, st.none() | images, odd, odd)
     def run(source, maps, tensors, layout):
@@ -158,7 +151,7 @@ def test_images(tmp_path, outcomes):
 def test_settings(outcomes):
     picture = np.arange(7 * 8 * 3, dtype=np.uint8).reshape(7, 8, 3)
 
-    @SETTINGS
+    @cases(2000)
     @hypothesis.seed(0)
     @hypothesis.given(st.dictionaries(st.sampled_from(NAMES), nested | odd, max_size=3), odd, odd, odd)
     def run(settings, tensors, layout, given):
@@ -187,7 +180,7 @@ def _pixels(value):
 def test_logits(outcomes):
     maps = arrays(sides=(1, 2, 3), min_rank=4, max_rank=4, dtypes=("f4", "f8", "f2", "i4"))
 
-    @SETTINGS
+    @cases(2000)
     @hypothesis.seed(0)
     @hypothesis.given(
         arrays() | others | maps,

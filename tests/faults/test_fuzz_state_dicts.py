@@ -11,6 +11,7 @@ import resource
 import hypothesis
 import numpy as np
 import pytest
+from fuzzing import cases
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -21,17 +22,6 @@ from flax_mnv2.convert.tensors import write_state
 
 MAX_GROWTH_KIB = 400_000
 HF = MobileNetV2Config(num_labels=3)
-
-
-def settings(count):
-    return hypothesis.settings(
-        max_examples=count,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[hypothesis.Phase.generate],
-    )
 
 
 def _peak():
@@ -109,7 +99,7 @@ def test_state_dicts(tiny_blocks, library, count):
     outcomes = []
     before = _peak()
 
-    @settings(count)
+    @cases(count)
     @hypothesis.given(changes)
     def fuzz(edits):
         state = dict(whole)
@@ -173,7 +163,7 @@ def _fuzz_file(path, contents, count):
     outcomes = []
     before = _peak()
 
-    @settings(count)
+    @cases(count)
     @hypothesis.given(st.sampled_from(contents), byte_edits)
     def fuzz(content, edits):
         path.write_bytes(_edited(content, edits))
@@ -211,7 +201,7 @@ headers = st.dictionaries(st.sampled_from(["a", "b", "__metadata__", "", "\x00"]
 def test_safetensors_with_any_header(tmp_path):
     path, outcomes = tmp_path / "w.safetensors", []
 
-    @settings(1000)
+    @cases(1000)
     @hypothesis.given(headers, st.sampled_from([0, 4, 8, 24]))
     def fuzz(header, length):
         text = json.dumps(header).encode()

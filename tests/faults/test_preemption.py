@@ -10,13 +10,9 @@ SHORT = {"num_steps": 6, "eval_every_steps": 4, "checkpoint__every_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(uncut):
     """A run that nobody interrupted."""
-    workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flax_mnv2.config.BLOCK_TABLE", harness.BLOCKS)
-        assert harness.train_here(data.config("plain", **SHORT), workdir) == 0
-    return workdir
+    return uncut("plain", **SHORT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

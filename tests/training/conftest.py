@@ -1,16 +1,13 @@
 """Runs small enough to train in a second: drawn shapes or coloured photos, a few narrow blocks."""
 
-import importlib.util
 import pathlib
 from types import ModuleType
 
-import numpy as np
+import imagenet_archives
 import pytest
-from PIL import Image
+from coloured_photos import make_photos
 
 from flax_mnv2.training.run_config import default_config
-
-COLORS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 
 
 @pytest.fixture(scope="session")
@@ -41,27 +38,14 @@ def tiny_config(shapes_dir, tiny_blocks):
 
 @pytest.fixture(scope="session")
 def imagenet() -> ModuleType:
-    """The helpers in tests/imagenet_archives.py (tests are not a package)."""
-    path = pathlib.Path(__file__).resolve().parents[1] / "imagenet_archives.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The helpers in tests/imagenet_archives.py."""
+    return imagenet_archives
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """A folder of single-coloured noisy photos, 12 to train and 5 to test in each class."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 5)):
-        for name, color in COLORS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(rng.normal(color, 25, (40, 48, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.jpg")
-    return root
+    return make_photos(tmp_path_factory.mktemp("photos"), train=12, test=5)
 
 
 @pytest.fixture
