@@ -5,7 +5,8 @@
 ``blocks`` is the network's table, null for the whole one. ``during`` is preparing, compiling, or training, evaluating
 or saving, for which ``at`` counts steps, batches or saves from 1. The signal is sent to this process at once, or
 ``delay`` seconds later by a thread; with ``again`` a second one follows that many seconds after it. ``samples`` names a
-file that gets a JSON line of this process's size every ``sample_every`` steps.
+file that gets a JSON line of this process's size every ``sample_every`` steps. ``poison`` lists training examples of a
+classifier, by position, whose loss is NaN. ``float64`` computes in that, which configs do not offer.
 """
 
 import json
@@ -17,7 +18,12 @@ import sys
 import threading
 import time
 
+import jax
+import numpy as np
+
 import flax_mnv2.config
+
+NO_CLASS = 200  # a label beyond all classes, which makes a loss NaN
 
 
 def send(fault):
@@ -78,6 +84,40 @@ def arm(fault, setattr=setattr):
     setattr(loop, "prefetch", prefetch_and_fail)
 
 
+class _Spoilt:
+    """Batches in which some examples have other values, after everything on the host has checked them."""
+
+    def __init__(self, batches, positions, values):
+        self._batches, self._positions, self._values = batches, positions, values
+        self.bad_examples = batches.bad_examples
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._batches.close()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = dict(next(self._batches))
+        for name, value in self._values.items():
+            batch[name] = batch[name].copy()
+            batch[name][np.isin(batch["index"], self._positions)] = value
+        return batch
+
+
+def spoil(task, positions, values, setattr=setattr):
+    """From now on these training examples of a class of tasks have these values."""
+    original = task.train_batches
+
+    def train_batches(self, dataset, *, start_step):
+        return _Spoilt(original(self, dataset, start_step=start_step), positions, values)
+
+    setattr(task, "train_batches", train_batches)
+
+
 def sample(path, every):
     """Notes memory, open files, threads and time every so many training steps."""
     import gc
@@ -93,6 +133,8 @@ def sample(path, every):
             pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
             line = {
                 "step": self._done,
+                "arrays": len(jax.live_arrays()),
+                "objects": len(gc.get_objects()),
                 "rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
                 "open_files": len(os.listdir("/proc/self/fd")),
                 "threads": len(os.listdir("/proc/self/task")),
@@ -111,6 +153,16 @@ def main():
     sys.argv = sys.argv[2:]
     if "fault" in spec:
         arm(spec["fault"])
+    if "poison" in spec:
+        from flax_mnv2.tasks.classification import ClassificationTask
+
+        spoil(ClassificationTask, spec["poison"], {"label": NO_CLASS})
+    if spec.get("float64"):
+        from flax_mnv2.training import config_checks
+
+        jax.config.update("jax_enable_x64", True)
+        config_checks._RULES["dtype"] = (lambda value: value == "float64", "float64")
+        sys.argv.append("--config.dtype=float64")
     if "samples" in spec:
         sample(spec["samples"], spec["sample_every"])
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -18,14 +18,13 @@ import threading
 import time
 
 import numpy as np
-from PIL import Image
+from coloured_photos import make_photos
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
 RECIPE = HERE / "tiny_recipe.py"
 BLOCKS = ((8, 1, 2), (8, 1, 1))  # of the tiny network
 WALL_CLOCK = ("images_per_second",)  # figures that no two runs share
-_COLORS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 
 
 # ---- starting and cutting runs --------------------------------------------------------------------------------------
@@ -38,7 +37,7 @@ class Data:
         self.folder = folder
         self.photos = folder / "photos"
         if not self.photos.exists():
-            _make_photos(self.photos)
+            make_photos(self.photos, train=12, test=5)
 
     def flags(self, variant: str) -> list[str]:
         """Of the command line, after the script."""
@@ -114,6 +113,13 @@ class Child:
                     assert time.monotonic() < deadline, f"{timeout} s without {text!r}:\n{self.printed}"
                     return text in self.printed
         return True
+
+    def workers(self) -> list[int]:
+        """Ids of the input workers that it has started."""
+        tasks = pathlib.Path(f"/proc/{self._process.pid}/task").glob("*/children")
+        children = [int(number) for path in tasks for number in path.read_text().split()]
+        commands = {number: pathlib.Path(f"/proc/{number}/cmdline").read_bytes() for number in children}
+        return [number for number, command in commands.items() if b"spawn_main" in command]
 
     def send(self, number: signal.Signals) -> float:
         """Sends a signal; returns the moment."""
@@ -325,17 +331,6 @@ def different_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
     return [f"array {name}" for name in one if one[name].tobytes() != other[name].tobytes()][:3]
 
 
-def _make_photos(root: pathlib.Path) -> None:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 5)):
-        for name, color in _COLORS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(rng.normal(color, 25, (40, 48, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.jpg")
-
-
 # ---- damage to what a run left --------------------------------------------------------------------------------------
 
 
@@ -411,10 +406,11 @@ def damages(checkpoint: pathlib.Path, *, positions: int):
 
 
 def damage(path: pathlib.Path, kind: str, rng: random.Random) -> None:
-    """Flips a bit, cuts the file at a random place, or empties it."""
+    """Flips a bit (``flip in content``: of a byte that is not 0), cuts the file at a random place, or empties it."""
     content = bytearray(path.read_bytes())
-    if kind == "flip" and content:
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    if kind.startswith("flip") and content:
+        places = np.flatnonzero(content) if kind == "flip in content" else range(len(content))
+        content[rng.choice(places)] ^= 1 << rng.randrange(8)
     elif kind == "truncate" and content:
         del content[rng.randrange(len(content)) :]
     else:

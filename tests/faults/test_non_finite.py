@@ -1,10 +1,12 @@
 """Losses, gradients and weights that become NaN or infinite: runs with a poisoned example stop or skip, and name it."""
 
+import child
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from child import NO_CLASS
 
 from flax_mnv2.data.pipeline import batch_positions
 from flax_mnv2.tasks.classification import ClassificationTask
@@ -20,32 +22,7 @@ from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.training_log import NotFiniteError
 
 TASKS = {"segmentation": SegmentationTask, "classification": ClassificationTask}
-NO_CLASS = 200  # a label beyond all classes, which makes a loss NaN
 MARK = 7  # all pixels of a marked image have this value
-
-
-class _Batches:
-    """Batches of a task, in which some examples are spoilt after everything on the host has checked them."""
-
-    def __init__(self, batches, spoil, positions):
-        self._batches, self._spoil, self._positions = batches, spoil, positions
-        self.bad_examples = batches.bad_examples
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._batches.close()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        batch = dict(next(self._batches))
-        for name, value in self._spoil.items():
-            batch[name] = batch[name].copy()
-            batch[name][np.isin(batch["index"], self._positions)] = value
-        return batch
 
 
 @pytest.fixture
@@ -53,12 +30,7 @@ def poison(monkeypatch):
     """(task, positions, what) → from now on these examples of the training split are spoilt."""
 
     def arrange(task, positions, **spoil):
-        original = TASKS[task].train_batches
-
-        def train_batches(self, dataset, *, start_step):
-            return _Batches(original(self, dataset, start_step=start_step), spoil, positions)
-
-        monkeypatch.setattr(TASKS[task], "train_batches", train_batches)
+        child.spoil(TASKS[task], positions, spoil, monkeypatch.setattr)
 
     return arrange
 
