@@ -9,6 +9,7 @@ folder and renames it, so a checkpoint is whole or absent. What an evaluation fo
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
 from typing import Any
@@ -32,6 +33,7 @@ from flax_mnv2.convert.flax_folder import ABOUT_NAME, EMA_NAME, VARIABLES_NAME
 from flax_mnv2.convert.orbax_arrays import leave_out_closed_loops, read_arrays
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.training.checkpoint_folder import CheckpointFolder
+from flax_mnv2.training.deadline import ends_within
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.untrusted import read_json
 
@@ -39,7 +41,7 @@ FOLDER_NAME = "checkpoints"
 SCORE = "score"  # what checkpoints are ranked by, more is better
 VARIABLES, EMA, ABOUT = VARIABLES_NAME, EMA_NAME, ABOUT_NAME  # from_pretrained reads these too
 TRAINING, METRICS = "training", "metrics"
-_SAVE_TIMEOUT_SECONDS = 1200  # that other hosts may take for their share
+_MARGIN_SECONDS = 30.0  # in which Orbax can say which other host has not done its share
 
 
 class Checkpoints:
@@ -57,6 +59,7 @@ class Checkpoints:
         keep_best: int = 0,
         read_only: bool = False,
         tolerant: bool = False,
+        timeout: float = 1200.0,
     ):
         """Opens ``folder``, which is made unless ``read_only``; leftovers of saves that were cut are removed.
 
@@ -66,6 +69,7 @@ class Checkpoints:
           keep_best: checkpoints with the best scores to keep beside them.
           read_only: nothing is written.
           tolerant: a save that fails is noted in ``failures`` and said, not raised.
+          timeout: seconds that a save, or the reading of a checkpoint, may take; then the process ends.
 
         Raises:
           CheckpointError: the folder cannot be made or written.
@@ -73,8 +77,9 @@ class Checkpoints:
         self.failures: list[str] = []
         self._folder = CheckpointFolder(folder, items=(VARIABLES, TRAINING, ABOUT, EMA))
         self._keep_last, self._keep_best, self._tolerant = keep_last, keep_best, tolerant
+        self._timeout = timeout
         self._saving: int | None = None
-        self._checkpointer = _checkpointer()
+        self._checkpointer = _checkpointer(timeout)
         self._leads = jax.process_index() == 0
         leave_out_closed_loops()
         if not read_only and self._leads:
@@ -148,8 +153,9 @@ class Checkpoints:
     def _read(self, step: int, item: str) -> dict[str, np.ndarray]:
         """The arrays of an item by path, which are those that were saved."""
         path = self._folder.path_of(step) / item
-        noted = self._read_about(step).get(ARRAYS_NAME)  # absent in checkpoints of older versions
-        arrays = read_arrays(path)
+        with self._limit(f"Reading {path}"):
+            noted = self._read_about(step).get(ARRAYS_NAME)  # absent in checkpoints of older versions
+            arrays = read_arrays(path)
         if noted is not None:
             check_arrays(arrays, noted[item], path)
         return arrays
@@ -178,7 +184,8 @@ class Checkpoints:
             arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             arguments[ABOUT] = ocp.args.JsonSave(seal({**about, ARRAYS_NAME: arrays}))
             self._saving = step
-            self._checkpointer.save(self._folder.path_of(step).absolute(), args=ocp.args.Composite(**arguments))
+            with self._limit(f"Beginning to save step {step} in {self._folder.path}"):
+                self._checkpointer.save(self._folder.path_of(step).absolute(), args=ocp.args.Composite(**arguments))
         except Exception as error:
             self._failed(step, error)
 
@@ -205,17 +212,21 @@ class Checkpoints:
         if self._saving is None:
             return
         try:
-            self._checkpointer.wait_until_finished()
-            if self._leads:
-                self._remove_superfluous()
+            with self._limit(f"Saving step {self._saving} in {self._folder.path}"):
+                self._checkpointer.wait_until_finished()
+                if self._leads:
+                    self._remove_superfluous()
         except Exception as error:
             self._failed(self._saving, error)
         self._saving = None
 
+    def _limit(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return ends_within(self._timeout + _MARGIN_SECONDS * (jax.process_count() > 1), what)
+
     def _failed(self, step: int, error: Exception) -> None:
         """Cleans up after a save that failed; raises unless the run tolerates it."""
         self._saving = None
-        self._checkpointer = _checkpointer()  # whatever state the old one is in
+        self._checkpointer = _checkpointer(self._timeout)  # whatever state the old one is in
         if self._leads:
             self._folder.remove_leftovers()
         text = (
@@ -338,11 +349,11 @@ class Checkpoints:
                 self._folder.remove(step)
 
 
-def _checkpointer() -> ocp.AsyncCheckpointer:
+def _checkpointer(timeout: float) -> ocp.AsyncCheckpointer:
     items = {name: ocp.StandardCheckpointHandler() for name in (VARIABLES, EMA, TRAINING)}
     handler = ocp.CompositeCheckpointHandler(**items, **{ABOUT: ocp.JsonCheckpointHandler()})
     # Folders made in the background would leave threads waiting, for minutes, for one that could not be made.
-    options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_SECONDS, create_directories_asynchronously=False)
+    options = ocp.AsyncOptions(timeout_secs=math.ceil(timeout), create_directories_asynchronously=False)
     return ocp.AsyncCheckpointer(handler, async_options=options)
 
 

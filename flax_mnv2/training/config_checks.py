@@ -202,6 +202,7 @@ _RULES: dict[str, Rule] = {
     "data.eval_interpolation": _one_of("bilinear", "bicubic"),
     "data.bad_examples": _one_of("fail", "skip"),
     "data.timeout": _POSITIVE,
+    "checkpoint.timeout": _POSITIVE,
     "checkpoint.on_error": _one_of("stop", "continue"),
     "non_finite.action": _one_of("stop", "skip"),
     "data.crop_size": _pair_from(32),

@@ -23,6 +23,7 @@ from flax_mnv2.training.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
 from flax_mnv2.training.progress import Progress
+from flax_mnv2.training.run_lock import only_run
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.steps import make_eval_step
 from flax_mnv2.training.training_log import LOG, TrainingLog
@@ -84,12 +85,16 @@ def train(
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     keeps_ema, tolerant = config.ema.decay > 0, config.checkpoint.on_error == "continue"
 
-    with Checkpoints(
-        workdir / FOLDER_NAME,
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
-        tolerant=tolerant,
-    ) as checkpoints:
+    with (
+        only_run(workdir),
+        Checkpoints(
+            workdir / FOLDER_NAME,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            tolerant=tolerant,
+            timeout=config.checkpoint.timeout,
+        ) as checkpoints,
+    ):
         # ---- State: from the newest checkpoint, else from pretrained weights, else random -------------------
         resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
         variables = task.init_variables(config.seed)

@@ -169,6 +169,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1  # by mean IoU (segmentation) or top-1 accuracy; 0: none
     config.checkpoint.on_error = "stop"  # what a full disk or lost permission does; or continue: train on, try again
+    config.checkpoint.timeout = 1200.0  # seconds that storage may take for a save before the run ends
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8  # over all devices and hosts

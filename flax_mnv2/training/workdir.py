@@ -17,6 +17,7 @@ from flax_mnv2.training.checkpoint import FOLDER_NAME as CHECKPOINTS_NAME
 from flax_mnv2.training.distributed import from_leader, leader_first, meet
 from flax_mnv2.training.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
 from flax_mnv2.training.run_config import check_same_run
+from flax_mnv2.training.run_lock import LOCK_NAME
 from flax_mnv2.untrusted import read_json
 
 CONFIG_NAME = "config.json"
@@ -71,7 +72,7 @@ def _record(folder: pathlib.Path, config: ml_collections.ConfigDict, token: path
 def _check_links(folder: pathlib.Path) -> None:
     """Refuses a workdir, perhaps somebody else's, in which what a run writes would go elsewhere."""
     inside = folder.resolve()
-    for name in (CONFIG_NAME, CHECKPOINTS_NAME, METRICS_NAME, EVENTS_NAME):
+    for name in (CONFIG_NAME, CHECKPOINTS_NAME, METRICS_NAME, EVENTS_NAME, LOCK_NAME):
         path = folder / name
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             raise DataError(
