@@ -131,6 +131,18 @@ def test_a_run_goes_on_past_a_full_disk_and_saves_once_there_is_room(tiny, whole
     assert printed.rindex("Could not save") > printed.index("step 9/9"), "not reported at the end"
 
 
+def test_the_script_says_that_the_disk_is_full_and_ends_with_status_2(data, run):
+    shutil.rmtree(run / "checkpoints" / "9")
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in SHORT.items()]
+    small_files = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
+    printed = harness.run("train.py", *data.flags("plain"), *flags, f"--workdir={run}", prefix=small_files, expect=2)
+    [message] = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "Could not save the checkpoint of step 9" in message
+    assert "Check free space and permissions. Complete checkpoints there: [6]" in message
+    assert f'File "{harness.ROOT / "flax_mnv2"}' not in printed  # ours end in the message
+    assert harness.steps(run) == [6]
+
+
 @pytest.mark.parametrize("action", ["stop", "continue"])
 def test_the_folder_of_the_checkpoints_is_lost_for_a_while(tiny, tmp_path, monkeypatch, capfd, action):
     """Root may write anywhere, so a file stands in the folder's place."""

@@ -1,20 +1,17 @@
 """Whole runs of a classifier on tiny photos: training, EMA, resumption, evaluation, loading the result."""
 
 import json
-import signal
 
 import jax
 import numpy as np
 import pytest
 
-import flax_mnv2.training.loop as loop_module
 from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
 from flax_mnv2.errors import UserError
 from flax_mnv2.pretrained import load_processor
 from flax_mnv2.tasks.jobs import make_train_task
 from flax_mnv2.training.checkpoint import Checkpoints
 from flax_mnv2.training.evaluate_run import evaluate_run
-from flax_mnv2.training.interrupt import Interrupted
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
@@ -64,31 +61,6 @@ def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, variables, kept)
     processor = load_processor(checkpoint)
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 32}, {"height": 32, "width": 32})
-
-
-def test_an_interrupted_run_goes_on_bit_for_bit_with_everything_on(config, tmp_path, monkeypatch):
-    config.ema.decay, config.ema.ramp = 0.9, True
-    config.gradient_accumulation_steps = 2
-    config.data.mixup_alpha, config.data.cutmix_alpha = 0.2, 1.0
-    config.data.auto_augment, config.data.random_erasing = "trivial_augment_wide", 0.3
-    config.data.augment_repeats = 2
-    config.drop_path_rate, config.model.classifier_dropout_prob = 0.3, 0.2
-    config.optimizer.name, config.optimizer.epsilon = "rmsprop", 1e-3
-    whole = train(config, tmp_path / "whole", parallel=_one_device())
-    advance = loop_module.Progress.advance
-
-    def stop(self):
-        advance(self)
-        if self._title == "training" and self._done == 4:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(loop_module.Progress, "advance", stop)
-    with pytest.raises(Interrupted):
-        train(config, tmp_path / "cut", parallel=_one_device())
-    monkeypatch.setattr(loop_module.Progress, "advance", advance)
-    resumed = train(config, tmp_path / "cut", parallel=_one_device())
-    assert int(resumed.step) == 6
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 def test_epochs_are_counted_in_the_data(config, tmp_path):

@@ -3,18 +3,15 @@
 import json
 import pathlib
 import shutil
-import signal
 
 import jax
 import numpy as np
 import pytest
 
-import flax_mnv2.training.loop as loop_module
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
 from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
 from flax_mnv2.training.checkpoint import Checkpoints
 from flax_mnv2.training.evaluate_run import evaluate_run
-from flax_mnv2.training.interrupt import Interrupted
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
@@ -31,39 +28,6 @@ def _assert_same(one, other):
 
 def _without_rates(lines):
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Sends a signal to this process when the given step has been logged, as a person or a scheduler would."""
-
-    def arrange(step, number):
-        original = loop_module.Progress.advance
-
-        def advance(self):
-            original(self)
-            if self._title == "training" and self._done == step:
-                signal.raise_signal(number)
-
-        monkeypatch.setattr(loop_module.Progress, "advance", advance)
-        return lambda: monkeypatch.setattr(loop_module.Progress, "advance", original)
-
-    return arrange
-
-
-def test_an_interrupted_run_goes_on_bit_for_bit(tiny_config, tmp_path, stop_after):
-    number = signal.SIGINT  # test_scripts.py has SIGTERM
-    whole = train(tiny_config, tmp_path / "whole", parallel=_one_device())
-    restore = stop_after(5, number)  # no step of the log: its mean is of steps on both sides
-    with pytest.raises(Interrupted) as caught:
-        train(tiny_config, tmp_path / "cut", parallel=_one_device())
-    assert caught.value.code == 128 + number
-    restore()
-    assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step() == 5
-    resumed = train(tiny_config, tmp_path / "cut", parallel=_one_device())
-    _assert_same(resumed, whole)
-    lines = [_without_rates(read_metrics(tmp_path / name)) for name in ("cut", "whole")]
-    assert lines[0] == lines[1]
 
 
 def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_path, capsys):
@@ -91,17 +55,6 @@ def test_bfloat16_trains(tiny_config, tmp_path):
     state = train(tiny_config, tmp_path, parallel=_one_device())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
     assert np.isfinite(read_metrics(tmp_path)[-2]["loss"])
-
-
-def test_pmap_goes_on_from_a_jit_checkpoint_on_other_devices(tiny_config, tmp_path, stop_after):
-    restore = stop_after(3, signal.SIGTERM)
-    with pytest.raises(Interrupted):
-        train(tiny_config, tmp_path, parallel=make_parallel("jit", jax.devices()[:4]))
-    restore()
-    tiny_config.parallel = "pmap"
-    state = train(tiny_config, tmp_path, parallel=make_parallel("pmap", jax.devices()[:2]))
-    assert int(state.step) == 6
-    assert np.isfinite(read_metrics(tmp_path)[-1]["mean_iou"])
 
 
 def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_path):
