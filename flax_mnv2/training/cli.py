@@ -11,7 +11,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from flax_mnv2.errors import USER_ERROR_STATUS, UserError
-from flax_mnv2.training.interrupt import quit_at_second_interrupt
+from flax_mnv2.training.interrupt import quit_at_once_when_due
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant, such as opening read-only
-        quit_at_second_interrupt()
+        quit_at_once_when_due()
         try:
             main(argv)
         except UserError as error:

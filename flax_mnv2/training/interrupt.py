@@ -8,6 +8,8 @@ import threading
 
 from flax_mnv2.training.host_link import HostLink
 
+_nothing_to_save = threading.Event()  # a run of one process has not trained yet; compiling may take minutes
+
 
 class StopRequest:
     """While active, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once.
@@ -30,13 +32,20 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._note)
         if self._link is not None:
             self._link.begin_loop()
+        else:
+            _nothing_to_save.set()
         return self
 
     def __exit__(self, *_) -> None:
+        _nothing_to_save.clear()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._link is not None:
             self._link.end_loop()
+
+    def must_save(self) -> None:
+        """From here on an end at once would lose something."""
+        _nothing_to_save.clear()
 
     def now(self) -> bool:
         """Whether the run stops here; to be asked between any two pieces of work, equally often by all processes.
@@ -73,8 +82,11 @@ class Interrupted(SystemExit):
         super().__init__(128 + number)
 
 
-def quit_at_second_interrupt() -> None:
-    """From here on a second Ctrl-C ends this process at once, whatever it is doing; for scripts, not for notebooks.
+def quit_at_once_when_due() -> None:
+    """From here on signals end this process at once where that is due; for scripts, not for notebooks.
+
+    A second Ctrl-C does so whatever the process is doing. The first, or SIGTERM, does so while a run of one process
+    has trained nothing since it was started, as while its step compiles: whoever stops machines gives half a minute.
 
     Python runs its own handlers between two of its instructions only, so not while a program compiles or a collective
     waits; a thread hears of signals without delay. Nothing is cleaned up, and nothing has to be: a checkpoint is whole
@@ -83,15 +95,21 @@ def quit_at_second_interrupt() -> None:
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_count_interrupts, args=(heard,), name="interrupts", daemon=True).start()
+    threading.Thread(target=_listen, args=(heard,), name="interrupts", daemon=True).start()
 
 
-def _count_interrupts(heard: int) -> None:
-    count = 0
-    while count < 2:
-        count += os.read(heard, 64).count(signal.SIGINT)
-    say_from_a_handler("Ctrl-C twice: quits at once, without saving")
-    os._exit(128 + signal.SIGINT)
+def _listen(heard: int) -> None:
+    interrupts = 0
+    while True:
+        for number in os.read(heard, 64):
+            interrupts += number == signal.SIGINT
+            if interrupts == 2:
+                say_from_a_handler("Ctrl-C twice: quits at once, without saving")
+                os._exit(128 + signal.SIGINT)
+            if number in (signal.SIGINT, signal.SIGTERM) and _nothing_to_save.is_set():
+                name = signal.Signals(number).name
+                say_from_a_handler(f"{name}: ends at once; nothing was trained since this start, so nothing is lost")
+                os._exit(128 + number)
 
 
 def say_from_a_handler(text: str) -> None:

@@ -161,6 +161,7 @@ def train(
                         checkpoints.wait()
                     raise
                 state, metrics = train_step(state, batch)
+                stop.must_save()
                 step += 1
                 log.trained(step, metrics)
                 evaluates = step == config.num_steps or step % config.eval_every_steps == 0

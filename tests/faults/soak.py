@@ -188,7 +188,8 @@ def stop_quickstart(soak: Soak) -> list[Row]:
             row.tried += 1
             slowest[what] = max(seconds, slowest.get(what, 0.0))
             say(f"quickstart, {what}: {number.name}, status {status} after {seconds:.1f} s")
-            if status != 128 + number or seconds > STOP_WITHIN or not harness.steps(workdir):
+            saved = bool(harness.steps(workdir))
+            if status != 128 + number or seconds > STOP_WITHIN or saved == (what == "compiling"):
                 row.lost.append(child.printed)
         row.figure = "slowest: " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in slowest.items())
         rows.append(row)

@@ -37,10 +37,10 @@ def test_a_signal_before_the_first_step(data, tmp_path):
     fault = {"signal": "SIGTERM", "during": "preparing"}
     harness.run("train.py", *flags, fault=fault, expect=143)
     assert harness.steps(tmp_path / "run") == []
-    fault = {"signal": "SIGTERM", "during": "compiling", "delay": 0.2}
+    fault = {"signal": "SIGTERM", "during": "compiling", "delay": 0.01}
     printed = harness.run("train.py", *flags, fault=fault, expect=143)
-    [saved] = harness.steps(tmp_path / "run")
-    assert f"SIGTERM: saved step {saved} in {tmp_path / 'run' / 'checkpoints'}" in printed
+    assert harness.steps(tmp_path / "run") == []
+    assert "SIGTERM: ends at once; nothing was trained since this start" in printed  # compiling may take minutes
     assert "Traceback" not in printed
 
 
