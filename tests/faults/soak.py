@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import logging
 import os
 import pathlib
 import platform
@@ -28,6 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # helpers 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the library
 
 import harness
+from absl import logging
 from harness import Child, differences, run
 
 BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
@@ -370,7 +370,8 @@ def _fill_and_free(row, flags, whole, disk, action) -> None:
     ballast, workdir = disk / "ballast", disk / "run"
     flags = [*flags, f"--workdir={workdir}", f"--config.checkpoint.on_error={action}"]
     with Child("train.py", *flags) as child:
-        child.wait_for("step 8/")
+        while child.running and not harness.steps(workdir):
+            time.sleep(0.01)
         with ballast.open("wb", buffering=0) as file:
             try:
                 while True:
@@ -622,7 +623,7 @@ def put_between_marks(path: pathlib.Path, text: str) -> None:
 
 def main() -> int:
     """Runs what is asked for; the status is 1 where something was lost."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's, about what its own reader does
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, with commas")
     parser.add_argument("--times", type=int, default=DEFAULT_TIMES, help="kills during saves; the rest follows")
