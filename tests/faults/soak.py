@@ -1,6 +1,6 @@
 """Runs broken many times over, in every way that the tests beside it know once: make soak
 
-    python tests/faults/soak.py                          # about half an hour on two cores
+    python tests/faults/soak.py                          # about an hour on two cores
     python tests/faults/soak.py --only kill-saves,damage --times 200
 
 Seeds are fixed; at what moments signals arrive follows from the machine as well. Prints a table, and with ``--output``
