@@ -29,7 +29,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 soak: $(VENV)/installed-test
-	$(BIN)/python tests/faults/soak.py $(SOAK_ARGS)
+	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -22,13 +22,13 @@ cli.define_host_flags()
 
 def main(_) -> None:
     """Evaluates."""
-    from flax_mnv2.training.recorded_config import config_for_evaluation
+    from flax_mnv2.training.config.recorded import config_for_evaluation
 
     given = _CONFIG.value is not None
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if given else {}
     config = config_for_evaluation(_CONFIG.value, overrides, workdir=_WORKDIR.value, checkpoint=_CHECKPOINT.value)
     with cli.hosts(config, "step", "weights", "split", "per_class"):
-        from flax_mnv2.training.evaluate_run import evaluate_run
+        from flax_mnv2.training.evaluate import evaluate_run
 
         evaluate_run(
             config,

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import harness
 
 if TYPE_CHECKING:  # the package loads JAX, which must come after the command line
-    from flax_mnv2.training import hlo
+    from flax_mnv2.tools.tpu_compile import hlo
 
 GIGAHERTZ = 1.5  # TPU v5e
 
@@ -45,8 +45,8 @@ GIGAHERTZ = 1.5  # TPU v5e
 def main() -> None:
     arguments = harness.parse_arguments("compile_tpu", __doc__, add_options)
     from flax_mnv2.errors import UserError
-    from flax_mnv2.training import hlo
-    from flax_mnv2.training.slices import open_slice
+    from flax_mnv2.tools.tpu_compile import hlo
+    from flax_mnv2.tools.tpu_compile.slices import open_slice
 
     try:
         chips = open_slice(arguments.topology).devices
@@ -114,7 +114,7 @@ def compiler_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
     """What the report says of a compiled program; ``images`` are those of one chip."""
-    from flax_mnv2.training import hlo
+    from flax_mnv2.tools.tpu_compile import hlo
 
     cost, memory, traffic = compiled.cost_analysis(), compiled.memory_analysis(), module.traffic()
     peak = (
@@ -152,7 +152,7 @@ def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
 
 def print_layers(module: hlo.Module, images: int, number: int) -> None:
     """Prints the largest contributors to HBM traffic: layers, and single instructions."""
-    from flax_mnv2.training import hlo
+    from flax_mnv2.tools.tpu_compile import hlo
 
     traffic = module.traffic()
     total = sum(each.bytes for each in traffic)
@@ -186,11 +186,11 @@ def build(arguments: argparse.Namespace, chips: list[Any]) -> SimpleNamespace:
     import jax.numpy as jnp
 
     from benchmarks import workloads
+    from flax_mnv2.training.config.defaults import default_config
     from flax_mnv2.training.optimizer import make_optimizer, make_schedule
     from flax_mnv2.training.parallel import AXIS
-    from flax_mnv2.training.run_config import default_config
     from flax_mnv2.training.state import TrainState
-    from flax_mnv2.training.steps import make_train_step
+    from flax_mnv2.training.step import make_train_step
 
     parallel = arguments.parallel or ("jit" if arguments.sync else "pmap")
     axis_name = AXIS if parallel == "pmap" else None
@@ -231,7 +231,7 @@ def make_model(arguments: argparse.Namespace, config: Any, axis_name: str | None
     """The model; ``axis_name`` is the mapped axis. Ends the program where it cannot do what is asked."""
     import jax.numpy as jnp
 
-    from flax_mnv2.pretrained import make_model
+    from flax_mnv2.weights.pretrained import make_model
 
     if not arguments.sync and arguments.parallel == "jit":
         sys.exit("--no-sync needs --parallel pmap: under jit a batch is global, and its statistics with it")

@@ -110,7 +110,7 @@ def shared_folder() -> pathlib.Path:
 
 def imagenet_files(data: pathlib.Path) -> list[dict[str, Any]]:
     """Training examples in the archive's order: ``image`` (bytes), ``label`` and ``file_name``."""
-    from flax_mnv2.data.archive import inner_files, open_tree
+    from flax_mnv2.data.archives.archive import inner_files, open_tree
 
     tree = open_tree(data / "imagenet_mini" / "ILSVRC2012_img_train.tar")
     files = [
@@ -124,7 +124,7 @@ def imagenet_files(data: pathlib.Path) -> list[dict[str, Any]]:
 
 def voc_files(data: pathlib.Path) -> list[dict[str, Any]]:
     """Training examples: ``image`` and ``segmentation_mask`` (bytes), and ``image_id``."""
-    from flax_mnv2.data.voc_files import VocFiles
+    from flax_mnv2.data.datasets.voc_files import VocFiles
 
     with VocFiles(data / "camvid_voc.tar") as voc:
         return [
@@ -166,7 +166,7 @@ def imagenet_makers(files: list[dict[str, Any]], peers: set[str]) -> dict[str, C
 
 
 def ours_imagenet(images: list[bytes], **options: bool) -> Case:
-    from flax_mnv2.data.random_crop import decode_random_crop
+    from flax_mnv2.data.augment.random_crop import decode_random_crop
 
     rng = np.random.default_rng(0)
 
@@ -244,7 +244,7 @@ def voc_makers(files: list[dict[str, Any]], peers: set[str]) -> dict[str, Callab
 
 def ours_voc(files: list[dict[str, Any]]) -> Case:
     """The steps of ``pipeline.train_batches``, in its order."""
-    from flax_mnv2.data import augment
+    from flax_mnv2.data.augment import segmentation as augment
 
     rng = np.random.default_rng(0)
     size = (VOC_SIZE, VOC_SIZE)
@@ -310,7 +310,7 @@ class ImagenetExample:
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Decodes and augments one example."""
-        from flax_mnv2.data.random_crop import decode_random_crop
+        from flax_mnv2.data.augment.random_crop import decode_random_crop
 
         example = self.source[index]
         return {"image": decode_random_crop(example["image"], rng, size=IMAGENET_SIZE), "label": example["label"]}
@@ -340,7 +340,7 @@ def worker_init(index: int, count: int) -> None:
 
 def voc_loader(source: Files, *, batch_size: int, num_workers: int) -> Any:
     """The library's own loader."""
-    from flax_mnv2.data.pipeline import train_batches
+    from flax_mnv2.data.loader.batches import train_batches
 
     return train_batches(
         source,

@@ -23,7 +23,7 @@ import flax_mnv2
 from benchmarks import workloads
 from benchmarks.torch_setup import import_torch
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.pretrained import make_model
+from flax_mnv2.weights.pretrained import make_model
 
 # What torchvision and timm cannot vary: PyTorch's symmetric padding and epsilon. Same shapes, so same variables.
 PYTORCH_NUMBERS = {"tf_padding": False, "layer_norm_eps": 1e-5}

@@ -20,9 +20,9 @@ from flax import traverse_util
 import flax_mnv2
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.losses import cross_entropy_sums, segmentation_cross_entropy_sums
-from flax_mnv2.pretrained import make_model
 from flax_mnv2.training.state import TrainState
-from flax_mnv2.training.steps import make_train_step
+from flax_mnv2.training.step import make_train_step
+from flax_mnv2.weights.pretrained import make_model
 
 VOC_CLASSES = 21
 VOID_SHARE = 0.05  # of the pixels of a label map, about as in VOC

@@ -15,7 +15,7 @@ Expected: of cifar10 from mobilenet_v2_1.0_224, top-1 0.733 on the 10,000 test i
 class (seed 0), where the same recipe in PyTorch with transformers reached 0.692. 13 minutes on two busy CPU cores.
 """
 
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.training.config.defaults import default_config
 
 
 def get_config(variant: str = ""):

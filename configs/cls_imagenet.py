@@ -39,10 +39,10 @@ right on 176 and 77, the same images as with transformers.
 
 import ml_collections
 
-from flax_mnv2.convert.pytorch import IMAGENET_MEAN, IMAGENET_STD
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.training.run_config import default_config
-from flax_mnv2.variants import VARIANTS, variant_config
+from flax_mnv2.models.variants import VARIANTS, variant_config
+from flax_mnv2.training.config.defaults import default_config
+from flax_mnv2.weights.pytorch import IMAGENET_MEAN, IMAGENET_STD
 
 
 def get_config(argument: str = ""):

@@ -6,7 +6,7 @@ Command:
 Expected: mean IoU above 0.80 on the 80 validation images, in about two minutes on two CPU cores (0.89 in our run).
 """
 
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.training.config.defaults import default_config
 
 
 def get_config(variant: str = ""):

@@ -12,7 +12,7 @@ Own data in VOC layout:
   --config.data.dataset=voc_segmentation/custom --config.data.archive=FILE --config.data.labels=FILE
 """
 
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.training.config.defaults import default_config
 
 
 def get_config(variant: str = ""):

@@ -2,8 +2,7 @@
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
-from flax_mnv2.image_processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
-from flax_mnv2.inference import make_inference_fn
+from flax_mnv2.image_processing.processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
 from flax_mnv2.models import (
     MobileNetV2Backbone,
     MobileNetV2ForImageClassification,
@@ -11,15 +10,16 @@ from flax_mnv2.models import (
     MobileNetV2Model,
     fold_batch_norm,
 )
-from flax_mnv2.pretrained import (
+from flax_mnv2.models.inference import make_inference_fn
+from flax_mnv2.models.variants import VARIANTS, variant_config
+from flax_mnv2.version import __version__
+from flax_mnv2.weights.pretrained import (
     from_pretrained,
     from_state_dict,
     load_backbone,
     save_pretrained,
     to_state_dict,
 )
-from flax_mnv2.variants import VARIANTS, variant_config
-from flax_mnv2.version import __version__
 
 __all__ = [
     "VARIANTS",

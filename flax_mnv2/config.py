@@ -1,15 +1,12 @@
-"""The architecture as data: ``MobileNetV2Config`` and the layer plan that follows from it.
+"""``MobileNetV2Config``: the architecture in the fields of Hugging Face's ``config.json``.
 
-Field names, defaults and meanings are those of the ``config.json`` files that Hugging Face
-``transformers`` writes, so a config moves between the two libraries unchanged. Every width, stride and
-dilation of the network is computed here and nowhere else.
+Field names, defaults and meanings are those of ``transformers``, so a config moves between the two libraries unchanged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 from flax.core import FrozenDict
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.layer_plan import DEEPLAB_CHANNELS, FeatureSpec, LayerPlan, make_layer_plan
 from flax_mnv2.untrusted import find_unplain, read_json, shown
 
 MODEL_TYPE = "mobilenet_v2"
@@ -27,83 +25,6 @@ MAX_WEIGHTS_IN_FILE = 2**27  # that a config.json may describe: half a gigabyte;
 MAX_WIDTH_FACTOR = 64.0
 MAX_DEPTH_FACTOR = 6.0  # 91 blocks; beyond 100 their names would no longer sort by depth
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-DEEPLAB_CHANNELS = 256  # of the segmentation head; arXiv 1802.02611, section 4
-# MobileNetV2, arXiv 1801.04381, table 2: (output channels, blocks, stride of the first block). The row of
-# the first block (16 channels, expansion 1) belongs to the stem in the reference's layout.
-STEM_CHANNELS, STEM_OUT_CHANNELS, LAST_CHANNELS = 32, 16, 1280
-BLOCK_TABLE = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class StemSpec:
-    """The 3×3 stride-2 convolution and the first, unexpanded block, which the reference joins.
-
-    Attributes:
-      channels: width of the first convolution and of the depthwise one.
-      out_channels: width after the projection.
-      expand: whether a separate 1×1 convolution stands between them.
-      residual: whether the input of the first block is added to its output.
-    """
-
-    channels: int
-    out_channels: int
-    expand: bool
-    residual: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """One inverted residual block: 1×1 expansion, 3×3 depthwise, 1×1 projection.
-
-    Attributes:
-      name: ``layer_00`` to ``layer_15`` (more in a deeper network); sorting by name is sorting by depth.
-      in_channels: width of the input.
-      expanded_channels: width of the depthwise convolution.
-      out_channels: width of the output.
-      stride: 1 or 2, after ``output_stride`` has been taken into account.
-      dilation: rate of the depthwise convolution.
-      residual: whether the input is added to the output.
-      output_stride: input pixels per output pixel, along one side.
-    """
-
-    name: str
-    in_channels: int
-    expanded_channels: int
-    out_channels: int
-    stride: int
-    dilation: int
-    residual: bool
-    output_stride: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerPlan:
-    """The whole backbone: stem, blocks (sixteen by default), and the width of the last 1×1 convolution."""
-
-    stem: StemSpec
-    blocks: tuple[BlockSpec, ...]
-    last_channels: int
-
-    @property
-    def num_weights(self) -> int:
-        """Weights of the convolutions after the first one; ``complexity`` counts a network to the last parameter."""
-        stem = self.stem.channels * (self.stem.channels * self.stem.expand + 9 + self.stem.out_channels)
-        blocks = sum(block.expanded_channels * (block.in_channels + 9 + block.out_channels) for block in self.blocks)
-        return stem + blocks + self.blocks[-1].out_channels * self.last_channels
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureSpec:
-    """The deepest layer at one resolution, for decoders such as feature pyramids.
-
-    Attributes:
-      layer: its name in the layer plan.
-      channels: its width.
-    """
-
-    layer: str
-    channels: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -316,68 +237,6 @@ _OWN_FIELDS = (
     "stem_residual",
     "round_widths",
 )
-
-
-def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -> int:
-    """Rounds a channel count to a multiple of ``divisor``, never losing more than a tenth (TF-slim's rule)."""
-    rounded = max(divisor if minimum is None else minimum, int(value + divisor / 2) // divisor * divisor)
-    return int(rounded + divisor if rounded < 0.9 * value else rounded)
-
-
-def scale_channels(config: MobileNetV2Config, channels: int) -> int:
-    """``channels`` times the depth multiplier; Python's round-half-to-even is part of the reference's rule."""
-    scaled = channels * config.depth_multiplier
-    return make_divisible(round(scaled) if config.round_widths else scaled, config.depth_divisible_by, config.min_depth)
-
-
-def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
-    """Computes every width, stride and dilation of the backbone.
-
-    Once the running stride has reached ``output_stride``, a block that would stride keeps its resolution and
-    the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and the reference).
-    """
-    in_channels = scale_channels(config, STEM_OUT_CHANNELS)
-    stem_channels = STEM_CHANNELS if config.fixed_stem_and_head else scale_channels(config, STEM_CHANNELS)
-    stem = StemSpec(
-        channels=stem_channels,
-        out_channels=in_channels,
-        expand=not config.first_layer_is_expansion,
-        residual=config.stem_residual and stem_channels == in_channels,
-    )
-    *stages, last_stage = BLOCK_TABLE
-    stages = [
-        (channels, math.ceil(repeats * config.layer_depth_multiplier), first_stride)
-        for channels, repeats, first_stride in stages
-    ]
-    rows = [
-        (channels, first_stride if repeat == 0 else 1)
-        for channels, repeats, first_stride in (*stages, last_stage)
-        for repeat in range(repeats)
-    ]
-    blocks, current_stride, rate = [], 2, 1
-    for index, (channels, stride) in enumerate(rows):
-        dilation = 1
-        if current_stride == config.output_stride:
-            dilation, rate, stride = rate, rate * stride, 1
-        current_stride *= stride
-        out_channels = scale_channels(config, channels)
-        expanded = round(in_channels * config.expand_ratio)
-        blocks.append(
-            BlockSpec(
-                name=f"layer_{index:02d}",
-                in_channels=in_channels,
-                expanded_channels=make_divisible(expanded, config.depth_divisible_by, config.min_depth),
-                out_channels=out_channels,
-                stride=stride,
-                dilation=dilation,
-                residual=stride == 1 and in_channels == out_channels,
-                output_stride=current_stride,
-            )
-        )
-        in_channels = out_channels
-    keep_last = config.fixed_stem_and_head or (config.finegrained_output and config.depth_multiplier < 1.0)
-    last = LAST_CHANNELS if keep_last else scale_channels(config, LAST_CHANNELS)
-    return LayerPlan(stem=stem, blocks=tuple(blocks), last_channels=last)
 
 
 def _public_fields() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_mnv2.numerics import at_least_float32
+from flax_mnv2.models.numerics import at_least_float32
 
 CLASSIFICATION_IGNORE_LABEL = -100  # PyTorch's default, and with it the reference's
 

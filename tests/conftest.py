@@ -14,7 +14,9 @@ import jax
 import pytest
 import torchvision_ops  # noqa: F401 - torchvision can then be imported beside the CPU build of torch
 
-import flax_mnv2.config
+import flax_mnv2.layer_plan
+
+pytest_plugins = ("tiny_runs",)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -36,4 +38,4 @@ def shared() -> pathlib.Path:
 @pytest.fixture
 def tiny_blocks(monkeypatch):
     """Four blocks instead of sixteen, narrow: compiles in a second or two."""
-    monkeypatch.setattr(flax_mnv2.config, "BLOCK_TABLE", ((8, 1, 2), (8, 1, 1), (16, 2, 2)))
+    monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (8, 1, 1), (16, 2, 2)))

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
-from flax_mnv2.config import ACTIVATIONS, make_divisible
+from flax_mnv2.config import ACTIVATIONS
+from flax_mnv2.layer_plan import make_divisible
 from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS
 
 

@@ -16,11 +16,11 @@ from ml_collections import config_flags
 from PIL import Image
 
 from flax_mnv2 import VARIANTS
-from flax_mnv2.data.train_transform import make_train_transform
-from flax_mnv2.tasks.jobs import make_train_task
-from flax_mnv2.training.config_checks import check_config
+from flax_mnv2.data.augment.transform import make_train_transform
+from flax_mnv2.tasks.registry import make_train_task
+from flax_mnv2.training.config.checks import check_config
+from flax_mnv2.training.config.durations import in_steps
 from flax_mnv2.training.configured import configured_train_step, make_update_rule
-from flax_mnv2.training.durations import in_steps
 from flax_mnv2.training.optimizer import make_schedule
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState

@@ -1,6 +1,4 @@
-"""Data sets and input pipelines: TFDS builders, NumPy augmentations, grain iterators.
+"""Data sets and input pipelines: TFDS builders, NumPy augmentations, grain iterators. Nothing here needs TensorFlow.
 
-Nothing here needs TensorFlow. Use :func:`flax_mnv2.data.load.load_segmentation` or ``load_classification`` to get a
-data set, and :mod:`flax_mnv2.data.pipeline` or :mod:`flax_mnv2.data.classification_pipeline` to turn one of its
-splits into batches.
+:mod:`flax_mnv2.data.datasets` opens a data set, :mod:`flax_mnv2.data.loader` turns its splits into batches.
 """

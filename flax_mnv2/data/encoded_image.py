@@ -7,7 +7,7 @@ short with grey without a word. Reading a header costs a few microseconds, a hun
 import struct
 
 from flax_mnv2.errors import DataError
-from flax_mnv2.image_io import check_pixels
+from flax_mnv2.image_processing.reading import check_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names: what both Pillow and OpenCV decode
 

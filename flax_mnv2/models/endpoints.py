@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-from flax_mnv2.config import LayerPlan
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.layer_plan import LayerPlan
 
 LAST_CONV = "conv_1x1"
 Selection = bool | Sequence[int | str]

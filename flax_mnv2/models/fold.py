@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.models.heads import DEEPLAB_EPSILON
+from flax_mnv2.models.heads.deeplab import DEEPLAB_EPSILON
 
 _HEAD = "segmentation_head"
 

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_mnv2.config import BlockSpec, MobileNetV2Config, StemSpec
-from flax_mnv2.models.batch_norm import BatchNorm
-from flax_mnv2.models.depthwise import depthwise_conv
-from flax_mnv2.models.expansion import Expansion
-from flax_mnv2.models.platforms import Implementation
-from flax_mnv2.models.pointwise import Activation, Moments, affine_act, moments, pointwise
-from flax_mnv2.models.shifts import Padding
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.layer_plan import BlockSpec, StemSpec
+from flax_mnv2.models.ops.batch_norm import BatchNorm
+from flax_mnv2.models.ops.depthwise import depthwise_conv
+from flax_mnv2.models.ops.expansion import Expansion
+from flax_mnv2.models.ops.platforms import Implementation
+from flax_mnv2.models.ops.pointwise import Activation, Moments, affine_act, moments, pointwise
+from flax_mnv2.models.ops.shifts import Padding
 
 Dtype = Any
 

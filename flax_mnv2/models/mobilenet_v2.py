@@ -16,11 +16,12 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
 from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
-from flax_mnv2.models.heads import ClassificationHead, DeepLabV3Head
+from flax_mnv2.models.heads.classification import ClassificationHead
+from flax_mnv2.models.heads.deeplab import DeepLabV3Head
+from flax_mnv2.models.heads.pooling import average_pool
 from flax_mnv2.models.layers import Dtype, Layer, make_layer
+from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
-from flax_mnv2.models.platforms import IMPLEMENTATIONS, Implementation
-from flax_mnv2.models.pooling import average_pool
 
 MIN_SIZE_PX = 32
 

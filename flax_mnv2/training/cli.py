@@ -11,7 +11,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from flax_mnv2.errors import USER_ERROR_STATUS, UserError
-from flax_mnv2.training.interrupt import quit_at_once_when_due
+from flax_mnv2.training.faults.interrupt import quit_at_once_when_due
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -90,7 +90,7 @@ def _readable(error: Exception) -> str:
         return f"Cannot load the recipe given by --config: {lines[-1]}"
     if not isinstance(error, flags.Error):
         text = f"No such config field, or a value of the wrong type: {text.replace(chr(10), ' ')}"
-    return f"{text}\nRun with --help for the flags; the fields are in flax_mnv2/training/run_config.py."
+    return f"{text}\nRun with --help for the flags; the fields are in flax_mnv2/training/config/defaults.py."
 
 
 def _stop(message: str) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import ml_collections
 import optax
 
-from flax_mnv2.tasks.jobs import Task
+from flax_mnv2.tasks.registry import Task
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
 from flax_mnv2.training.parallel import Parallel
-from flax_mnv2.training.steps import make_train_step
+from flax_mnv2.training.step import make_train_step
 
 
 def make_update_rule(config: ml_collections.ConfigDict) -> tuple[optax.Schedule, optax.GradientTransformation]:

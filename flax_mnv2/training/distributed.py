@@ -20,6 +20,8 @@ import jax
 import ml_collections
 
 from flax_mnv2.errors import USER_ERROR_STATUS, DataError, UserError
+from flax_mnv2.training.config.defaults import flatten, jsonable
+from flax_mnv2.training.faults.interrupt import Interrupted
 from flax_mnv2.training.host_link import (
     PEER_FAILED_STATUS,
     HostError,
@@ -28,9 +30,7 @@ from flax_mnv2.training.host_link import (
     join,
 )
 from flax_mnv2.training.host_server import HostServer
-from flax_mnv2.training.interrupt import Interrupted
 from flax_mnv2.training.relay import Relay
-from flax_mnv2.training.run_config import flatten, jsonable
 from flax_mnv2.version import __version__
 
 INITIALIZATION_TIMEOUT = 300.0

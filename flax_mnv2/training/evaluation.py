@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from flax_mnv2.tasks.jobs import Dataset, Task
+from flax_mnv2.tasks.registry import Dataset, Task
+from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.parallel import Parallel, prefetch
-from flax_mnv2.training.progress import Progress
 
 
 class Keeper(Protocol):

@@ -8,25 +8,25 @@ import time
 import jax
 import ml_collections
 
-from flax_mnv2.data.bad_examples import report
+from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
-from flax_mnv2.tasks.jobs import Task, load_dataset, make_train_task
-from flax_mnv2.training.blame import Blame
-from flax_mnv2.training.checkpoint import FOLDER_NAME, SCORE, Checkpoints
-from flax_mnv2.training.config_checks import check_config, check_parts
+from flax_mnv2.tasks.registry import Task, load_dataset, make_train_task
+from flax_mnv2.training.config.checks import check_config, check_parts
+from flax_mnv2.training.config.durations import in_steps
 from flax_mnv2.training.configured import configured_train_step, make_update_rule
 from flax_mnv2.training.distributed import check_enough_examples, from_leader, leader_first, link
-from flax_mnv2.training.durations import in_steps
 from flax_mnv2.training.evaluation import evaluate
-from flax_mnv2.training.initial_state import initial_variables, origin_notes
-from flax_mnv2.training.interrupt import Interrupted, StopRequest
-from flax_mnv2.training.metrics_writer import METRICS_NAME, MetricsWriter
+from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
+from flax_mnv2.training.faults.nan_search import Blame
+from flax_mnv2.training.faults.run_lock import only_run
+from flax_mnv2.training.initial_weights import initial_variables, origin_notes
+from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
+from flax_mnv2.training.logging.progress import Progress
+from flax_mnv2.training.logging.training_log import LOG, TrainingLog
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
-from flax_mnv2.training.progress import Progress
-from flax_mnv2.training.run_lock import only_run
+from flax_mnv2.training.run_checkpoints import FOLDER_NAME, SCORE, Checkpoints
 from flax_mnv2.training.state import TrainState
-from flax_mnv2.training.steps import make_eval_step
-from flax_mnv2.training.training_log import LOG, TrainingLog
+from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.training.workdir import open_workdir
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from flax_mnv2.convert.files import write_text
 from flax_mnv2.errors import ConfigError, DataError
-from flax_mnv2.training.checkpoint import FOLDER_NAME as CHECKPOINTS_NAME
+from flax_mnv2.training.config.defaults import check_same_run
 from flax_mnv2.training.distributed import from_leader, leader_first, meet
-from flax_mnv2.training.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
-from flax_mnv2.training.run_config import check_same_run
-from flax_mnv2.training.run_lock import LOCK_NAME
+from flax_mnv2.training.faults.run_lock import LOCK_NAME
+from flax_mnv2.training.logging.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
+from flax_mnv2.training.run_checkpoints import FOLDER_NAME as CHECKPOINTS_NAME
 from flax_mnv2.untrusted import read_json
+from flax_mnv2.weights.files import write_text
 
 CONFIG_NAME = "config.json"
 _SHARED_STORAGE_SECONDS = 30.0  # that a file may take to be seen on other hosts

@@ -17,7 +17,7 @@ def uncut(data, tmp_path_factory):
     def train(task, **fields):
         workdir = tmp_path_factory.mktemp("uncut")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("flax_mnv2.config.BLOCK_TABLE", harness.BLOCKS)
+            patch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
             assert harness.train_here(data.config(task, **fields), workdir) == 0
         return workdir
 
@@ -27,5 +27,5 @@ def uncut(data, tmp_path_factory):
 @pytest.fixture
 def tiny(data, monkeypatch):
     """(task, **fields) → the config of a tiny run inside this process."""
-    monkeypatch.setattr("flax_mnv2.config.BLOCK_TABLE", harness.BLOCKS)
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
     return data.config

@@ -8,7 +8,7 @@ import harness
 import pytest
 
 from flax_mnv2 import CheckpointError
-from flax_mnv2.training.checkpoint import Checkpoints
+from flax_mnv2.training.run_checkpoints import Checkpoints
 
 SHORT = {"num_steps": 9, "eval_every_steps": 9, "checkpoint__every_steps": 3}
 

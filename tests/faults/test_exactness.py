@@ -5,7 +5,7 @@ import json
 import harness
 import pytest
 
-from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.training.evaluate import evaluate_run
 
 SHORT = {"num_steps": 12, "eval_every_steps": 6, "checkpoint__every_steps": 3}
 

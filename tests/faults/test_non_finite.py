@@ -8,18 +8,18 @@ import optax
 import pytest
 from child import NO_CLASS
 
-from flax_mnv2.data.pipeline import batch_positions
-from flax_mnv2.tasks.classification import ClassificationTask
-from flax_mnv2.tasks.jobs import load_dataset, make_train_task
-from flax_mnv2.tasks.segmentation import SegmentationTask
-from flax_mnv2.training.blame import MAX_NAMES, MAX_SEARCHES, Blame, find_bad_rows
-from flax_mnv2.training.checkpoint import Checkpoints
+from flax_mnv2.data.loader.batches import batch_positions
+from flax_mnv2.tasks.classification.task import ClassificationTask
+from flax_mnv2.tasks.registry import load_dataset, make_train_task
+from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.configured import configured_train_step, make_update_rule
+from flax_mnv2.training.faults.nan_search import MAX_NAMES, MAX_SEARCHES, Blame, find_bad_rows
+from flax_mnv2.training.logging.metrics_writer import read_metrics
+from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
-from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
+from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
-from flax_mnv2.training.training_log import NotFiniteError
 
 TASKS = {"segmentation": SegmentationTask, "classification": ClassificationTask}
 MARK = 7  # all pixels of a marked image have this value

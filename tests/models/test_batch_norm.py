@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from flax_mnv2.models.batch_norm import BatchNorm
-from flax_mnv2.models.pointwise import affine_act, moments
+from flax_mnv2.models.ops.batch_norm import BatchNorm
+from flax_mnv2.models.ops.pointwise import affine_act, moments
 
 FEATURES = 4
 SETTINGS = {"momentum": 0.9, "epsilon": 1e-3}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_mnv2.models import slices
-from flax_mnv2.models.depthwise import depthwise_conv, native_depthwise
 from flax_mnv2.models.layers import same_padding
-from flax_mnv2.models.shifts import KernelGradient, Window
+from flax_mnv2.models.ops import slices
+from flax_mnv2.models.ops.depthwise import depthwise_conv, native_depthwise
+from flax_mnv2.models.ops.shifts import KernelGradient, Window
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2}  # of the largest value
 CHANNELS = 5

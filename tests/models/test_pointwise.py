@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flax_mnv2.models.pointwise import affine_act, moments, pointwise
+from flax_mnv2.models.ops.pointwise import affine_act, moments, pointwise
 
 TOLERANCES = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 1e-2}  # of the largest value
 DTYPES = list(TOLERANCES)

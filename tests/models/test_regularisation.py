@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import flax_mnv2.config
+import flax_mnv2.layer_plan
 from flax_mnv2 import ConfigError, MobileNetV2Config, MobileNetV2ForImageClassification
 from flax_mnv2.models.layers import DropPath
 
@@ -15,7 +15,7 @@ from flax_mnv2.models.layers import DropPath
 @pytest.fixture
 def config(monkeypatch):
     """Some of the blocks have a shortcut."""
-    monkeypatch.setattr(flax_mnv2.config, "BLOCK_TABLE", ((8, 1, 1), (8, 2, 2), (8, 2, 1)))
+    monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 1), (8, 2, 2), (8, 2, 1)))
     return MobileNetV2Config(depth_multiplier=0.35, num_labels=3, initializer_range=0.3, classifier_dropout_prob=0.0)
 
 

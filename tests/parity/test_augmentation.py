@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from flax_mnv2.data import image_ops
-from flax_mnv2.data.auto_augment import (
+from flax_mnv2.data.augment import image_ops
+from flax_mnv2.data.augment.auto_augment import (
     RAND_AUGMENT,
     TIMM_RAND_AUGMENT,
     TRIVIAL_AUGMENT_WIDE,
@@ -15,8 +15,8 @@ from flax_mnv2.data.auto_augment import (
     TimmRandAugment,
     TrivialAugmentWide,
 )
-from flax_mnv2.data.color_jitter import ColorJitter
-from flax_mnv2.data.random_erasing import RandomErasing
+from flax_mnv2.data.augment.color_jitter import ColorJitter
+from flax_mnv2.data.augment.random_erasing import RandomErasing
 
 FACTORS = (0.0, 0.1, 0.37, 0.5, 0.9, 1.0, 1.03, 1.27, 1.9, 1.99)
 SIZES = ((128, 128), (37, 53), (1, 9), (9, 1), (1, 1), (2, 2))

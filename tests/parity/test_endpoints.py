@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from flax_mnv2 import MobileNetV2Backbone, from_pretrained
-from flax_mnv2.convert import formats
+from flax_mnv2.weights import formats
 
 
 def test_expansions_are_those_of_the_reference(transformers, randomize, assert_close, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 
 SHAPES = [(61, 97), (97, 61), (50, 50), (31, 200), (7, 9), (64, 48)]
 SMALL = {"size": 48, "crop_size": 40}

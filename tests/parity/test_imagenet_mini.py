@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.data.load import load_classification
-from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.data.datasets.load import load_classification
+from flax_mnv2.training.evaluate import evaluate_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Right first answers, ours and theirs, of shared/weights/mobilenet_v2_1.0_224.

@@ -10,7 +10,7 @@ import pytest
 
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
 from flax_mnv2.losses import classification_loss, segmentation_loss, smooth_targets, soft_cross_entropy_sum
-from flax_mnv2.pretrained import from_pretrained
+from flax_mnv2.weights.pretrained import from_pretrained
 
 CASES = {
     "cross-entropy": (5, None, np.array([0, 4, 2, 2, 1, 3])),

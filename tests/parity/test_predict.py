@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.image_io import read_picture
-from flax_mnv2.image_processor import MobileNetV2ImageProcessor
-from flax_mnv2.predict import load_predictor
-from flax_mnv2.prediction.segmentation import label_map
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.image_processing.reading import read_picture
+from flax_mnv2.predict.command import load_predictor
+from flax_mnv2.tasks.segmentation.predictor import label_map
 
 PHOTOS = (
     "bird_segmentation.png",

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.ema import update_ema
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
-from flax_mnv2.training.run_config import default_config
 
 STEPS = 20
 

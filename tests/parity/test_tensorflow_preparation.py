@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.data.central_crop import CentralCrop
+from flax_mnv2.data.augment.central_crop import CentralCrop
 
 
 @pytest.mark.parametrize("side", [224, 96])

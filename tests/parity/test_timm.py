@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.convert import formats
-from flax_mnv2.convert import timm as ours
-from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.weights import formats
+from flax_mnv2.weights import timm as ours
 
 SIZES = {
     "mobilenetv2_035": (97, 130),
@@ -140,7 +140,7 @@ def test_training_normalises_as_timm_does(saved):
     import torch
     from flax import traverse_util
 
-    from flax_mnv2.convert.checkpoint import make_model
+    from flax_mnv2.weights.checkpoint import make_model
 
     module, path = saved("mobilenetv2_035")
     checkpoint = formats.open_source(path).checkpoint()

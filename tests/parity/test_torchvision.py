@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import from_pretrained
-from flax_mnv2.convert import formats
+from flax_mnv2.weights import formats
 
 CASES = [(0.25, (97, 130)), (0.35, (64, 70)), (0.68125, (97, 130)), (1.0, (224, 224)), (1.4, (100, 158))]
 

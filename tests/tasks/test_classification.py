@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
-from flax_mnv2.image_processor import MobileNetV2ImageProcessor
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.metrics import ClassificationMetrics
-from flax_mnv2.tasks.classification import ClassificationTask, ResizeAndCrop, label_offset, output_size
-from flax_mnv2.tasks.classification_report import Predictions, format_table
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.tasks.classification.report import Predictions, format_table
+from flax_mnv2.tasks.classification.task import ClassificationTask, ResizeAndCrop, label_offset, output_size
+from flax_mnv2.training.config.defaults import default_config
 
 NAMES = ("background", "ant, emmet", "bee", "crane", "crane", "dog", "eel")
 

@@ -5,10 +5,10 @@ import types
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
-from flax_mnv2.tasks.classification import ClassificationTask
-from flax_mnv2.tasks.jobs import load_dataset, make_eval_task, make_train_task
-from flax_mnv2.tasks.segmentation import SegmentationTask
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.tasks.classification.task import ClassificationTask
+from flax_mnv2.tasks.registry import load_dataset, make_eval_task, make_train_task
+from flax_mnv2.tasks.segmentation.task import SegmentationTask
+from flax_mnv2.training.config.defaults import default_config
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
 from flax_mnv2.errors import UserError
-from flax_mnv2.pretrained import load_processor
-from flax_mnv2.tasks.jobs import make_train_task
-from flax_mnv2.training.checkpoint import Checkpoints
-from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.tasks.registry import make_train_task
+from flax_mnv2.training.config.defaults import default_config
+from flax_mnv2.training.evaluate import evaluate_run
+from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
-from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.training.run_checkpoints import Checkpoints
+from flax_mnv2.weights.pretrained import load_processor
 
 COLORS = ("blue", "green", "red")
 

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-import flax_mnv2.training.evaluate_run as evaluate_run_module
+import flax_mnv2.training.evaluate as evaluate_run_module
 from flax_mnv2 import CheckpointError, DataError, MobileNetV2Config, save_pretrained
-from flax_mnv2.data.classification_pipeline import decode_rgb
-from flax_mnv2.image_processor import MobileNetV2ImageProcessor
-from flax_mnv2.pretrained import make_model
-from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.data.loader.classification import decode_rgb
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.training.config.defaults import default_config
+from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_config import default_config
+from flax_mnv2.weights.pretrained import make_model
 
 PROCESSOR = MobileNetV2ImageProcessor(size=40, crop_size={"height": 32, "width": 40}, image_mean=0.4, image_std=0.3)
 

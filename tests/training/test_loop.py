@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
-from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
-from flax_mnv2.training.checkpoint import Checkpoints
-from flax_mnv2.training.evaluate_run import evaluate_run
+from flax_mnv2.tasks.segmentation.task import SegmentationTask, make_model_config
+from flax_mnv2.training.evaluate import evaluate_run
+from flax_mnv2.training.logging.metrics_writer import read_metrics
+from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
-from flax_mnv2.training.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.training_log import NotFiniteError
+from flax_mnv2.training.run_checkpoints import Checkpoints
 
 
 def _one_device(mode="jit"):

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from flax_mnv2 import DataError
-from flax_mnv2.training.metrics_writer import MetricsWriter, read_metrics
+from flax_mnv2.training.logging.metrics_writer import MetricsWriter, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # In a process of its own: the size that files may have, which stands in for a full disk, is one for all of a process.
 FULL_DISK = """
 import pathlib, resource, sys
-from flax_mnv2.training.metrics_writer import MetricsWriter
+from flax_mnv2.training.logging.metrics_writer import MetricsWriter
 
 folder, tolerant = pathlib.Path(sys.argv[1]), sys.argv[2] == "continue"
 before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.optimizer import decay_mask, layer_factors, make_optimizer, make_schedule
-from flax_mnv2.training.run_config import default_config
 
 
 @pytest.fixture

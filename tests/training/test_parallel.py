@@ -6,15 +6,15 @@ import optax
 import pytest
 
 from flax_mnv2 import ConfigError
-from flax_mnv2.data.load import load_segmentation
-from flax_mnv2.tasks.segmentation import SegmentationTask, make_model_config
-from flax_mnv2.tasks.segmentation_report import Pictures
-from flax_mnv2.training.checkpoint import Checkpoints
+from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.tasks.segmentation.report import Pictures
+from flax_mnv2.tasks.segmentation.task import SegmentationTask, make_model_config
 from flax_mnv2.training.evaluation import evaluate
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
 from flax_mnv2.training.parallel import check_divisible, make_parallel, prefetch
+from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
-from flax_mnv2.training.steps import make_eval_step, make_train_step
+from flax_mnv2.training.step import make_eval_step, make_train_step
 
 STEPS = 2
 

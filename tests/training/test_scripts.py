@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from flax_mnv2.training.metrics_writer import read_metrics
+from flax_mnv2.training.logging.metrics_writer import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = [

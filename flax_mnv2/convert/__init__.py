@@ -1,1 +1,0 @@
-"""Weights of other libraries: one file per ecosystem, each usable in both directions."""

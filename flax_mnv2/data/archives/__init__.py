@@ -1,0 +1,1 @@
+"""Folders, tars and zips of images behind one read-only view."""

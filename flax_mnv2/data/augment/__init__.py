@@ -1,0 +1,1 @@
+"""What training does to images: pure functions of bytes and a generator."""

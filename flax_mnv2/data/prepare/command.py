@@ -1,0 +1,203 @@
+"""Builds data sets ahead of training: ``python -m flax_mnv2.data.prepare NAME …``; train.py then finds them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import tensorflow_datasets as tfds
+
+from flax_mnv2.data.datasets import imagenet
+from flax_mnv2.data.datasets.load import DATASETS, load_classification, load_segmentation
+from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, default_data_dir, prepared
+from flax_mnv2.data.prepare import conversion
+from flax_mnv2.errors import USER_ERROR_STATUS, DataError, UserError
+
+INTERRUPTED_STATUS = 130  # the shell's for SIGINT
+_COMMAND = "python -m flax_mnv2.data.prepare"
+_DESCRIPTION = """\
+Build a data set ahead of training, as ArrayRecord files that training reads without
+TensorFlow. NAME is what config.data.dataset will be; or "convert", for a data set that
+TensorFlow Datasets has prepared as TFRecord. What is built already is left as it is."""
+_EPILOG = f"""\
+exit status: 0 done; 2 nothing done: a mistake in the command, or in the data.
+
+examples:
+  {_COMMAND} imagenet2012 --manual_dir ~/ilsvrc --without_tensorflow
+  {_COMMAND} convert ~/tensorflow_datasets/imagenet2012/5.1.0
+  {_COMMAND} image_folder --archive photos.zip
+  {_COMMAND} voc_segmentation/2012 --data_dir /data/tfds"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+      argv: its arguments; None takes them from the command line.
+
+    Returns:
+      The exit status: 0 done, 2 a user's mistake, 130 interrupted.
+
+    Raises:
+      SystemExit: for ``--help`` (status 0) and for arguments that do not parse (status 2).
+    """
+    arguments = _parse(argv)
+    start = time.monotonic()
+    try:
+        lines = arguments.prepare(arguments)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    print("\n".join([*lines, f"time        {time.monotonic() - start:.1f} s"]))
+    return 0
+
+
+def _prepare_imagenet(arguments: argparse.Namespace) -> list[str]:
+    data_dir = default_data_dir(arguments.data_dir)
+    existing = imagenet.prepared_by_tfds(data_dir)
+    if existing is not None:
+        return _report(dict.fromkeys(existing.info.splits, existing))
+    place = imagenet.manual_dir(arguments.manual_dir, data_dir)
+    archives = imagenet.find_archives(place)
+    if not archives:
+        raise imagenet.no_archives(place)
+    if not arguments.without_tensorflow:
+        return _report(dict.fromkeys(archives, _build_by_tfds(place, archives, data_dir)))
+    return _report(
+        {split: prepared(_installer(split, archive, data_dir), data_dir) for split, archive in archives.items()}
+    )
+
+
+def _installer(split: str, archive: pathlib.Path, data_dir: pathlib.Path) -> Callable[[], tfds.core.DatasetBuilder]:
+    return lambda: imagenet.make_installed_builder(split, archive, data_dir)
+
+
+def _build_by_tfds(
+    place: pathlib.Path, archives: dict[str, pathlib.Path], data_dir: pathlib.Path
+) -> tfds.core.DatasetBuilder:
+    """TFDS's ``imagenet2012``, built by TFDS."""
+    alternative = shlex.join(["imagenet2012", "--manual_dir", str(place), "--data_dir", str(data_dir)])
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            "TFDS's builder of imagenet2012 needs TensorFlow, which is not installed: pip install tensorflow-cpu "
+            "(training does not need it). Or have ours build it, which needs nothing more:\n"
+            f"  {_COMMAND} {alternative} --without_tensorflow"
+        )
+    if missing := [name for split, name in imagenet.SPLITS.items() if split not in archives]:
+        raise DataError(
+            f"{place / missing[0]} is missing; TFDS's builder wants both archives. Put it there, or have ours build "
+            f"the one split:\n  {_COMMAND} {alternative} --without_tensorflow"
+        )
+    options = tfds.download.DownloadConfig(manual_dir=place)
+    return prepared(
+        lambda: tfds.builder("imagenet2012", data_dir=data_dir, file_format=ARRAY_RECORD),
+        data_dir,
+        download_config=options,
+    )
+
+
+def _prepare_image_folder(arguments: argparse.Namespace) -> list[str]:
+    dataset = load_classification({"dataset": "image_folder", **_settings(arguments)})
+    builders = {split: builder() for split, builder in dataset.builders.items()}
+    return [*_report(builders), f"classes     {len(dataset.labels)}: {_shortened(dataset.labels)}"]
+
+
+def _prepare_segmentation(arguments: argparse.Namespace) -> list[str]:
+    dataset = load_segmentation({"dataset": arguments.name, **_settings(arguments)})
+    return [
+        *_report(dict.fromkeys(dataset.split_names, dataset.builder)),
+        f"classes     {len(dataset.labels)}: {_shortened(dataset.labels)}",
+    ]
+
+
+def _convert(arguments: argparse.Namespace) -> list[str]:
+    folder = conversion.convert(arguments.folder, data_dir=arguments.data_dir, num_workers=arguments.num_workers)
+    builder = tfds.builder_from_directory(folder)
+    return _report(dict.fromkeys(builder.info.splits, builder))
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, object]:
+    """The fields of config.data among the arguments, those that were given."""
+    keys = ("data_dir", "archive", "sbd_archive", "labels", "num_classes", "ignore_label", "holdout")
+    return {key: value for key, value in vars(arguments).items() if key in keys and value is not None}
+
+
+def _report(builders: dict[str, tfds.core.DatasetBuilder]) -> list[str]:
+    lines = [f"{split:<11} {builder.info.splits[split].num_examples:,} examples" for split, builder in builders.items()]
+    places = {str(builder.data_dir): builder.builder_config for builder in builders.values()}
+    folders = []
+    for folder, config in places.items():
+        folders.append(f"folder      {folder}")
+        if config is not None and config.description:
+            folders.append(f"what        {config.description}")
+    return [*folders, *lines]
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+
+    def add(name: str, prepare: Callable[[argparse.Namespace], list[str]], summary: str) -> argparse.ArgumentParser:
+        default_place = "beside FOLDER" if name == "convert" else "$TFDS_DATA_DIR or ~/tensorflow_datasets"
+        command = names.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command.set_defaults(prepare=prepare)
+        command.add_argument(
+            "--data_dir",
+            default="",
+            metavar="DIR",
+            help=f"where prepared data sets live, as config.data.data_dir (default: {default_place})",
+        )
+        return command
+
+    command = add("imagenet2012", _prepare_imagenet, "ImageNet (ILSVRC 2012) from its official archives")
+    command.add_argument(
+        "--manual_dir",
+        default="",
+        metavar="DIR",
+        help=f"folder of {' and '.join(imagenet.SPLITS.values())} (default: downloads/manual in the data_dir)",
+    )
+    command.add_argument(
+        "--without_tensorflow",
+        action="store_true",
+        help="build with this project's builder: the same features, the archives' order, files as they are; "
+        "by default TFDS builds it, which needs TensorFlow",
+    )
+    command = add("image_folder", _prepare_image_folder, "images in folders by split and class, of your own")
+    command.add_argument("--archive", required=True, metavar="PATH", help="folder, tar or zip of train/CLASS/IMAGE …")
+    command.add_argument(
+        "--holdout", type=float, metavar="SHARE", help="of train, where there is no other split (default: 0.1)"
+    )
+    for name in DATASETS:
+        command = add(name, _prepare_segmentation, "images and class masks")
+        if name.startswith("voc_segmentation"):
+            command.add_argument("--archive", metavar="PATH", help="folder, tar or zip in VOC's layout")
+        if name == "voc_segmentation/2012_aug":
+            command.add_argument("--sbd_archive", metavar="PATH", help="SBD's benchmark.tgz, or its masks as PNG")
+        if name == "voc_segmentation/custom":
+            command.add_argument("--labels", metavar="NAMES", help="a text file with one name per line, or a,b,c")
+            command.add_argument("--num_classes", type=int, metavar="N", help="in place of --labels")
+            command.add_argument("--ignore_label", type=int, metavar="N", help="pixels without a class (default: 255)")
+    command = add("convert", _convert, "a data set that TFDS prepared as TFRecord, to ArrayRecord")
+    command.add_argument(
+        "folder", metavar="FOLDER", type=pathlib.Path, help="its dataset_info.json's, such as …/imagenet2012/5.1.0"
+    )
+    command.add_argument("--num_workers", type=int, metavar="N", help="processes (default: by cores and shards)")
+    return parser.parse_args(argv)

@@ -1,0 +1,1 @@
+"""Images of any kind to pixel values, and logits back to label maps."""

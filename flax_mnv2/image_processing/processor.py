@@ -1,0 +1,358 @@
+"""What a user feeds a model and gets back: images → ``pixel_values``, logits → label maps.
+
+The reference is transformers' ``MobileNetV2ImageProcessorPil``, the Pillow implementation, which is also what
+``transformers.MobileNetV2ImageProcessor`` is where torchvision is not installed; the torchvision one interpolates
+otherwise and is not reproduced. On images that it accepts, results are the same to the last bit. Ours differs on
+purpose in three things: every image comes out as RGB (transparency on white, the reference's ``do_convert_rgb``),
+the channels come last unless ``data_format`` says otherwise, and arguments are never written to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
+from flax_mnv2.hub import resolve_folder
+from flax_mnv2.image_processing import reading as image_io
+from flax_mnv2.image_processing import steps as image_steps
+from flax_mnv2.image_processing.settings import CHECKS, check_choice, check_data_format, check_target_sizes
+from flax_mnv2.untrusted import read_json, shown
+
+PROCESSOR_NAME = "preprocessor_config.json"
+PROCESSOR_TYPE = "MobileNetV2ImageProcessor"
+TENSOR_TYPES = ("np", "jax", "pt", "tf")
+_TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
+_KNOWN_TYPES = (PROCESSOR_TYPE, f"{PROCESSOR_TYPE}Fast", f"{PROCESSOR_TYPE}Pil", "MobileNetV2FeatureExtractor")
+
+
+class BatchFeature(dict):
+    """A dict whose entries are also attributes: ``pixel_values``, and ``labels`` where maps were given.
+
+    JAX takes it apart as it does a dict, and ``model.apply(variables, **features)`` passes both to a model.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no {name!r} here; there are {', '.join(self)}") from None
+
+
+jax.tree_util.register_pytree_node(
+    BatchFeature,
+    lambda features: (tuple(features.values()), tuple(features)),
+    lambda names, values: BatchFeature(zip(names, values, strict=True)),
+)
+
+
+@dataclasses.dataclass
+class MobileNetV2ImageProcessor:
+    """Resizes, crops, rescales and normalises images; every setting can be had otherwise per call.
+
+    Attributes:
+      do_resize: whether to resize.
+      size: ``{"shortest_edge": px}`` (the longer side is truncated) or ``{"height": px, "width": px}``; an int is a
+        shortest edge, a pair is height and width.
+      resample: Pillow's filter, 0 to 5, for images; maps take the nearest label.
+      do_center_crop: whether to crop; an image that is smaller gets zeros around it, before normalisation.
+      crop_size: ``{"height": px, "width": px}``, an int for a square, or a pair.
+      do_rescale: whether to multiply by ``rescale_factor``.
+      rescale_factor: 1/255 brings bytes into [0, 1].
+      do_normalize: whether to subtract ``image_mean`` and divide by ``image_std``.
+      image_mean: one number per channel; a single number is taken for all three.
+      image_std: the same.
+      do_reduce_labels: in maps, 0 becomes 255 and other labels one less; 255 stays.
+      extra: keys of a ``preprocessor_config.json`` that are not listed here, kept so that they are written back.
+
+    Raises:
+      ConfigError: a setting has the wrong form or is out of its range.
+    """
+
+    do_resize: bool = True
+    size: int | Sequence[int] | Mapping[str, int] = 256
+    resample: int = Image.Resampling.BILINEAR
+    do_center_crop: bool = True
+    crop_size: int | Sequence[int] | Mapping[str, int] = 224
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: float | Sequence[float] = (0.5, 0.5, 0.5)
+    image_std: float | Sequence[float] = (0.5, 0.5, 0.5)
+    do_reduce_labels: bool = False
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True, repr=False)
+
+    def __post_init__(self):
+        for name, check in CHECKS.items():
+            setattr(self, name, check(name, getattr(self, name)))
+
+    def __call__(self, images: Any, segmentation_maps: Any = None, **options: Any) -> BatchFeature:
+        """The same as ``preprocess``."""
+        return self.preprocess(images, segmentation_maps, **options)
+
+    def preprocess(
+        self,
+        images: Any,
+        segmentation_maps: Any = None,
+        *,
+        return_tensors: str | None = None,
+        data_format: str = image_io.CHANNELS_LAST,
+        input_data_format: str | None = None,
+        **settings: Any,
+    ) -> BatchFeature:
+        """Prepares images, and segmentation maps of the same sizes, for a model.
+
+        With ``do_rescale=False, do_normalize=False`` uint8 images come out as uint8, resized and cropped, for
+        pipelines that normalise on the device.
+
+        Args:
+          images: one or many PIL images, paths, or NumPy, JAX, PyTorch or TensorFlow arrays: (H, W), (H, W, C) or
+            (C, H, W) with C of 1, 3 or 4, or a batch with one more axis. Bytes or floats; what resizing does to
+            floats is said at ``image_steps.resize_picture``.
+          segmentation_maps: as many maps of class indices, (H, W) each: PIL images, paths or arrays.
+          return_tensors: ``"np"``, ``"jax"``, ``"pt"`` or ``"tf"`` for one array; None for a list of NumPy arrays.
+          data_format: ``"channels_last"`` (ours) or ``"channels_first"`` (the reference's) for the result.
+          input_data_format: the same for arrays given; None infers it from each shape.
+          **settings: any attribute of the class, for this call; None leaves the processor's own.
+
+        Returns:
+          ``pixel_values``, (H, W, 3) each or (N, H, W, 3): float32 (the input's type where no step changes it);
+          with maps, ``labels``, (H, W) each or (N, H, W), int64 (int32 in JAX).
+
+        Raises:
+          DataError: an image or map that cannot be read or does not fit, named by its position or its file.
+          ConfigError: an argument is unknown, has the wrong form or is out of its range.
+          UserError: ``return_tensors`` names a package that is not installed.
+        """
+        _reject_unknown(settings)
+        chosen = dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
+        data_format = check_data_format("data_format", data_format)
+        if input_data_format is not None:
+            input_data_format = check_data_format("input_data_format", input_data_format)
+        if return_tensors is not None:
+            return_tensors = check_choice("return_tensors", return_tensors, TENSOR_TYPES)
+
+        sources = image_io.flatten_batch(images, rank=3, what="image")
+        maps = _flatten_maps(segmentation_maps, len(sources))
+        pixel_values, labels = [], []
+        for index, source in enumerate(sources):
+            name = f"image {index}"
+            picture = image_io.read_picture(source, name, input_data_format)
+            if maps is not None:
+                labels.append(_prepare_map(maps[index], f"segmentation map {index}", picture.shape[:2], chosen))
+            picture = np.require(_prepare_picture(picture, name, chosen), requirements="W")
+            pixel_values.append(picture.transpose(2, 0, 1) if data_format == image_io.CHANNELS_FIRST else picture)
+        features = {"pixel_values": pixel_values} | ({} if maps is None else {"labels": labels})
+        return BatchFeature({name: _to_tensor(arrays, return_tensors, name) for name, arrays in features.items()})
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[np.ndarray]:
+        """Label maps from a segmentation model's output.
+
+        Args:
+          outputs: anything with ``logits`` of shape (N, h, w, C), such as this library's ``HeadOutput``.
+          target_sizes: (height, width) per image, to which its logits are upsampled first (bilinear, half-pixel
+            centres, as in the reference); None leaves the logits' size.
+
+        Returns:
+          N label maps, NumPy int64: (h, w), or of the size asked for.
+
+        Raises:
+          DataError: logits of another rank, empty or not real, or not one size per image.
+          ConfigError: a size that is no pair of whole pixels, or too large.
+        """
+        logits = image_io.to_numpy(outputs.logits, "batch of logits")
+        if logits.ndim != 4 or 0 in logits.shape[1:] or logits.dtype.kind not in "uif":
+            raise DataError(
+                "logits must be real numbers, (images, height, width, classes), 1 or more of the latter three; found "
+                f"shape {logits.shape}, {logits.dtype}."
+            )
+        if target_sizes is None:
+            return [image_steps.label_map(image, None) for image in logits]
+        sizes = check_target_sizes(target_sizes)
+        if len(sizes) != len(logits):
+            raise DataError(
+                f"target_sizes must give (height, width) for each of {len(logits)} images; found {len(sizes)}. "
+                "Give one per image, in the order of the batch."
+            )
+        return [image_steps.label_map(image, size) for image, size in zip(logits, sizes, strict=True)]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | pathlib.Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | pathlib.Path | None = None,
+        **overrides: Any,
+    ) -> MobileNetV2ImageProcessor:
+        """Reads ``preprocessor_config.json`` from a folder or a hub id.
+
+        Args:
+          id_or_folder: a folder, or a hub id such as ``google/mobilenet_v2_1.0_224``.
+          revision: branch, tag or commit of a hub id.
+          cache_dir: where downloads are kept; None is huggingface_hub's default.
+          **overrides: settings to change, such as ``crop_size=513``.
+
+        Raises:
+          CheckpointError: nothing readable there, or the preprocessor of another model.
+          ConfigError: a setting or an override is unknown or out of its range.
+        """
+        _reject_unknown(overrides)
+        overrides = {name: CHECKS[name](name, value) for name, value in overrides.items()}
+        folder = resolve_folder(id_or_folder, revision=revision, cache_dir=cache_dir, files=(PROCESSOR_NAME,))
+        path = folder / PROCESSOR_NAME
+        try:
+            return cls.from_dict(_read_json(path) | overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2ImageProcessor:
+        """The processor whose ``to_dict`` gave ``values``; keys that are no settings go into ``extra``.
+
+        Raises:
+          ConfigError: a setting is out of its range, or ``values`` is no mapping.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"The settings of an image processor must be a mapping; found {type(values).__name__}.")
+        settings = {name: values[name] for name in CHECKS if values.get(name) is not None}  # null: the default
+        return cls(**settings, extra={name: value for name, value in values.items() if name not in CHECKS})
+
+    def save_pretrained(self, folder: str | pathlib.Path) -> None:
+        """Writes ``preprocessor_config.json``, which this library and transformers read; makes the folder."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PROCESSOR_NAME).write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """The text of a ``preprocessor_config.json``."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a ``preprocessor_config.json``."""
+        return {**self.extra, **{name: getattr(self, name) for name in CHECKS}, "image_processor_type": PROCESSOR_TYPE}
+
+
+class MobileNetV2FeatureExtractor(MobileNetV2ImageProcessor):
+    """Former name of ``MobileNetV2ImageProcessor``; deprecated. Makes one of these."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> MobileNetV2ImageProcessor:
+        """Warns, and makes the processor."""
+        warnings.warn(
+            "MobileNetV2FeatureExtractor is deprecated; use MobileNetV2ImageProcessor.", FutureWarning, stacklevel=2
+        )
+        return MobileNetV2ImageProcessor(*args, **kwargs)
+
+
+def _reject_unknown(settings: Mapping[str, Any]) -> None:
+    unknown = sorted(set(settings) - set(CHECKS))
+    if unknown:
+        raise ConfigError(f"{PROCESSOR_TYPE} has no setting {', '.join(unknown)}; it has {', '.join(CHECKS)}.")
+
+
+def _prepare_picture(picture: np.ndarray, name: str, chosen: MobileNetV2ImageProcessor) -> np.ndarray:
+    """(H, W, 3) through the steps that are on."""
+    if chosen.do_rescale and picture.dtype.kind == "f" and picture.min() >= 0 and 0 < picture.max() <= 1:
+        warnings.warn(
+            f"{name} is already in [0, 1] and do_rescale would scale it again; pass do_rescale=False.", stacklevel=4
+        )
+    if chosen.do_resize:
+        picture = image_steps.resize_picture(picture, chosen.size, chosen.resample, name)
+    if chosen.do_center_crop:
+        picture = image_steps.center_crop(picture, chosen.crop_size)
+    if chosen.do_rescale:
+        picture = image_steps.rescale(picture, chosen.rescale_factor)
+    if chosen.do_normalize:
+        picture = image_steps.normalize(picture, chosen.image_mean, chosen.image_std)
+    return picture
+
+
+def _flatten_maps(segmentation_maps: Any, num_images: int) -> list[Any] | None:
+    if segmentation_maps is None:
+        return None
+    maps = image_io.flatten_batch(segmentation_maps, rank=2, what="segmentation map")
+    if len(maps) != num_images:
+        raise DataError(f"Expected one segmentation map per image, {num_images}; found {len(maps)}.")
+    return maps
+
+
+def _prepare_map(source: Any, name: str, image_size: tuple[int, int], chosen: MobileNetV2ImageProcessor) -> np.ndarray:
+    """(H, W) int64 labels, resized and cropped as the image of that size is."""
+    labels = image_io.read_map(source, name)
+    if labels.shape != image_size:
+        raise DataError(
+            f"{name} must have its image's size, {image_size[0]}×{image_size[1]}; found "
+            f"{labels.shape[0]}×{labels.shape[1]}. Check the order of the maps."
+        )
+    if chosen.do_reduce_labels:
+        labels = image_steps.reduce_labels(labels)
+    if chosen.do_resize:
+        labels = image_steps.resize_map(labels, chosen.size, name)
+    if chosen.do_center_crop:
+        labels = image_steps.center_crop(labels, chosen.crop_size)
+    return labels.astype(np.int64)
+
+
+def _to_tensor(arrays: list[np.ndarray], kind: str | None, name: str) -> Any:
+    if kind is None:
+        return arrays
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise DataError(
+            f"{name} must have one shape to make one tensor; found {', '.join(map(str, shapes[:4]))}. Set "
+            'do_center_crop=True, give size={"height": …, "width": …}, or leave return_tensors=None for a list.'
+        )
+    stacked = np.stack(arrays)
+    if kind == "np":
+        return stacked
+    if kind == "jax":
+        import jax.numpy as jnp
+
+        return jnp.asarray(stacked)
+    try:
+        if kind == "pt":
+            import torch
+
+            return torch.from_numpy(stacked)
+        import tensorflow
+
+        return tensorflow.convert_to_tensor(stacked)
+    except ImportError:
+        package = "torch" if kind == "pt" else "tensorflow"
+        raise UserError(
+            f"return_tensors={kind!r} needs the package {package}, which is not installed. Install it, or use "
+            "return_tensors='np' or 'jax'."
+        ) from None
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The settings of a MobileNetV2 preprocessor, without the keys that name its type."""
+    try:
+        values = read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"No {PROCESSOR_NAME} in {path.parent}. Copy the one that belongs to the weights there, or write one: "
+            f"{PROCESSOR_TYPE}(size=…, crop_size=…).save_pretrained(folder)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; found {type(values).__name__}.")
+    types = [values.pop(key, None) for key in _TYPE_KEYS]
+    found = next((kind for kind in types if kind is not None), PROCESSOR_TYPE)
+    if found not in _KNOWN_TYPES:
+        raise CheckpointError(
+            f"{path} is for {shown(found)}; expected {PROCESSOR_TYPE!r}. Check that the folder or hub id is the one "
+            "you meant."
+        )
+    return values

@@ -1,0 +1,101 @@
+"""Parameters and multiply-adds, counted from the layer plan alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.layer_plan import DEEPLAB_CHANNELS
+
+TASKS = ("backbone", "classification", "segmentation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """Size and cost of a network.
+
+    Attributes:
+      parameters: everything that is learned.
+      norm_parameters: the part of them that are scales and biases of batch normalisation. The published counts
+        leave these out, because they fold into the convolutions.
+      multiply_adds: of convolutions and the classifier, for one image.
+    """
+
+    parameters: int
+    norm_parameters: int
+    multiply_adds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Conv:
+    in_channels: int  # that one output sees: 1 for a depthwise convolution
+    channels: int
+    kernel_size: int
+    height: int  # of the output
+    width: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.in_channels * self.channels * self.kernel_size**2
+
+
+def complexity(
+    config: MobileNetV2Config, task: str = "classification", *, image_size: int | tuple[int, int] | None = None
+) -> Complexity:
+    """Counts a network.
+
+    Args:
+      config: the architecture.
+      task: one of ``TASKS``.
+      image_size: side in pixels, or (height, width); None is the config's.
+
+    Raises:
+      ConfigError: there is no such task.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}; found {task!r}.")
+    size = config.image_size if image_size is None else image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    convs = [*_backbone(config, height, width, include_last_conv=task != "segmentation")]
+    if task == "segmentation":
+        convs += _deeplab_head(config, convs[-1])
+    if task == "classification" and config.num_labels:
+        convs.append(_Conv(config.layer_plan.last_channels, config.num_labels, 1, 1, 1, bias=True))
+    norm_parameters = sum(2 * conv.channels for conv in convs if not conv.bias)
+    biases = sum(conv.channels for conv in convs if conv.bias)
+    return Complexity(
+        parameters=sum(conv.weights for conv in convs) + biases + norm_parameters,
+        norm_parameters=norm_parameters,
+        multiply_adds=sum(conv.weights * conv.height * conv.width for conv in convs),
+    )
+
+
+def _backbone(config: MobileNetV2Config, height: int, width: int, *, include_last_conv: bool) -> Iterator[_Conv]:
+    plan = config.layer_plan
+    stem = plan.stem
+    height, width = -(-height // 2), -(-width // 2)
+    yield _Conv(config.num_channels, stem.channels, 3, height, width)
+    if stem.expand:
+        yield _Conv(stem.channels, stem.channels, 1, height, width)
+    yield _Conv(1, stem.channels, 3, height, width)
+    yield _Conv(stem.channels, stem.out_channels, 1, height, width)
+    for block in plan.blocks:
+        yield _Conv(block.in_channels, block.expanded_channels, 1, height, width)
+        height, width = -(-height // block.stride), -(-width // block.stride)
+        yield _Conv(1, block.expanded_channels, 3, height, width)
+        yield _Conv(block.expanded_channels, block.out_channels, 1, height, width)
+    if include_last_conv:
+        yield _Conv(plan.blocks[-1].out_channels, plan.last_channels, 1, height, width)
+
+
+def _deeplab_head(config: MobileNetV2Config, features: _Conv) -> list[_Conv]:
+    height, width = features.height, features.width
+    return [
+        _Conv(features.channels, DEEPLAB_CHANNELS, 1, 1, 1),
+        _Conv(features.channels, DEEPLAB_CHANNELS, 1, height, width),
+        _Conv(2 * DEEPLAB_CHANNELS, DEEPLAB_CHANNELS, 1, height, width),
+        _Conv(DEEPLAB_CHANNELS, config.num_labels, 1, height, width, bias=True),
+    ]

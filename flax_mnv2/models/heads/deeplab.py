@@ -1,0 +1,57 @@
+"""DeepLabV3 as published for MobileNetV2: image pooling and one 1×1 branch."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.layer_plan import DEEPLAB_CHANNELS
+from flax_mnv2.models.heads.initializer import classifier_init
+from flax_mnv2.models.layers import ChannelDropout, Layer
+from flax_mnv2.models.numerics import at_least_float32
+
+DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 1e-3
+
+
+class DeepLabV3Head(nn.Module):
+    """Image pooling and one 1×1 branch, joined, projected and classified.
+
+    This is what the reference calls DeepLabV3Plus; it is DeepLabV3 without atrous branches and without a
+    decoder, the form published for MobileNetV2.
+
+    Attributes:
+      config: the architecture.
+      layer: partial of ``ConvNormAct``, as for the backbone.
+      axis_name: mapped axis over which the batch is split, under ``pmap``.
+    """
+
+    config: MobileNetV2Config
+    layer: Layer
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Features (N, h, w, c) → logits (N, h, w, num_labels), float32."""
+        momentum = self.config.head_batch_norm_momentum
+        norm = self.layer.keywords["norm"]
+        if norm is not None:
+            norm = functools.partial(
+                norm,
+                epsilon=DEEPLAB_EPSILON,
+                momentum=self.config.batch_norm_momentum if momentum is None else momentum,
+            )
+        layer = functools.partial(self.layer, norm=norm, act=nn.relu)
+        pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=at_least_float32(x.dtype)).astype(x.dtype)
+        pooled = layer(DEEPLAB_CHANNELS, name="conv_pool")(pooled)
+        aspp = layer(DEEPLAB_CHANNELS, name="conv_aspp")(x)
+        # Resizing a 1×1 map bilinearly is a broadcast. The pooled branch comes first, as in the checkpoints.
+        x = jnp.concatenate([jnp.broadcast_to(pooled, aspp.shape), aspp], axis=-1)
+        x = layer(DEEPLAB_CHANNELS, name="conv_projection")(x)
+        x = ChannelDropout(self.config.classifier_dropout_prob, self.axis_name)(x, deterministic=not train)
+        conv = functools.partial(self.layer.keywords["conv"], kernel_init=classifier_init(self.config))
+        logits = layer(self.config.num_labels, conv=conv, norm=None, act=None, name="classifier")(x)
+        return logits.astype(at_least_float32(logits.dtype))

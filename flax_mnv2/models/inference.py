@@ -1,0 +1,45 @@
+"""A trained model as one fast function of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from flax_mnv2.models.fold import fold_batch_norm
+from flax_mnv2.models.ops.platforms import by_platform
+from flax_mnv2.models.ops.slices import map_slices
+from flax_mnv2.models.outputs import HeadOutput
+
+_IMAGES_PER_SLICE = 2  # on CPU: of 1, 2, 4 and 16, measured; two images keep both cores busy and stay in the cache
+
+
+def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[jax.Array], HeadOutput]:
+    """Compiles a model for inference: batch norm folded, weights on the device, and on CPU two images at a time.
+
+    The outputs equal ``model.apply(variables, pixel_values)`` to rounding.
+
+    Args:
+      model: one with a head.
+      variables: ``params`` and ``batch_stats`` of it.
+
+    Returns:
+      ``function(pixel_values)`` → the model's output; compiled once for each shape.
+
+    Raises:
+      ConfigError: the model's batch norm is folded already.
+    """
+    model, variables = fold_batch_norm(model, variables)
+    variables = jax.device_put(variables)
+
+    def whole(variables, pixel_values):
+        return model.apply(variables, pixel_values)
+
+    def sliced(variables, pixel_values):
+        images = _IMAGES_PER_SLICE if len(pixel_values) % _IMAGES_PER_SLICE == 0 else 1
+        return map_slices(lambda images: model.apply(variables, images), pixel_values, images)
+
+    compiled = jax.jit(lambda variables, pixel_values: by_platform(sliced, whole, variables, pixel_values))
+    return lambda pixel_values: compiled(variables, pixel_values)

@@ -1,0 +1,1 @@
+"""The hot operations, one form per platform."""

@@ -1,0 +1,74 @@
+"""The hot operation: 3×3 depthwise convolution.
+
+On CPU it is a sum of shifted views (``shifts.py``); GPU and TPU get XLA's grouped convolution.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+
+from flax_mnv2.models.numerics import at_least_float32
+from flax_mnv2.models.ops import shifts
+from flax_mnv2.models.ops.platforms import Implementation, platform_op, vary_like
+from flax_mnv2.models.ops.shifts import Padding, Window
+from flax_mnv2.models.ops.slices import images_per_slice, over_slices
+
+
+def depthwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: Padding = ((1, 1), (1, 1)),
+    dilation: int = 1,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Convolves each channel with its own kernel.
+
+    Args:
+      x: (N, H, W, C).
+      kernel: (kh, kw, 1, C), of the dtype of ``x``.
+      stride: step between outputs, the same along both axes.
+      padding: ((top, bottom), (left, right)) zeros around the input.
+      dilation: step between kernel taps, the same along both axes.
+      implementation: ``"native"`` for XLA's grouped convolution, ``"shifted"`` for shifted multiply-adds, ``"auto"``
+        for the faster of the two on the platform that the program is compiled for.
+
+    Returns:
+      (N, H', W', C) of the dtype of ``x``; shifted sums are taken in float32 or better.
+    """
+    return _depthwise(Window(stride, padding, dilation), implementation, x, kernel)
+
+
+def native_depthwise(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's grouped convolution; shapes as in ``depthwise_conv``."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(window.stride, window.stride),
+        padding=window.padding,
+        rhs_dilation=(window.dilation, window.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _shifted_depthwise(window, x, kernel):
+    return shifts.shifted_sum(x, kernel, window)
+
+
+def _shifted_depthwise_gradient(window, arrays, cotangent):
+    x, kernel = arrays
+    images = images_per_slice(len(x), x[0].size * x.dtype.itemsize)
+    gradient = shifts.KernelGradient(images, kernel.shape, cotangent.shape, window)
+
+    def step(total, x, cotangent):
+        return gradient.add(total, x, cotangent), shifts.input_gradient(cotangent, kernel, x.shape, window)
+
+    start = vary_like(gradient.zeros(at_least_float32(x.dtype)), cotangent, x)
+    total, x_gradient = over_slices(step, start, (x, cotangent), images)
+    return x_gradient, gradient.finish(total).astype(kernel.dtype)
+
+
+_depthwise = platform_op(native_depthwise, _shifted_depthwise, _shifted_depthwise_gradient)

@@ -1,0 +1,141 @@
+"""Depthwise convolution and its gradients as shifted multiply-adds, in the forms that XLA's CPU compiler runs fast.
+
+XLA's grouped convolution is 5 to 40 times slower than PyTorch's on CPU. Sums of shifted, weighted views fuse into
+one vectorised loop instead. What is written here follows what was measured (``benchmarks/NOTES.md``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_mnv2.models.numerics import at_least_float32
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# XLA gives a value that a loop reads more often than 15 times a buffer of its own. Below that it computes the value
+# again at every read, which for a slice of the batch costs the loop its vectorisation: 5 times slower, measured.
+_MIN_TERMS = 16
+
+
+class Window(NamedTuple):
+    """Geometry of a convolution.
+
+    Attributes:
+      stride: step between outputs, the same along both axes.
+      padding: ((top, bottom), (left, right)) zeros around the input.
+      dilation: step between kernel taps, the same along both axes.
+    """
+
+    stride: int
+    padding: Padding
+    dilation: int
+
+
+def shifted_sum(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """The convolution: (N, H, W, C) with (kh, kw, 1, C) → (N, H', W', C), summed in float32 or better."""
+    accumulator = at_least_float32(x.dtype)
+    weights = kernel.astype(accumulator)
+    padded = _pad(x, window)
+    rows, columns = _output_size(padded.shape, kernel.shape, window)
+    total = None
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            term = _view(padded, i, j, 0, rows, columns, window).astype(accumulator) * weights[i : i + 1, j : j + 1]
+            total = term if total is None else total + term
+    return total.astype(x.dtype)
+
+
+def input_gradient(cotangent: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], window: Window) -> jax.Array:
+    """(N, H', W', C) → (N, H, W, C): the convolution of the spread cotangent with the flipped kernel."""
+    stride, padding, dilation = window
+    spread = [(0, 0, 0)]
+    for axis in (0, 1):
+        low = (kernel.shape[axis] - 1) * dilation - padding[axis][0]
+        covered = (cotangent.shape[axis + 1] - 1) * stride + 1
+        size = x_shape[axis + 1] + (kernel.shape[axis] - 1) * dilation
+        spread.append((low, size - low - covered, stride - 1))
+    spread = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), (*spread, (0, 0, 0)))
+    return shifted_sum(spread, kernel[::-1, ::-1], Window(1, ((0, 0), (0, 0)), dilation))
+
+
+class KernelGradient:
+    """The gradient of the kernel, added up over slices of the batch.
+
+    Each tap is the sum of a product over all pixels. Whole blocks of images and rows are added first, element by
+    element, and the small rest is summed once at the end: XLA's reductions would each write and read the product.
+    """
+
+    def __init__(self, images: int, kernel_shape: tuple[int, ...], output_shape: tuple[int, ...], window: Window):
+        """For slices of ``images`` images, with outputs (·, H', W', C)."""
+        groups = largest_divisor(images, _MIN_TERMS)
+        self._images = images // groups
+        self._firsts = range(0, images, self._images)
+        self._kernel_shape = kernel_shape
+        self._window = window
+        self._rows, self._columns, self._channels = output_shape[1:]
+        self._block = max(1, self._rows // min(self._rows, -(-_MIN_TERMS // groups)))
+        self._blocks = self._rows // self._block
+        self._left_over = self._rows - self._block * self._blocks
+
+    def zeros(self, dtype: Any) -> tuple[jax.Array, ...]:
+        """The empty sum."""
+        taps = self._kernel_shape[0] * self._kernel_shape[1]
+        sizes = [self._block] * taps + [self._left_over] * (taps if self._left_over else 0)
+        return tuple(jnp.zeros((self._images, size, self._columns, self._channels), dtype) for size in sizes)
+
+    def add(self, total: tuple[jax.Array, ...], x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        """Adds a slice: x (images, H, W, C), cotangent (images, H', W', C)."""
+        padded = _pad(x, self._window)
+        whole = [(first, block * self._block) for block in range(self._blocks) for first in self._firsts]
+        rest = [(first, self._blocks * self._block) for first in self._firsts]
+        groups = [(whole, self._block)] + ([(rest, self._left_over)] if self._left_over else [])
+        taps = [(i, j) for i in range(self._kernel_shape[0]) for j in range(self._kernel_shape[1])]
+        sums = []
+        for starts, rows in groups:
+            for i, j in taps:
+                accumulated = total[len(sums)]
+                for first, start in starts:
+                    images = slice(first, first + self._images)
+                    view = _view(padded[images], i, j, start, rows, self._columns, self._window)
+                    product = view.astype(accumulated.dtype) * cotangent[images, start : start + rows]
+                    accumulated = accumulated + product
+                sums.append(accumulated)
+        return tuple(sums)
+
+    def finish(self, total: tuple[jax.Array, ...]) -> jax.Array:
+        """The gradient (kh, kw, 1, C)."""
+        taps = self._kernel_shape[0] * self._kernel_shape[1]
+        sums = [jnp.sum(part, axis=(0, 1, 2)) for part in total]
+        return jnp.stack([sum(sums[tap::taps]) for tap in range(taps)]).reshape(self._kernel_shape)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
+
+
+def _pad(x: jax.Array, window: Window) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+
+
+def _output_size(padded_shape, kernel_shape, window: Window) -> tuple[int, int]:
+    return tuple(
+        (padded_shape[axis + 1] - (kernel_shape[axis] - 1) * window.dilation - 1) // window.stride + 1
+        for axis in (0, 1)
+    )
+
+
+def _view(padded: jax.Array, i: int, j: int, start: int, rows: int, columns: int, window: Window) -> jax.Array:
+    """What tap (i, j) multiplies in output rows ``start`` to ``start + rows``: (N, rows, columns, C)."""
+    batch, _, _, channels = padded.shape
+    top, left = i * window.dilation + start * window.stride, j * window.dilation
+    return lax.slice(
+        padded,
+        (0, top, left, 0),
+        (batch, top + (rows - 1) * window.stride + 1, left + (columns - 1) * window.stride + 1, channels),
+        (1, window.stride, window.stride, 1),
+    )

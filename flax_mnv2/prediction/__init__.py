@@ -1,1 +1,0 @@
-"""From image files to predictions, behind ``python -m flax_mnv2.predict``."""

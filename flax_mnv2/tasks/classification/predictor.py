@@ -1,0 +1,90 @@
+"""Photos → the most probable classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.models import MobileNetV2ForImageClassification
+from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
+from flax_mnv2.tasks.stream import Example, check_sides
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassProbability:
+    """One class of a prediction; ``label`` may repeat among the classes, ``index`` does not."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class ClassificationPredictor:
+    """Preprocesses as the model's processor says; gives the ``top`` classes, the most probable first.
+
+    Probabilities are a softmax; for a model with ``problem_type="multi_label_classification"``, whose classes do not
+    exclude each other, a sigmoid each.
+
+    Raises:
+      ConfigError: the model predicts numbers instead of classes (``problem_type="regression"``, which a single label
+        means too), or has no classifier; or the processor makes pictures beyond ``stream.MAX_SIDE_PX``.
+    """
+
+    def __init__(
+        self,
+        model: MobileNetV2ForImageClassification,
+        variables: Mapping[str, Any],
+        processor: MobileNetV2ImageProcessor,
+        *,
+        top: int = 5,
+    ):
+        num_labels, problem_type = model.config.num_labels, model.config.problem_type
+        if num_labels == 0:
+            raise ConfigError("This model has num_labels=0, features and no classifier: there is nothing to predict.")
+        if problem_type == "regression" or (problem_type is None and num_labels == 1):
+            raise ConfigError(
+                f"This model is a regression (problem_type={problem_type!r}, num_labels={num_labels}): it has no "
+                "classes to give probabilities for."
+            )
+        for name, used in (("size", processor.do_resize), ("crop_size", processor.do_center_crop)):
+            if used:
+                check_sides(getattr(processor, name).values(), f"{name} in preprocessor_config.json")
+        normalize = jax.nn.sigmoid if problem_type == "multi_label_classification" else jax.nn.softmax
+        self._processor, self._labels, self._top = processor, model.config.id2label, top
+        self._variables = jax.device_put(variables)
+
+        @jax.jit
+        def probabilities(variables: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+            logits = model.apply(variables, pixels).logits
+            # With config.pool_window there is a map of logits; the classifier is linear, so their mean is that of
+            # the mean features.
+            return normalize(logits if logits.ndim == 2 else jnp.mean(logits, axis=(1, 2)))
+
+        self._probabilities = probabilities
+
+    def prepare(self, photo: np.ndarray) -> Example:
+        """(H, W, 3) uint8 → what the processor makes of it."""
+        pixels = self._processor.preprocess(photo, input_data_format="channels_last").pixel_values[0]
+        if min(pixels.shape[:2]) < MIN_SIZE_PX:
+            raise DataError(
+                f"The processor makes {pixels.shape[0]}×{pixels.shape[1]} pixels of an image of {photo.shape[0]}×"
+                f"{photo.shape[1]}; the network needs {MIN_SIZE_PX} or more each way. Check preprocessor_config.json."
+            )
+        return Example(pixels)
+
+    def compute(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, h, w, 3) → probabilities (N, C) float32."""
+        return np.asarray(self._probabilities(self._variables, pixels))
+
+    def finish(self, example: Example, answer: np.ndarray) -> tuple[ClassProbability, ...]:
+        """The best classes of (C,) probabilities; of equal ones the lower index comes first."""
+        del example
+        best = np.argsort(-answer, kind="stable")[: self._top].tolist()
+        return tuple(ClassProbability(index, self._labels[index], float(answer[index])) for index in best)

@@ -1,0 +1,190 @@
+"""Photos → label maps of their own size.
+
+The processor of a published DeepLab crops the centre of a photo; a prediction has to cover all of it. So, as in the
+DeepLab authors' demo (tensorflow/models, ``deeplab_demo.ipynb``), a photo is resized until its longer side is the
+network's size and laid into the top left corner of a square of that size, filled up with the mean. One compiled
+program then serves all photos. Logits are read back at the photo's own pixels by one bilinear interpolation with
+half-pixel centres, the rule of the reference and of this project's losses and evaluation.
+
+On the two shared photos with masks this reaches an IoU of 0.906 (bird) and 0.992 (dog). With the corners aligned, as
+TF upsamples, it is 0.903 and 0.991; on a 1025 px square, with that much more filling under the head's image pooling,
+0.865 and 0.993.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
+from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
+from flax_mnv2.tasks.stream import Example, check_sides
+
+MAX_OWN_SIDE_PX = 1025
+MAX_CLASSES = 2**16  # of a mask in a PNG file
+_SIDE_STEP_PX = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassShare:
+    """A class that is present, and which share of the pixels it has."""
+
+    index: int
+    label: str
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A prediction.
+
+    Attributes:
+      photo: (H, W, 3) uint8.
+      mask: (H, W), class indices: uint8, or uint16 for more than 256 classes.
+      classes: those present, the largest share first.
+    """
+
+    photo: np.ndarray
+    mask: np.ndarray
+    classes: tuple[ClassShare, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Framed:
+    photo: np.ndarray
+    region: tuple[int, int]  # (h, w) of the square that the photo covers
+
+
+class SegmentationPredictor:
+    """Segments whole photos.
+
+    With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
+    longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them. The square is at least the network's size, and its
+    side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs.
+
+    Raises:
+      ConfigError: the config's ``image_size`` is beyond ``stream.MAX_SIDE_PX``, or there are more classes than a
+        mask holds.
+    """
+
+    def __init__(
+        self,
+        model: MobileNetV2ForSemanticSegmentation,
+        variables: Mapping[str, Any],
+        processor: MobileNetV2ImageProcessor,
+    ):
+        check_sides(np.atleast_1d(model.config.image_size).tolist(), "image_size in config.json")
+        if model.config.num_labels > MAX_CLASSES:
+            raise ConfigError(
+                f"A mask holds at most {MAX_CLASSES:,} classes; the model has {model.config.num_labels:,}."
+            )
+        self._processor, self._labels = processor, model.config.id2label
+        self._side = max(int(np.max(model.config.image_size)), MIN_SIZE_PX)
+        self._variables = jax.device_put(variables)
+        self._logits = jax.jit(lambda variables, pixels: model.apply(variables, pixels).logits)
+
+    def prepare(self, photo: np.ndarray) -> Example:
+        """(H, W, 3) uint8 → normalised and framed."""
+        height, width = photo.shape[:2]
+        longer = max(height, width)
+        side = target = self._side
+        if not self._processor.do_resize:
+            target = min(longer, MAX_OWN_SIDE_PX)
+            side = -(-(max(target, side) - 1) // _SIDE_STEP_PX) * _SIDE_STEP_PX + 1
+        region = max(1, round(height * target / longer)), max(1, round(width * target / longer))
+        pixels = self._processor.preprocess(
+            photo,
+            do_resize=True,
+            size=region,
+            do_center_crop=False,
+            input_data_format="channels_last",
+        ).pixel_values[0]
+        canvas = np.zeros((side, side, 3), np.float32)  # 0 is the mean, once normalised
+        canvas[: region[0], : region[1]] = pixels
+        return Example(canvas, _Framed(photo, region))
+
+    def compute(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, side, side, 3) → logits (N, h, w, C) float32."""
+        return np.asarray(self._logits(self._variables, pixels))
+
+    def finish(self, example: Example, answer: np.ndarray) -> Segmentation:
+        """The label map of one photo from (h, w, C) logits."""
+        framed: _Framed = example.context
+        mask = label_map(answer, canvas=example.pixels.shape[:2], region=framed.region, size=framed.photo.shape[:2])
+        return Segmentation(framed.photo, mask, class_shares(mask, self._labels))
+
+
+def label_map(
+    logits: np.ndarray, *, canvas: tuple[int, int], region: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """The class of the largest interpolated logit at every pixel of a photo; of equal ones the lowest.
+
+    The photo was resized to ``region``, the top left part of the ``canvas`` that gave the logits. Bilinear with
+    half-pixel centres, in one step from logits to photo. Done for the pixels between four grid points at a time,
+    and for those classes alone that can be the largest there, most often one: the logits of all classes at the size
+    of a photo would take gigabytes, and seconds.
+
+    Args:
+      logits: (h, w, C), C at most 65,536.
+      canvas: (height, width) of what the network saw.
+      region: the same of the photo in it.
+      size: the same of the photo itself.
+
+    Returns:
+      (*size) class indices, uint8, or uint16 where C is above 256.
+    """
+    rows = _Axis(size[0], region[0], canvas[0], logits.shape[0])
+    columns = _Axis(size[1], region[1], canvas[1], logits.shape[1])
+    planes = np.pad(np.moveaxis(logits, -1, 0), ((0, 0), (0, 1), (0, 1)), mode="edge")
+    corners = np.stack([planes[:, :-1, :-1], planes[:, :-1, 1:], planes[:, 1:, :-1], planes[:, 1:, 1:]])
+    # What a class is at least and at most between four points, it is at these points.
+    eligible = corners.max(axis=0) >= corners.min(axis=0).max(axis=0)  # (C, h, w)
+    labels = np.zeros(size, np.uint8 if len(planes) <= 256 else np.uint16)
+    for row, height in rows.cells():
+        for column, width in columns.cells():
+            classes = np.flatnonzero(eligible[:, row, column])
+            if len(classes) == 1:
+                labels[height, width] = classes[0]
+                continue
+            above_left, above_right, below_left, below_right = corners[:, classes, row, column, None, None]
+            down, right = rows.weight[height, None], columns.weight[None, width]
+            values = (above_left * (1 - right) + above_right * right) * (1 - down)
+            values += (below_left * (1 - right) + below_right * right) * down
+            labels[height, width] = classes[values.argmax(axis=0)]
+    return labels
+
+
+def class_shares(mask: np.ndarray, labels: Mapping[int, str]) -> tuple[ClassShare, ...]:
+    """The classes in a mask with their share of its pixels, the largest first."""
+    counts = sum(np.bincount(row, minlength=len(labels)) for row in mask)  # a row at a time stays in the cache
+    present = np.flatnonzero(counts)
+    ordered = present[np.argsort(-counts[present], kind="stable")].tolist()
+    return tuple(ClassShare(index, labels[index], int(counts[index]) / mask.size) for index in ordered)
+
+
+class _Axis:
+    """Where the pixels of a photo lie among the grid points of the logits, along one axis.
+
+    Attributes:
+      weight: (size,) float32, of the grid point after each pixel; the point before it has the rest.
+    """
+
+    def __init__(self, size: int, region: int, canvas: int, grid: int):
+        in_canvas = (np.arange(size) + 0.5) * (region / size)
+        position = np.clip(in_canvas * (grid / canvas) - 0.5, 0, grid - 1)
+        before = np.floor(position).astype(np.int64)
+        self.weight = (position - before).astype(np.float32)
+        self._bounds = np.searchsorted(before, np.arange(grid + 1))
+
+    def cells(self) -> Iterator[tuple[int, slice]]:
+        """Each grid point that has pixels after it, with these."""
+        for index, (start, stop) in enumerate(itertools.pairwise(self._bounds.tolist())):
+            if start < stop:
+                yield index, slice(start, stop)

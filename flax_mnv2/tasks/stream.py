@@ -1,0 +1,129 @@
+"""Files through a predictor in batches: read ahead in threads, bounded in memory, stopped by no bad file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.image_processing.reading import read_picture
+
+MAX_READERS = 8
+MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One photo made ready.
+
+    Attributes:
+      pixels: (h, w, 3) float32, what the network gets.
+      context: whatever the predictor needs to finish.
+    """
+
+    pixels: np.ndarray
+    context: Any = None
+
+
+class Predictor(Protocol):
+    """A task: what happens before, in and after the network."""
+
+    def prepare(self, photo: np.ndarray) -> Example:
+        """(H, W, 3) uint8 → example; raises a DataError for a photo that does not fit. Called in threads."""
+
+    def compute(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, h, w, 3) → the network's answers, N of them along the first axis."""
+
+    def finish(self, example: Example, answer: np.ndarray) -> Any:
+        """The prediction for one example from its answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one file: a prediction, or the reason why there is none."""
+
+    file: pathlib.Path
+    prediction: Any = None
+    error: str | None = None
+
+
+def check_sides(sides: Iterable[int], source: str) -> None:
+    """Raises a ConfigError if what lies beside the weights asks for larger pictures than ``MAX_SIDE_PX``.
+
+    Args:
+      sides: of the pictures, in pixels.
+      source: the setting that says so.
+    """
+    largest = max(sides, default=0)
+    if largest > MAX_SIDE_PX:
+        raise ConfigError(
+            f"{source} asks for pictures of {largest:,} pixels a side; predictions are made with at most "
+            f"{MAX_SIDE_PX:,}. Set it to the size that the model was trained with."
+        )
+
+
+def predict_files(predictor: Predictor, files: Sequence[pathlib.Path], *, batch_size: int) -> Iterator[Outcome]:
+    """Predicts for each file; predictions come in the order of the files, failures when they are met.
+
+    Every batch has the same number of rows, the last being filled up with zeros, so one program is compiled for each
+    shape of the examples; files are spread so that little is filled up. At most two batches of photos are in memory.
+
+    Args:
+      predictor: the task.
+      files: any number.
+      batch_size: the most rows a batch may have.
+    """
+    num_batches = -(-len(files) // batch_size)
+    num_rows = -(-len(files) // max(num_batches, 1))
+    pool = ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1))
+    try:
+        waiting: deque[tuple[pathlib.Path, Future]] = deque()
+        batch: list[tuple[pathlib.Path, Example]] = []
+        for file in files:
+            waiting.append((file, pool.submit(_read, predictor, file)))
+            if len(waiting) > num_rows:
+                yield from _take(predictor, waiting, batch, num_rows)
+        while waiting:
+            yield from _take(predictor, waiting, batch, num_rows)
+        yield from _run(predictor, batch, num_rows)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(predictor: Predictor, file: pathlib.Path) -> Example:
+    return predictor.prepare(read_picture(file, "image"))
+
+
+def _take(predictor: Predictor, waiting: deque, batch: list, num_rows: int) -> Iterator[Outcome]:
+    """Moves the first that waits into the batch, which runs when it is full or the shape changes."""
+    file, future = waiting.popleft()
+    try:
+        example = future.result()
+    except DataError as error:
+        yield Outcome(file, error=str(error))
+        return
+    if batch and batch[0][1].pixels.shape != example.pixels.shape:
+        yield from _run(predictor, batch, num_rows)
+    batch.append((file, example))
+    if len(batch) == num_rows:
+        yield from _run(predictor, batch, num_rows)
+
+
+def _run(predictor: Predictor, batch: list, num_rows: int) -> Iterator[Outcome]:
+    """Runs the batch and empties it."""
+    if not batch:
+        return
+    pixels = np.zeros((num_rows, *batch[0][1].pixels.shape), np.float32)
+    for row, (_, example) in enumerate(batch):
+        pixels[row] = example.pixels
+    answers = predictor.compute(pixels)
+    for row, (file, example) in enumerate(batch):
+        yield Outcome(file, predictor.finish(example, answers[row]))
+    batch.clear()

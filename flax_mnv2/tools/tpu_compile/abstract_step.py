@@ -1,0 +1,116 @@
+"""A run's training step from shapes alone: the real one, lowered for devices that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from flax_mnv2.data.datasets.shapes import SHAPES_LABELS
+from flax_mnv2.data.datasets.voc import VOC_LABELS
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.tasks.registry import make_train_task
+from flax_mnv2.training.config.checks import check_config, check_parts
+from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.configured import configured_train_step, make_update_rule
+from flax_mnv2.training.parallel import check_divisible, make_parallel
+from flax_mnv2.training.state import TrainState
+
+NUM_CLASSES = {
+    "imagenet2012": 1000,
+    "shapes_segmentation": len(SHAPES_LABELS),
+    "voc_segmentation/2012": len(VOC_LABELS),
+    "voc_segmentation/2012_aug": len(VOC_LABELS),
+}
+IMAGENET_EXAMPLES = 1_281_167  # stands for any data set: only constants of schedules follow from the length of an epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+    """A training step, lowered and not yet compiled.
+
+    Attributes:
+      lowered: what ``jax.jit(…).lower`` gives.
+      state: shapes and dtypes of the run's state.
+      batch: those of the global batch, as the input pipeline gives it.
+      num_labels: classes of the model.
+      parts: in which the batch is worked through, one after the other.
+    """
+
+    lowered: jax.stages.Lowered
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    num_labels: int
+    parts: int
+
+
+def lower_train_step(
+    config: ml_collections.ConfigDict, devices: Sequence[Any], *, num_classes: int = 0
+) -> AbstractStep:
+    """Lowers the step that ``loop.train`` would compile on ``devices``. Reads no data, loads no weights.
+
+    Args:
+      config: the run's.
+      devices: real, or those of a ``slices.Slice``.
+      num_classes: of the data; 0 takes the data set's where it is known, else ``config.data.num_classes``.
+
+    Raises:
+      ConfigError: the config is wrong, the batch does not divide by the devices, or the number of classes is unknown.
+    """
+    check_config(config)
+    config = in_steps(config, IMAGENET_EXAMPLES)
+    # jax.pmap takes only devices of this process, which a slice's are not. It is jit and shard_map underneath.
+    per_device = config.parallel == "pmap" or not config.batch_norm.sync
+    parallel = make_parallel("jit", devices, per_device=per_device, shard_optimizer=config.shard_optimizer_state)
+    check_divisible(parallel, config.batch_size, "batch_size")
+    check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
+    check_parts(config, len(devices))
+
+    num_classes = num_classes or known_num_classes(config)
+    labels = tuple(f"class_{index}" for index in range(num_classes))
+    task = make_train_task(config, labels, axis_name=parallel.axis_name)
+    schedule, optimizer = make_update_rule(config)
+    step = configured_train_step(config, task, schedule, optimizer, parallel)
+    keeps_ema = config.ema.decay > 0
+    state = jax.eval_shape(lambda: TrainState.create(task.init_variables(config.seed), optimizer, ema=keeps_ema))
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        parallel.state_sharding(state),
+    )
+    batch = batch_shapes(config)
+    lowered = parallel.compile_train_step(step).lower(state, batch)
+    return AbstractStep(lowered, state, batch, task.eval_model.config.num_labels, config.gradient_accumulation_steps)
+
+
+def known_num_classes(config: ml_collections.ConfigDict) -> int:
+    """How many classes the data has, as far as the config says.
+
+    Raises:
+      ConfigError: only the data itself would tell.
+    """
+    name = config.data.dataset
+    count = config.data.num_classes or NUM_CLASSES.get(name, 0)
+    if count < 1:
+        raise ConfigError(
+            f"How many classes {name} has is known only from its data, which is not read here. Give --num_classes=N."
+        )
+    return count
+
+
+def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global training batch, of the fields that the step takes."""
+    if config.task == "classification":
+        size, label = (config.data.train_size, config.data.train_size), jax.ShapeDtypeStruct((), jnp.int32)
+    else:
+        size = tuple(config.data.crop_size)
+        label = jax.ShapeDtypeStruct(size, jnp.uint8)
+    image = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *each.shape), each.dtype)
+        for name, each in (("image", image), ("label", label))
+    }

@@ -1,0 +1,126 @@
+"""Devices of a TPU slice that is not there, for the compiler alone, and of this machine's CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from flax_mnv2.errors import ConfigError, UserError
+from flax_mnv2.tools.tpu_compile.chips import CHIPS, Chip
+
+MISSING = """\
+The TPU compiler is not installed (no module libtpu). It needs no TPU:
+    pip install --no-deps --target /tmp/tpu_compiler -r benchmarks/requirements-tpu.txt
+and then put it in front of the command:
+    PYTHONPATH=/tmp/tpu_compiler python -m …"""
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # do not look for a TPU's metadata server
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside another compilation: the lock guards a TPU, of which none is used
+}
+_ACCELERATORS = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
+_CORES = {"v4": 2, "v5p": 2}  # accelerator types of these count cores, of the others chips
+
+
+class CompilerMissingError(UserError):
+    """The compiler of the asked platform is not installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Devices to compile for.
+
+    Attributes:
+      name: as asked for, such as ``v5e:4x4``.
+      devices: one for each chip.
+      num_hosts: processes that a run on it has.
+      chip: published figures; None on CPU.
+    """
+
+    name: str
+    devices: Sequence[Any]
+    num_hosts: int
+    chip: Chip | None
+
+
+def open_slice(topology: str) -> Slice:
+    """The devices of a slice. This process computes on its CPU from then on.
+
+    Args:
+      topology: ``KIND:SHAPE`` such as ``v5e:16x16`` or ``v4:2x2x4``, which needs libtpu but no TPU; or ``cpu:N`` for N
+        devices of this machine, which tries the same without it.
+
+    Raises:
+      ConfigError: there is no such slice.
+      CompilerMissingError: libtpu is not installed.
+    """
+    kind, _, shape = topology.partition(":")
+    jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine has no part in this
+    if kind == "cpu":
+        return _cpu_slice(topology, shape)
+    sides = _sides(topology, kind, shape)
+    if importlib.util.find_spec("libtpu") is None:
+        raise CompilerMissingError(MISSING)
+    jax.config.update("jax_enable_compilation_cache", False)  # its programs cannot be read back without the devices
+    os.environ |= _ENVIRONMENT | {
+        "TPU_ACCELERATOR_TYPE": f"{_ACCELERATORS[kind]}-{math.prod(sides) * _CORES.get(kind, 1)}"
+    }
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"chips_per_host_bounds": _host_bounds(sides)}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # both cores of a chip as one device, JAX's default on a real one
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        raise ConfigError(f"libtpu knows no slice {topology}: {str(error).splitlines()[0]}. {_known(kind)}") from None
+    return Slice(topology, devices, len({device.process_index for device in devices}), CHIPS[kind])
+
+
+def _sides(topology: str, kind: str, shape: str) -> list[int]:
+    if kind not in CHIPS:
+        raise ConfigError(
+            f"--topology: expected KIND:SHAPE with KIND one of {', '.join(CHIPS)} or cpu, such as v5e:4x4; "
+            f"found {topology!r}."
+        )
+    chip = CHIPS[kind]
+    sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
+    if len(sides) != chip.dimensions or not all(sides) or (chip.shapes and shape not in chip.shapes):
+        raise ConfigError(f"--topology: there is no slice {topology!r}. {_known(kind)}")
+    return sides
+
+
+def _host_bounds(sides: list[int]) -> tuple[int, int, int]:
+    """Chips of one host: 2×2, and in a plane a whole slice of up to 8 chips."""
+    if len(sides) == 2 and math.prod(sides) <= 8:
+        return (*sides, 1)
+    return (min(sides[0], 2), min(sides[1], 2), 1)
+
+
+def _known(kind: str) -> str:
+    chip = CHIPS[kind]
+    shapes = ", ".join(f"{kind}:{shape}" for shape in chip.examples)
+    return f"Slices of {chip.name} are {shapes}." if chip.shapes else f"Slices of {chip.name} are {shapes}, and so on."
+
+
+def _cpu_slice(topology: str, shape: str) -> Slice:
+    count = int(shape) if shape.isdecimal() else 0
+    if count < 1:
+        raise ConfigError(
+            f"--topology: expected cpu:N for N devices of this machine, such as cpu:4; found {topology!r}."
+        )
+    with contextlib.suppress(RuntimeError):  # JAX has counted its devices already
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ConfigError(f"--topology: {topology} asks for more devices than this process has, {len(devices)}.")
+    return Slice(topology, devices[:count], 1, None)

@@ -1,0 +1,1 @@
+"""What breaks a run: signals, NaN, storage that hangs."""

@@ -1,0 +1,128 @@
+"""Metrics on disk: one JSON object per line, and TensorBoard event files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from flax_mnv2.errors import DataError
+from flax_mnv2.training.distributed import from_leader
+from flax_mnv2.untrusted import read_bytes
+from flax_mnv2.weights.files import write_text
+
+METRICS_NAME = "metrics.jsonl"
+EVENTS_NAME = "tensorboard"
+_MAX_BYTES = 2**30  # a million lines have a tenth of it
+
+
+class MetricsWriter:
+    """Appends to ``metrics.jsonl`` and to event files in a folder. A context manager.
+
+    A run that goes on from step k drops what an interrupted one wrote after k, so no line is doubled.
+
+    Attributes:
+      evaluated_steps: steps that have been evaluated already.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, resume_step: int, tolerant: bool = False):
+        """Opens the files; lines of steps above ``resume_step`` are dropped. Only process 0 writes.
+
+        Args:
+          folder: of the run.
+          resume_step: from which it goes on.
+          tolerant: a line for which there is no room is said, not raised, and written with the next.
+
+        Raises:
+          DataError: they cannot be read or written.
+        """
+        kept = [line for line in read_metrics(folder) if line["step"] <= resume_step]
+        # What shall be evaluated again, all must agree on, whatever a host's copy of the file says.
+        self.evaluated_steps = set(
+            from_leader(lambda: sorted({line["step"] for line in kept if line["split"] != "train"}))
+        )
+        self._leads = jax.process_index() == 0
+        if not self._leads:
+            return
+        from flax_mnv2.training.logging.event_file import EventFile
+
+        self._path, self._tolerant, self._troubled = folder / METRICS_NAME, tolerant, False
+        path = self._path
+        try:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._events = EventFile(folder / EVENTS_NAME, purge_step=resume_step + 1)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"Cannot write {METRICS_NAME} and {EVENTS_NAME}/ in {folder}: {error.strerror}. Choose a --workdir "
+                "that you may write to, on a disk with free space."
+            ) from None
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Writes the figures of one step; ``split`` is ``train`` or the evaluated split.
+
+        Raises:
+          DataError: there is no room, and the writer is not tolerant.
+        """
+        if not self._leads:
+            return
+        try:
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()  # what a flush could not write, the next one does
+            self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            self._troubled = False
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        text = f"Cannot write {self._path} and {EVENTS_NAME}/: {error.strerror}. Free some space"
+        if not self._tolerant:
+            raise DataError(f"{text}; the same command goes on from the last checkpoint.") from None
+        if not self._troubled:
+            print(f"warning: {text}; what is missing is written then", flush=True)
+        self._troubled = True
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        if self._leads:
+            for file in (self._file, self._events):
+                try:
+                    file.close()
+                except OSError as error:
+                    if error_type is None:  # else the run's own error is the one to report
+                        self._failed(error)
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics; a line cut short by a crash, or that is none of ours, is left out.
+
+    Raises:
+      DataError: the file cannot be read, or is something else than a file.
+    """
+    path = folder / METRICS_NAME
+    try:
+        content = read_bytes(path, max_bytes=_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise DataError(f"Cannot read {path}: {error}. Move it away, or choose another --workdir.") from None
+    lines = []
+    for text in content.split(b"\n"):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if _is_ours(line):
+            lines.append(line)
+    return lines
+
+
+def _is_ours(line: Any) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("split"), str):
+        return False
+    step = line.get("step")
+    return isinstance(step, int) and not isinstance(step, bool) and step >= 0

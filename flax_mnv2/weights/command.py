@@ -1,0 +1,120 @@
+"""Converts weights: python -m flax_mnv2.convert SRC DST [--from auto] [--to flax]
+
+SRC is a folder, a file of weights or a hub id; its format is recognised. DST is a folder, or a file for torchvision
+and timm. Every tensor comes back bit for bit on the way back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from flax_mnv2.checkpoint import flax_folder
+from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
+from flax_mnv2.hub import expand_user
+from flax_mnv2.weights import files, formats
+from flax_mnv2.weights.checkpoint import Checkpoint
+from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensors import widened
+
+INTERRUPTED_STATUS = 130  # the shell's for SIGINT
+_OURS = (formats.CONFIG_NAME, *files.WEIGHT_NAMES, flax_folder.VARIABLES_NAME, flax_folder.EXTRA_NAME)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and converts; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flax_mnv2.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .pt, .bin) or hub id")
+    parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for torchvision and timm")
+    parser.add_argument(
+        "--from", dest="source_format", choices=("auto", *formats.FORMATS), default="auto", help="what SRC must be"
+    )
+    parser.add_argument(
+        "--to", choices=formats.FORMATS, help="format of DST; a folder is flax by default, and hf where SRC is flax"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write where something lies already")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.src, options.dst, options.source_format, options.to, overwrite=options.overwrite)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    return 0
+
+
+def convert(
+    source: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
+) -> None:
+    """Reads, checks, writes, and prints what it did.
+
+    Args:
+      source: folder, file or hub id.
+      destination: where to write.
+      source_format: what the source must be; ``"auto"`` for whatever it is.
+      to: format to write; None follows from the destination.
+      overwrite: whether something may lie at the destination.
+
+    Raises:
+      UserError: anything that is not as it should be; nothing is written then.
+    """
+    destination = pathlib.Path(os.path.normpath(expand_user(destination)))
+    if to is None and destination.suffix in formats.FILE_SUFFIXES:
+        raise ConfigError(
+            f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
+        )
+    path = expand_user(source)
+    is_local = path.exists() or path.suffix in formats.FILE_SUFFIXES
+    opened = formats.open_source(path if is_local else formats.fetch(source))
+    if source_format not in ("auto", opened.format):
+        raise CheckpointError(f"{source} is in the format {opened.format}, not {source_format} as --from says.")
+    to = to or ("hf" if opened.format == "flax" else "flax")
+    formats.check_destination(destination, to)
+    _check_destination(opened.where, destination, overwrite=overwrite)
+    checkpoint = opened.checkpoint()
+    formats.write(checkpoint, destination, to, keep_processor=False)
+    print("\n".join(_report(opened, checkpoint, destination, to)))
+
+
+def _check_destination(source: pathlib.Path, destination: pathlib.Path, *, overwrite: bool) -> None:
+    own, target = source.resolve(), destination.resolve()
+    files_of_source = [path.resolve() for path in own.iterdir()] if own.is_dir() else []
+    if target in (own.parent, *files_of_source) or target.is_relative_to(own):
+        raise ConfigError(f"{destination} is where the source lies; name another place.")
+    taken = not formats.is_empty(destination) if destination.is_dir() else destination.exists()
+    if taken and not overwrite:
+        raise ConfigError(f"{destination} exists and is not empty; name another place, or pass --overwrite.")
+    if destination.is_dir() and not any((destination / name).exists() for name in _OURS) and taken:
+        raise ConfigError(f"{destination} holds no model, so --overwrite does not write there; name another folder.")
+
+
+def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, to: str) -> list[str]:
+    config = checkpoint.config
+    deeper = f" (depth {config.layer_depth_multiplier})" if config.layer_depth_multiplier != 1 else ""
+    classes = "" if checkpoint.task == "backbone" else f", {config.num_labels} classes"
+    padding = "TensorFlow's" if config.tf_padding else "PyTorch's"
+    others = len(checkpoint.tensors) - len(checkpoint.model_paths)
+    lines = [
+        f"source      {source.where} ({source.format})",
+        f"network     MobileNetV2 {config.depth_multiplier}{deeper}, {checkpoint.task}{classes}, output stride "
+        f"{config.output_stride}, {padding} padding",
+        f"tensors     {len(checkpoint.model_paths)} of the model: {checkpoint.count('params'):,} parameters and "
+        f"{checkpoint.count('batch_stats'):,} running statistics; {others} more, which only PyTorch's code has",
+        f"written     {destination} ({to})",
+    ]
+    notes = list(source.notes)
+    types = widened(source.state)
+    if types:
+        notes.append(f"{' and '.join(types)} became float32, exactly")
+    if not source.complete:
+        fresh = ", and conv_1x1 is a fresh one that nothing reads" if checkpoint.task == "segmentation" else ""
+        notes.append(f"counters start at 0{fresh if others else ''}")
+    notes += formats.left_behind(checkpoint, destination, to)
+    return lines + [f"note        {note}" for note in notes]

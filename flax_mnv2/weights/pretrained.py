@@ -1,0 +1,320 @@
+"""A folder or hub id ↔ a model and its variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from flax_mnv2.checkpoint import flax_folder
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.hub import expand_user
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.untrusted import shown
+from flax_mnv2.weights import formats
+from flax_mnv2.weights.checkpoint import (
+    MODEL_CLASSES,
+    Checkpoint,
+    example_image,
+    make_model,
+    task_of,
+    variable_shapes,
+    with_reference_extras,
+)
+from flax_mnv2.weights.diff import check_same_tensors
+from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensors import Path, Shapes, StateDict, Tensors
+from flax_mnv2.weights.torch_file import tensor_to_numpy
+
+__all__ = [
+    "MODEL_CLASSES",
+    "from_pretrained",
+    "from_state_dict",
+    "load_backbone",
+    "load_config",
+    "load_processor",
+    "make_model",
+    "save_pretrained",
+    "task_of",
+    "to_state_dict",
+    "variable_shapes",
+]
+
+Variables = dict[str, Any]
+LAYOUTS = ("hf", "flax")
+_HEAD_SEED = 0  # of tensors that are started afresh
+_SHOWN = 8
+
+
+def from_pretrained(
+    id_or_folder: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    dtype: Any = jnp.float32,
+    task: str | None = None,
+    num_labels: int | None = None,
+    ignore_mismatched_sizes: bool = False,
+    **config_overrides: Any,
+) -> tuple[nn.Module, Variables]:
+    """Loads a MobileNetV2 checkpoint.
+
+    Args:
+      id_or_folder: a folder of Hugging Face's layout or of the flax format, a checkpoint of a training run
+        (``WORKDIR/checkpoints/STEP``; its moving average, where it has one), or a hub id such as
+        ``google/mobilenet_v2_1.0_224``, which huggingface_hub downloads and caches.
+      revision: branch, tag or commit of a hub id.
+      cache_dir: where downloads are kept; None is huggingface_hub's default.
+      dtype: type of the computation; the variables are float32.
+      task: ``"segmentation"``, ``"classification"`` or ``"backbone"``; None reads it from the config. A backbone is
+        taken from a checkpoint with any head.
+      num_labels: classes of the head; None keeps the checkpoint's.
+      ignore_mismatched_sizes: start tensors of the head afresh (from a fixed seed) where the checkpoint has them in
+        another shape, with a warning that names them.
+      **config_overrides: other fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``.
+
+    Returns:
+      The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
+
+    Raises:
+      CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
+      ConfigError: the config is not a MobileNetV2's, or an override is unknown or out of range.
+    """
+    source = _open(id_or_folder, revision=revision, cache_dir=cache_dir)
+    config = source.config
+    if num_labels is not None and num_labels != config.num_labels:
+        config_overrides["num_labels"] = num_labels
+    config = config.replace(**config_overrides)
+    task = task or source.task or task_of(config)
+    model = make_model(config, task, dtype=dtype)
+    shapes = variable_shapes(model)
+    mismatched = _mismatched_head(source, shapes)
+    afresh = mismatched if ignore_mismatched_sizes else {}
+    rest = {key: value for key, value in source.state.items() if key not in afresh.values()}
+    shapes = {path: shape for path, shape in shapes.items() if path not in afresh}
+    try:
+        flat = dataclasses.replace(source, state=rest).select(shapes, backbone_only=task == "backbone")
+    except CheckpointError as error:
+        advice = _advice(source, task, mismatched=bool(mismatched) and not ignore_mismatched_sizes)
+        raise CheckpointError(f"{error}{advice}") from None
+    if afresh:
+        flat |= _initialise(model, list(afresh))
+        names = sorted(f"{key} {tuple(source.state[key].shape)}" for key in afresh.values())
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        warnings.warn(
+            f"{source.where}: these tensors have another shape than the model's and were started afresh; train the "
+            f"head before using it: {', '.join(names[:_SHOWN])}{more}.",
+            stacklevel=2,
+        )
+    return model, traverse_util.unflatten_dict(flat)
+
+
+def save_pretrained(
+    folder: str | pathlib.Path,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    processor: MobileNetV2ImageProcessor | None = None,
+    *,
+    layout: str = "hf",
+) -> None:
+    """Writes a model to a folder; an interrupted save leaves no folder that looks whole.
+
+    With ``layout="hf"`` transformers loads it, nothing missing or unexpected, and gives the same logits. A
+    segmentation model has no last 1×1 convolution, which the reference's class declares without reading it; it is
+    written as a freshly initialised one.
+
+    Args:
+      folder: made if it is not there; weights that lie there are replaced.
+      model: one of this library's models.
+      variables: its ``params`` and ``batch_stats``.
+      processor: what prepares images for it, written as ``preprocessor_config.json``.
+      layout: ``"hf"``, or ``"flax"`` for Orbax, which can hold what transformers cannot represent.
+
+    Raises:
+      ConfigError: transformers cannot represent the model, or it is not one of ``MODEL_CLASSES``.
+      CheckpointError: ``variables`` are not the model's; every difference is named, and nothing is written.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
+    checkpoint = _checkpoint_of(model, variables)
+    if processor is not None:
+        checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
+    formats.write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
+
+
+def from_state_dict(
+    state: Mapping[str, Any],
+    *,
+    config: MobileNetV2Config | None = None,
+    task: str | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[nn.Module, Variables]:
+    """Converts the state dict of a model of transformers, torchvision or timm, which it recognises.
+
+    Args:
+      state: PyTorch tensors or NumPy arrays by name, as ``module.state_dict()`` gives them.
+      config: of a model of transformers, ``MobileNetV2Config.from_dict(module.config.to_dict())``; the tensors of
+        torchvision's and timm's say it themselves.
+      task: as for ``from_pretrained``; None takes the config's, else that of the head.
+      dtype: type of the computation.
+
+    Returns:
+      The linen model and its variables, as ``from_pretrained``.
+
+    Raises:
+      CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
+      ConfigError: a config that is needed is missing, or the reverse.
+    """
+    source = formats.open_state(_as_arrays(state), config)
+    task = task or source.task or source.task_of_names()
+    model = make_model(source.config, task, dtype=dtype)
+    flat = source.select(variable_shapes(model), backbone_only=task == "backbone")
+    return model, traverse_util.unflatten_dict(flat)
+
+
+def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) -> dict[str, np.ndarray]:
+    """The state dict that a module of ``library`` loads: ``"hf"``, ``"torchvision"`` or ``"timm"``.
+
+    Args:
+      model: one of this library's models.
+      variables: its ``params`` and ``batch_stats``.
+      library: whose names and layouts; counters of batch norm are 0.
+
+    Raises:
+      CheckpointError: ``variables`` are not the model's.
+      ConfigError: the library cannot represent the model; the message says in what.
+    """
+    return formats.to_state(_checkpoint_of(model, variables), library)
+
+
+def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]) -> Variables:
+    """Replaces the backbone of ``variables`` by that of a checkpoint; the head stays as it is.
+
+    For training with other labels, or a segmentation head on an ImageNet backbone. The head of the checkpoint
+    is not looked at; its backbone must fit exactly.
+
+    Args:
+      id_or_folder: as for ``from_pretrained``.
+      variables: ``params`` and ``batch_stats`` of the model that gets the backbone.
+
+    Returns:
+      New variables, NumPy arrays where they come from the checkpoint.
+
+    Raises:
+      CheckpointError: the backbone's tensors are missing, left over or of another shape, each named.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
+    flat |= _open(id_or_folder).select(wanted, backbone_only=True)
+    return traverse_util.unflatten_dict(flat)
+
+
+def load_config(id_or_folder: str | pathlib.Path) -> MobileNetV2Config:
+    """The architecture of a checkpoint; arguments and errors as for ``from_pretrained``."""
+    return _open(id_or_folder).config
+
+
+def load_processor(
+    id_or_folder: str | pathlib.Path, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
+) -> MobileNetV2ImageProcessor:
+    """The processor that belongs to a checkpoint; arguments as for ``from_pretrained``.
+
+    Raises:
+      CheckpointError: there is none; a run's checkpoint needs none, as the run noted it.
+    """
+    folder = expand_user(id_or_folder)
+    if flax_folder.is_run_checkpoint(folder):
+        return flax_folder.run_processor(flax_folder.read_about(folder))
+    return MobileNetV2ImageProcessor.from_pretrained(id_or_folder, revision=revision, cache_dir=cache_dir)
+
+
+def _open(id_or_folder: str | pathlib.Path, **hub_options: Any) -> Source:
+    folder = formats.fetch(id_or_folder, **hub_options)
+    source = formats.open_source(folder)
+    if source.format not in LAYOUTS:
+        raise CheckpointError(
+            f"{folder} is in {source.format}'s format; convert it first: python -m flax_mnv2.convert {folder} FOLDER"
+        )
+    return source
+
+
+def _as_arrays(state: Mapping[str, Any]) -> StateDict:
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError("A state dict must map names to tensors; pass module.state_dict().")
+    arrays = {}
+    for key, value in state.items():
+        try:
+            arrays[key] = tensor_to_numpy(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"Tensor {shown(key)} is no plain array: {shown(str(error))}.") from None
+    return arrays
+
+
+def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
+    """Those variables of the head that the checkpoint has in another shape, and their names there."""
+    keys = {path: source.naming.key_of(path) for path in shapes if path[1] != "mobilenet_v2"}
+    return {
+        path: key
+        for path, key in keys.items()
+        if key in source.state and tuple(source.state[key].shape) != source.naming.shape_of(shapes[path])
+    }
+
+
+def _advice(source: Source, task: str, *, mismatched: bool) -> str:
+    """What to do about tensors that do not fit, as far as that is known: a line, or nothing."""
+    held = source.task_of_names()
+    if mismatched:
+        return "\nTo start the head's tensors of another shape afresh, pass ignore_mismatched_sizes=True."
+    if task in ("backbone", held):
+        return ""
+    head = "no head" if held == "backbone" else f"the head of a {held} model"
+    return (
+        f'\nThis checkpoint has {head}, and a {task} model was asked for. Its backbone alone is what task="backbone" '
+        "loads, and what load_backbone puts under another head."
+    )
+
+
+def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
+    task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
+    if task is None:
+        known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
+        raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
+    flat = traverse_util.flatten_dict(dict(variables))
+    _check_variables(model, flat)
+    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
+    return Checkpoint(model.config, task, with_reference_extras(model.config, task, flat))
+
+
+def _check_variables(model: nn.Module, flat: Mapping[Path, Any]) -> None:
+    """Raises a CheckpointError with every difference, unless these are the variables of ``model``."""
+    collections = {str(path[0]) for path in flat}
+    others = sorted(collections - {"params", "batch_stats"})
+    more = f"; leave out {', '.join(others)}" if others and "params" in collections else ""
+    check_same_tensors(
+        found={"/".join(map(str, path)): getattr(value, "shape", ()) for path, value in flat.items()},
+        expected={"/".join(path): shape for path, shape in variable_shapes(model).items()},
+        source=f"the {type(model).__name__} to be saved",
+        owner="variables have",
+        advice=f'Pass the {{"params": …, "batch_stats": …}} of this model, as its init returns them{more}.',
+    )
+
+
+def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:
+    """Fresh values of some variables, from a fixed seed; compiled, so that the network itself is not run."""
+
+    def init(key: jax.Array, image: jax.Array) -> list[jax.Array]:
+        flat = traverse_util.flatten_dict(dict(model.init(key, image)))
+        return [flat[path] for path in paths]
+
+    image = example_image(model.config)
+    values = jax.jit(init)(jax.random.key(_HEAD_SEED), np.zeros(image.shape, image.dtype))
+    return {path: np.asarray(value) for path, value in zip(paths, values, strict=True)}

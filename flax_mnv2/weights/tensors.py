@@ -1,0 +1,136 @@
+"""A library's state dict ↔ tensors by Flax path: names, axis orders, types.
+
+A path begins with the collection: ``params``, ``batch_stats``, or ``counters`` for PyTorch's ``num_batches_tracked``,
+which no model of ours reads and which is kept so that a checkpoint comes back as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from flax_mnv2.errors import CheckpointError
+from flax_mnv2.weights.diff import check_same_tensors
+
+Path = tuple[str, ...]
+Shapes = dict[Path, tuple[int, ...]]
+Tensors = dict[Path, np.ndarray]
+StateDict = dict[str, np.ndarray]
+
+COUNTERS = "counters"
+_TORCH_LEAVES = {
+    ("params", "kernel"): "weight",
+    ("params", "bias"): "bias",
+    ("params", "scale"): "weight",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+    (COUNTERS, "num_batches_tracked"): "num_batches_tracked",
+}
+_WIDENED = ("float16", "bfloat16")  # every value of theirs is a float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How one library calls and lays out tensors.
+
+    Attributes:
+      key_of: its name for the tensor at a path.
+      torch_layout: convolutions are OIHW and matrices (out, in); off, the arrays lie as in Flax.
+    """
+
+    key_of: Callable[[Path], str]
+    torch_layout: bool = True
+
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape in the library's layout of a tensor with ``shape`` in ours."""
+        return tuple(shape[axis] for axis in self._axes(len(shape)))
+
+    def to_flax(self, key: str, array: np.ndarray) -> np.ndarray:
+        """OIHW → HWIO and (out, in) → (in, out) where the layout is PyTorch's; float32, or the counter's integers."""
+        if array.ndim == 0:
+            return array
+        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)) if self.torch_layout else None
+        return np.ascontiguousarray(np.transpose(widen(key, array), axes) if axes else widen(key, array))
+
+    def from_flax(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of ``to_flax``; types stay."""
+        array = np.asarray(array)
+        return np.ascontiguousarray(array.transpose(self._axes(array.ndim))).reshape(self.shape_of(array.shape))
+
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        turned = {4: (3, 2, 0, 1), 2: (1, 0)} if self.torch_layout else {}
+        return turned.get(rank, tuple(range(rank)))
+
+
+def torch_naming(prefix_of: Callable[[Path], str]) -> Naming:
+    """The naming of a PyTorch library, whose modules ``prefix_of`` names from ours."""
+
+    def key_of(path: Path) -> str:
+        collection, *modules, leaf = path
+        return f"{prefix_of(tuple(modules))}.{_TORCH_LEAVES[collection, leaf]}"
+
+    return Naming(key_of)
+
+
+FLAX_NAMING = Naming("/".join, torch_layout=False)
+
+
+def widen(key: str, array: np.ndarray) -> np.ndarray:
+    """float32 as it is; float16 and bfloat16 exactly as float32.
+
+    Raises:
+      CheckpointError: any other type, which would lose by it or is no weight.
+    """
+    if array.dtype == np.float32:
+        return array
+    if array.dtype.name not in _WIDENED:
+        raise CheckpointError(
+            f"Tensor {key} is {array.dtype.name}; weights must be float32, float16 or bfloat16. Turn it into float32 "
+            "in the library that wrote it, where what is lost can be judged."
+        )
+    return array.astype(np.float32)
+
+
+def widened(state: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the types in ``state`` that reading turns into float32."""
+    return sorted({array.dtype.name for array in state.values()} & set(_WIDENED))
+
+
+def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str) -> Tensors:
+    """The tensors of ``state`` by path, strictly.
+
+    Args:
+      state: tensors by the library's names.
+      shapes: shape of every tensor that is expected, by path, in Flax's layout.
+      naming: the library's.
+      source: what a message calls the checkpoint.
+
+    Raises:
+      CheckpointError: tensors are missing, left over, of another shape or of a type that does not fit; each named.
+    """
+    keys = {path: naming.key_of(path) for path in shapes}
+    check_same_tensors(
+        found={key: value.shape for key, value in state.items()},
+        expected={keys[path]: naming.shape_of(shape) for path, shape in shapes.items()},
+        source=source,
+    )
+    for path, key in keys.items():
+        if path[0] == COUNTERS and state[key].dtype.kind not in "iu":
+            raise CheckpointError(
+                f"Tensor {key} is {state[key].dtype.name}; this counter of batches must be an integer, which that type "
+                "may have lost. Halve the weights alone: {k: v.half() if v.is_floating_point() else v}."
+            )
+    return {path: naming.to_flax(key, state[key]) for path, key in keys.items()}
+
+
+def write_state(tensors: Mapping[Path, np.ndarray], naming: Naming) -> StateDict:
+    """The tensors by the library's names and in its layout."""
+    return {naming.key_of(path): naming.from_flax(value) for path, value in tensors.items()}
+
+
+def counter_shapes(shapes: Shapes) -> Shapes:
+    """The counters that PyTorch keeps beside the batch norms among ``shapes``."""
+    norms = [path[1:-1] for path in shapes if path[0] == "batch_stats" and path[-1] == "mean"]
+    return {(COUNTERS, *norm, "num_batches_tracked"): () for norm in norms}

@@ -1,0 +1,200 @@
+"""Checkpoints by themselves: what is kept, what is noticed, what is never touched."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flax_mnv2 import CheckpointError
+from flax_mnv2.training.run_checkpoints import SCORE, Checkpoints
+from flax_mnv2.training.state import TrainState
+
+ABOUT = {"config": {"seed": 0}, "model": {"depth_multiplier": 1.0}}
+OPTIMIZER = optax.chain(optax.trace(0.9), optax.scale(-0.1))
+
+
+def _state(step):
+    rng = np.random.default_rng(step)
+    params = {"conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32), "bias": jnp.full(16, step)}}
+    variables = {"params": params, "batch_stats": {"mean": jnp.asarray(rng.normal(size=16), jnp.float32)}}
+    return TrainState.create(variables, OPTIMIZER, ema=True).replace(step=jnp.asarray(step, jnp.int32))
+
+
+def _save(folder, steps, scores=(), **settings):
+    with Checkpoints(folder, **settings) as checkpoints:
+        for step in steps:
+            checkpoints.save(_state(step), ABOUT)
+            if step in scores:
+                checkpoints.add_score(step, {SCORE: scores[step]})
+    return checkpoints
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _assert_is(state, step):
+    jax.tree.map(np.testing.assert_array_equal, state, _state(step))
+
+
+def test_the_newest_and_the_best_are_kept_and_the_score_may_come_later(tmp_path):
+    _save(tmp_path, [1, 2, 3, 4], {1: 0.1, 2: 0.9, 3: float("nan")}, keep_last=1, keep_best=1)
+    with Checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+        assert checkpoints.steps() == [2, 4]
+        assert checkpoints.best_step() == 2
+        checkpoints.add_score(4, {SCORE: 0.95})  # of an evaluation that was cut and made up for
+        assert checkpoints.steps() == [4]
+        assert checkpoints.best_step() == 4
+
+
+def test_a_score_that_was_changed_counts_for_nothing(tmp_path):
+    checkpoints = _save(tmp_path, [1, 2], {1: 0.1, 2: 0.5}, keep_last=2)
+    note = tmp_path / "1" / "metrics" / "metrics"
+    note.write_text(note.read_text().replace("0.1", "0.9"))
+    assert checkpoints.best_step() == 2
+    note.write_text('{"score": 0.9}')  # of a version that did not seal it
+    assert checkpoints.best_step() == 1
+
+
+def test_without_scores_the_newest_is_the_best(tmp_path):
+    assert _save(tmp_path, [3, 10], keep_last=2).best_step() == 10
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    with _save(tmp_path, [7]) as checkpoints:
+        assert checkpoints.newest_whole_step() == 7
+        _assert_is(checkpoints.restore(jax.tree.map(jnp.zeros_like, _state(7)), 7), 7)
+        assert checkpoints.about(7)["config"] == ABOUT["config"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_whatever_file_is_damaged_no_wrong_state_is_read(tmp_path, damage, capsys):
+    whole = tmp_path / "whole"
+    _save(whole, [1, 2], keep_last=2)
+    rng = np.random.default_rng(0)
+    noticed = []
+    for number, file in enumerate(_files(whole / "2")):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        target = folder / file.relative_to(whole)
+        if damage == "remove":
+            target.unlink()
+        elif file.stat().st_size:
+            data = bytearray(target.read_bytes())
+            place = int(rng.integers(len(data)))
+            data[place] ^= 1 << int(rng.integers(8))
+            target.write_bytes(data if damage == "flip" else data[:place])
+        with Checkpoints(folder, keep_last=2) as checkpoints:
+            step = checkpoints.newest_whole_step()
+            assert step in (1, 2)
+            _assert_is(checkpoints.restore(_state(0), step), step)
+            if step == 1:
+                noticed.append(file.name)
+                assert checkpoints.steps() == [1]
+                assert (folder / "2.damaged").is_dir()
+                assert f"{folder / '2'}" in capsys.readouterr().out
+    # Files that only Orbax's bookkeeping uses may be anything; those with tensors, and the note, may not.
+    assert "metadata" in noticed
+    assert len(noticed) >= {"flip": 8, "truncate": 15, "remove": 12}[damage]
+
+
+@pytest.mark.parametrize("item", ["variables", "training", "ema"])
+def test_an_array_that_decodes_to_other_numbers_is_named(tmp_path, item):
+    """What no decoder can notice: another whole checkpoint's arrays in place of these."""
+    _save(tmp_path, [1, 2], keep_last=2)
+    shutil.rmtree(tmp_path / "2" / item)
+    shutil.copytree(tmp_path / "1" / item, tmp_path / "2" / item)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match=rf"2/{item} is damaged: \d+ of \d+ arrays differ .*(float|int)32\["):
+            checkpoints.newest_whole_step(strict=True)
+        assert checkpoints.newest_whole_step() == 1
+
+
+def test_when_none_is_whole_the_run_does_not_begin_anew(tmp_path):
+    _save(tmp_path, [1, 2], keep_last=2)
+    for step in (1, 2):
+        (tmp_path / str(step) / "about" / "metadata").write_bytes(b"{")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"all of .* are damaged and kept"):
+        checkpoints.newest_whole_step()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.damaged", "2.damaged"]
+
+
+def test_a_checkpoint_set_aside_twice_keeps_both(tmp_path):
+    _save(tmp_path, [1, 2], keep_last=2)
+    for _ in range(2):
+        (tmp_path / "2" / "about" / "metadata").write_bytes(b"{")
+        with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+            assert checkpoints.newest_whole_step() == 1
+            checkpoints.save(_state(2), ABOUT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged", "2.damaged.2"]
+
+
+def test_folders_that_no_run_has_written_are_no_checkpoints_and_stay(tmp_path):
+    """Whatever their names, whatever is saved and removed beside them."""
+    theirs = ["1", "999999", "5.orbax-checkpoint-tmp", "3.removing", "old.orbax-checkpoint-tmp-1", "notes"]
+    for name in theirs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_bytes(b"dear")
+    (tmp_path / "12").symlink_to(tmp_path / "notes")
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.steps() == []
+        assert checkpoints.newest_whole_step() is None
+        for step in (2, 3):
+            checkpoints.save(_state(step), ABOUT)
+    assert checkpoints.steps() == [3]
+    for name in (*theirs, "12"):
+        assert (tmp_path / name / "photo.jpg").read_bytes() == b"dear"
+
+
+def test_leftovers_of_saves_and_removals_that_were_cut_go(tmp_path):
+    _save(tmp_path, [1])
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    shutil.copytree(tmp_path / "1", tmp_path / "0.removing")
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path, read_only=True).steps() == [1]
+    assert len(list(tmp_path.iterdir())) == 4  # reading changes nothing
+    assert Checkpoints(tmp_path).steps() == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_save_that_fails_stops_the_run_or_is_noted_and_older_ones_stay(tmp_path, capsys):
+    _save(tmp_path, [1], keep_last=2)
+    (tmp_path / "2").mkdir()  # somebody's folder, in the way; a failure that root meets, too
+    with pytest.raises(CheckpointError, match=r"Could not save the checkpoint of step 2 .*there: \[1\]"):
+        _save(tmp_path, [2], keep_last=2)
+    with Checkpoints(tmp_path, keep_last=2, tolerant=True) as checkpoints:
+        checkpoints.save(_state(2), ABOUT)
+        checkpoints.save(_state(3), ABOUT)
+    assert checkpoints.steps() == [1, 3]
+    assert len(checkpoints.failures) == 1
+    assert "warning: Could not save the checkpoint of step 2" in capsys.readouterr().out
+    with checkpoints:
+        for step in (1, 3):
+            checkpoints.verify(step)
+
+
+def test_a_save_that_fails_in_the_background_is_found_by_the_next_call(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, tolerant=True)
+
+    def fail(wait=checkpoints._checkpointer.wait_until_finished):
+        wait()
+        raise OSError(28, "No space left on device")
+
+    checkpoints.save(_state(1), ABOUT)
+    monkeypatch.setattr(checkpoints._checkpointer, "wait_until_finished", fail)
+    checkpoints.wait()
+    assert "step 1 in" in checkpoints.failures[0]
+    assert "No space left on device" in checkpoints.failures[0]
+    checkpoints.save(_state(2), ABOUT)
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 2
+
+
+def test_a_checkpoint_of_a_version_without_sums_is_read(tmp_path):
+    _save(tmp_path, [1])
+    (tmp_path / "1" / "about" / "metadata").write_text('{"config": {}, "model": {}}')
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_whole_step() == 1

@@ -1,0 +1,251 @@
+import multiprocessing
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from flax_mnv2.data.augment.segmentation import decode_image, decode_mask
+from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.errors import ConfigError, DataError
+
+MASK = "VOCdevkit/VOC2012/SegmentationClass/b.png"
+IMAGE = "VOCdevkit/VOC2012/JPEGImages/b.jpg"
+
+
+@pytest.mark.parametrize("kind", ["folder", "x.tar", "x.tgz", "x.zip"])
+def test_custom_archive(archives, tmp_path, load, kind):
+    files = archives.voc_files()
+    dataset = load(archive=str(archives.write(tmp_path / kind, files)))
+    assert dataset.labels == ("x", "y", "z")
+    assert dataset.ignore_label == 255
+    assert dataset.num_examples == {"train": 3, "val": 2, "trainval": 5}
+    assert sorted(dataset.split_names) == ["train", "trainval", "val"]
+    assert dataset.max_size == {"train": (22, 30), "val": (24, 30), "trainval": (24, 30)}
+    source = dataset.source("trainval")
+    assert len(source) == 5
+    assert [source[index]["image_id"] for index in range(5)] == ["a", "b", "c", "d", "e"]
+    assert source[1]["image"] == files[IMAGE]
+    stored = cv2.imdecode(np.frombuffer(source[1]["segmentation_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(stored, archives.mask_array(21, 30))
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(DataError, match=r"no split 'test'; it has .*train"):
+        dataset.source("test")
+
+
+def test_config_dict_and_empty_data_dir(archives, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    archive = archives.write(tmp_path / "x.tar", archives.voc_files())
+    data = ConfigDict(
+        {
+            "dataset": "voc_segmentation/custom",
+            "data_dir": "",
+            "archive": str(archive),
+            "labels": "",
+            "num_classes": 3,
+        }
+    )
+    data.crop_size = 321
+    dataset = load_segmentation(data)
+    assert dataset.labels == ("class_0", "class_1", "class_2")
+    assert dataset.builder.data_dir.startswith(str(tmp_path / "tfds" / "voc_segmentation" / "x_"))
+
+
+def test_prepared_once_and_rebuilt_after_a_change(archives, tmp_path, load):
+    path = archives.write(tmp_path / "x.tar", archives.voc_files())
+    first = load(archive=str(path))
+    written = (tmp_path / "prepared").joinpath(first.name, "1.0.0", "dataset_info.json").stat().st_mtime_ns
+    again = load(archive=str(path))
+    assert again == first
+    assert (tmp_path / "prepared").joinpath(again.name, "1.0.0", "dataset_info.json").stat().st_mtime_ns == written
+    assert load(archive=str(path), labels="x,y,other").name != first.name
+    archives.write(path, archives.voc_files(splits={"train": ["a"]}))
+    changed = load(archive=str(path))
+    assert changed.name != first.name
+    assert changed.num_examples == {"train": 1}
+
+
+def test_a_change_inside_a_folder_is_seen(archives, tmp_path, load):
+    path = archives.write(tmp_path / "folder", archives.voc_files())
+    first = load(archive=str(path))
+    (path / MASK).write_bytes(archives.palette_png(np.zeros((21, 30), np.uint8)))
+    changed = load(archive=str(path))
+    assert changed.name != first.name
+    assert not decode_mask(changed.source("train")[1]["segmentation_mask"]).any()
+
+
+def test_labels_from_a_file(archives, tmp_path, load):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("sky\nroad\n\ncar\n")
+    archive = str(archives.write(tmp_path / "x.tar", archives.voc_files()))
+    assert load(archive=archive, labels=str(labels), num_classes=3).labels == ("sky", "road", "car")
+
+
+def test_other_ignore_label(archives, tmp_path, load):
+    files = archives.voc_files(num_classes=3)
+    archive = str(archives.write(tmp_path / "x.tar", files))
+    with pytest.raises(DataError, match=r"found the values 255, expected 0 … 2 or the ignore label 7"):
+        load(archive=archive, ignore_label=7)
+
+
+def _bad_members(archives) -> dict[str, tuple[str, bytes, str]]:
+    good = archives.voc_files()
+    mask = archives.mask_array(21, 30)
+    grey = Image.fromarray(mask)
+    high = mask.copy()
+    high[3, 3], high[4, 4] = 3, 19
+    return {
+        "size": (MASK, archives.palette_png(mask[:-1]), "b.png: the mask is 30x20.*b.jpg is 30x21"),
+        "values": (MASK, archives.palette_png(high), "b.png: found the values 3, 19, expected 0 … 2"),
+        "rgb mask": (
+            MASK,
+            archives.encode(grey.convert("RGB"), "PNG"),
+            "b.png: expected a mask of one.*mode RGB",
+        ),
+        "16-bit mask": (
+            MASK,
+            archives.encode(Image.fromarray(mask.astype(np.uint16)), "PNG"),
+            "b.png: expected a mask",
+        ),
+        "jpeg mask": (MASK, archives.jpeg(21, 30), "b.png: not a readable PNG mask"),
+        "cut mask": (MASK, good[MASK][:-40], "b.png: not a readable PNG mask"),
+        "no jpeg": (IMAGE, b"<html>404</html>", "b.jpg: corrupt image"),
+        "empty jpeg": (IMAGE, b"", "b.jpg: corrupt image"),
+        "cut jpeg": (IMAGE, good[IMAGE][: len(good[IMAGE]) // 2], "b.jpg: corrupt image.*[Tt]runcated"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "size",
+        "values",
+        "rgb mask",
+        "16-bit mask",
+        "jpeg mask",
+        "cut mask",
+        "no jpeg",
+        "empty jpeg",
+        "cut jpeg",
+    ],
+)
+def test_bad_example_is_named_and_nothing_is_left(archives, tmp_path, load, case):
+    name, data, message = _bad_members(archives)[case]
+    path = archives.write(tmp_path / "x.tar", archives.voc_files() | {name: data})
+    with pytest.raises(DataError, match=message):
+        load(archive=str(path))
+    left = [entry.name for entry in (tmp_path / "prepared" / "voc_segmentation").iterdir()]
+    assert left == [".config"]  # which TFDS keeps for all configs together
+    archives.write(path, archives.voc_files())
+    assert load(archive=str(path)).num_examples["train"] == 3
+
+
+@pytest.mark.parametrize("member", [MASK, IMAGE])
+def test_listed_id_without_file(archives, tmp_path, load, member):
+    files = archives.voc_files()
+    del files[member]
+    with pytest.raises(DataError, match=rf"lists the id 'b', but there is no file '{member}'"):
+        load(archive=str(archives.write(tmp_path / "x.tar", files)))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"dataset": "voc"}, "config.data.dataset is 'voc', expected one of"),
+        ({"archive": ""}, "config.data.archive is empty"),
+        ({"labels": "", "num_classes": 0}, "both empty"),
+        ({"labels": "x,y,z", "num_classes": 4}, "num_classes is 4, but .* names 3"),
+        ({"labels": "nofile.txt"}, "neither a file nor"),
+        ({"ignore_label": 256}, "from 0 to 255"),
+        ({"labels": "", "num_classes": 300}, "1 to 256"),
+        ({"dataset": "shapes_segmentation"}, "labels of shapes_segmentation are fixed"),
+        (
+            {"dataset": "shapes_segmentation", "labels": "", "num_classes": 5},
+            "num_classes is 5, but .* has 4",
+        ),
+        (
+            {"dataset": "voc_segmentation/2012", "labels": "", "ignore_label": 0},
+            "ignore_label is 0, but .* has 255",
+        ),
+    ],
+)
+def test_contradictory_config(load, data, message):
+    with pytest.raises(ConfigError, match=message):
+        load(**{"archive": "x.tar", **data})
+
+
+def test_data_dir_that_cannot_be_written(archives, tmp_path, load):
+    (tmp_path / "file").write_text("")
+    archive = str(archives.write(tmp_path / "x.tar", archives.voc_files()))
+    with pytest.raises(DataError, match=r"Cannot prepare .*--config\.data\.data_dir"):
+        load(archive=archive, data_dir=str(tmp_path / "file" / "below"))
+
+
+def test_leftovers(archives, tmp_path, load):
+    """A killed build is cleaned up; a prepared folder without its description is not guessed at."""
+    archive = str(archives.write(tmp_path / "x.tar", archives.voc_files()))
+    dataset = load(archive=archive)
+    folder = tmp_path / "prepared" / dataset.name
+    (folder / "1.0.0" / "dataset_info.json").unlink()
+    with pytest.raises(DataError, match=r"not a complete data set\. Delete that folder"):
+        load(archive=archive)
+    (folder / "1.0.0").rename(folder / "incomplete.ABCDEF_1.0.0")
+    load(archive=archive)
+    assert [entry.name for entry in folder.iterdir()] == ["1.0.0"]
+
+
+def test_damaged_prepared_files(archives, tmp_path, load):
+    archive = str(archives.write(tmp_path / "x.tar", archives.voc_files()))
+    dataset = load(archive=archive)
+    next((tmp_path / "prepared" / dataset.name / "1.0.0").glob("*-train.array_record*")).unlink()
+    with pytest.raises(DataError, match=r"damaged: .* is missing\. Delete"):
+        load(archive=archive).source("train")
+
+
+def _load_in_child(data, queue):
+    queue.put(load_segmentation(data).num_examples)
+
+
+def test_two_processes_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    data = {"dataset": "shapes_segmentation", "data_dir": str(tmp_path)}
+    children = [context.Process(target=_load_in_child, args=(data, queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [{"train": 400, "val": 80}] * 2
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+
+
+def test_shapes(tmp_path, load):
+    dataset = load(dataset="shapes_segmentation", labels="")
+    assert dataset.labels == ("background", "disc", "square", "triangle")
+    assert dataset.num_examples == {"train": 400, "val": 80}
+    again = load(dataset="shapes_segmentation", labels="", data_dir=str(tmp_path / "other"))
+    found = np.zeros(256, int)
+    for split in dataset.split_names:
+        for index in range(20):
+            example = dataset.source(split)[index]
+            assert example == again.source(split)[index]
+            image, mask = decode_image(example["image"]), decode_mask(example["segmentation_mask"])
+            assert image.shape[:2] == mask.shape
+            assert all(80 <= side <= 128 for side in mask.shape)
+            found += np.bincount(mask.ravel(), minlength=256)
+    assert set(np.flatnonzero(found)) == {0, 1, 2, 3, 255}
+    assert dataset.source("train")[0]["image"] != dataset.source("val")[0]["image"]
+
+
+def test_camvid(shared, tmp_path, load):
+    labels = shared / "data" / "camvid_labels.txt"
+    dataset = load(archive=str(shared / "data" / "camvid_voc.tar"), labels=str(labels))
+    assert len(dataset.labels) == 11
+    assert {name: dataset.num_examples[name] for name in ("train", "val", "test")} == {
+        "train": 367,
+        "val": 101,
+        "test": 233,
+    }
+    assert dataset.max_size["val"] == (360, 480)

@@ -1,0 +1,69 @@
+"""Runs small enough to train in a second: drawn shapes or coloured photos, a few narrow blocks."""
+
+import pathlib
+from types import ModuleType
+
+import imagenet_archives
+import pytest
+from coloured_photos import make_photos
+
+from flax_mnv2.training.config.defaults import default_config
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> pathlib.Path:
+    """Where the drawn shapes are prepared, once for all tests."""
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture
+def tiny_config(shapes_dir, tiny_blocks):
+    config = default_config()
+    config.num_steps = 6
+    config.batch_size = config.eval.batch_size = 8
+    config.data.dataset = "shapes_segmentation"
+    config.data.data_dir = str(shapes_dir)
+    config.data.crop_size = (48, 48)
+    config.data.num_threads = 1
+    config.model.depth_multiplier = 0.35
+    config.model.output_stride = 8
+    config.model.initializer_range = 0.1
+    config.model.batch_norm_momentum = config.model.head_batch_norm_momentum = 0.8
+    config.optimizer.learning_rate = 0.05
+    config.log_every_steps = 2
+    config.eval_every_steps = 6
+    config.checkpoint.every_steps = 3
+    return config
+
+
+@pytest.fixture(scope="session")
+def imagenet() -> ModuleType:
+    """The helpers in tests/imagenet_archives.py."""
+    return imagenet_archives
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of single-coloured noisy photos, 12 to train and 5 to test in each class."""
+    return make_photos(tmp_path_factory.mktemp("photos"), train=12, test=5)
+
+
+@pytest.fixture
+def classifier_config(photos, tiny_blocks):
+    """A classifier of those photos, small enough to train in a second."""
+    config = default_config()
+    config.task = "classification"
+    config.data.dataset, config.data.archive, config.data.eval_split = "image_folder", str(photos), "test"
+    config.data.data_dir = str(photos.parent / "prepared")
+    config.data.train_size = config.data.eval_resize = config.data.eval_crop = 32
+    config.data.crop_area = (0.5, 1.0)
+    config.data.num_threads = 1
+    config.batch_size = config.eval.batch_size = 8
+    config.num_steps = config.eval_every_steps = 6
+    config.checkpoint.every_steps, config.log_every_steps = 3, 2
+    config.model.depth_multiplier, config.model.output_stride = 0.35, 32
+    config.model.initializer_range, config.model.classifier_initializer_range = 0.1, 0.1
+    config.model.batch_norm_momentum = 0.7
+    config.model.classifier_dropout_prob = 0.0
+    config.optimizer.schedule, config.optimizer.learning_rate = "cosine", 0.05
+    return config

@@ -1,0 +1,172 @@
+"""A script of this repository with a tiny network, in which something happens at a moment that is given:
+
+    python child.py '{"blocks": null, "fault": {"signal": "SIGTERM", "during": "training", "at": 3}}' train.py …
+
+``blocks`` is the network's table, null for the whole one. ``during`` is preparing, compiling, or training, evaluating
+or saving, for which ``at`` counts steps, batches or saves from 1. The signal is sent to this process at once, or
+``delay`` seconds later by a thread; with ``again`` a second one follows that many seconds after it. ``samples`` names a
+file that gets a JSON line of this process's size every ``sample_every`` steps. ``poison`` lists training examples of a
+classifier, by position, whose loss is NaN. ``float64`` computes in that, which configs do not offer.
+"""
+
+import json
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+
+import flax_mnv2.layer_plan
+
+NO_CLASS = 200  # a label beyond all classes, which makes a loss NaN
+
+
+def send(fault):
+    """Sends the signal now, or ``delay`` seconds later."""
+
+    def shoot():
+        time.sleep(fault.get("delay", 0.0))
+        for pause in (0.0, *([fault["again"]] if "again" in fault else [])):
+            time.sleep(pause)
+            os.kill(os.getpid(), getattr(signal, fault["signal"]))
+
+    print(f"fault: {fault['signal']} while {fault['during']}", flush=True)
+    if fault.get("delay") or "again" in fault:
+        threading.Thread(target=shoot, daemon=True).start()
+    else:
+        shoot()
+
+
+def arm(fault, setattr=setattr):
+    """Arranges for the fault; ``setattr`` may be a test's, which undoes it."""
+    from flax_mnv2.training import loop
+    from flax_mnv2.training.logging.progress import Progress
+    from flax_mnv2.training.run_checkpoints import Checkpoints
+
+    counts = {"saving": 0, "evaluating": 0}
+
+    def count(during):
+        counts[during] += 1
+        if fault["during"] == during and counts[during] == fault["at"]:
+            send(fault)
+
+    advance, save, load, prefetch = Progress.advance, Checkpoints.save, loop.load_dataset, loop.prefetch
+
+    def advance_and_fail(self):
+        advance(self)
+        if self._title.startswith("evaluating"):
+            count("evaluating")
+        elif fault["during"] == "training" and self._done == fault["at"]:
+            send(fault)
+
+    def save_and_fail(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        count("saving")
+
+    def load_and_fail(*args, **kwargs):
+        if fault["during"] == "preparing":
+            send(fault)
+        return load(*args, **kwargs)
+
+    def prefetch_and_fail(*args):
+        if fault["during"] == "compiling":
+            send(fault)  # the first step follows
+        return prefetch(*args)
+
+    setattr(Progress, "advance", advance_and_fail)
+    setattr(Checkpoints, "save", save_and_fail)
+    setattr(loop, "load_dataset", load_and_fail)
+    setattr(loop, "prefetch", prefetch_and_fail)
+
+
+class _Spoilt:
+    """Batches in which some examples have other values, after everything on the host has checked them."""
+
+    def __init__(self, batches, positions, values):
+        self._batches, self._positions, self._values = batches, positions, values
+        self.bad_examples = batches.bad_examples
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._batches.close()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = dict(next(self._batches))
+        for name, value in self._values.items():
+            batch[name] = batch[name].copy()
+            batch[name][np.isin(batch["index"], self._positions)] = value
+        return batch
+
+
+def spoil(task, positions, values, setattr=setattr):
+    """From now on these training examples of a class of tasks have these values."""
+    original = task.train_batches
+
+    def train_batches(self, dataset, *, start_step):
+        return _Spoilt(original(self, dataset, start_step=start_step), positions, values)
+
+    setattr(task, "train_batches", train_batches)
+
+
+def sample(path, every):
+    """Notes memory, open files, threads and time every so many training steps."""
+    import gc
+
+    from flax_mnv2.training.logging.progress import Progress
+
+    advance = Progress.advance
+
+    def advance_and_note(self):
+        advance(self)
+        if self._title == "training" and self._done % every == 0:
+            gc.collect()  # what waits to be collected is no leak
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            line = {
+                "step": self._done,
+                "arrays": len(jax.live_arrays()),
+                "objects": len(gc.get_objects()),
+                "rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+                "open_files": len(os.listdir("/proc/self/fd")),
+                "threads": len(os.listdir("/proc/self/task")),
+                "seconds": time.monotonic(),
+            }
+            with pathlib.Path(path).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    Progress.advance = advance_and_note
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    if spec["blocks"]:
+        flax_mnv2.layer_plan.BLOCK_TABLE = tuple(map(tuple, spec["blocks"]))
+    sys.argv = sys.argv[2:]
+    if "fault" in spec:
+        arm(spec["fault"])
+    if "poison" in spec:
+        from flax_mnv2.tasks.classification.task import ClassificationTask
+
+        spoil(ClassificationTask, spec["poison"], {"label": NO_CLASS})
+    if spec.get("float64"):
+        from flax_mnv2.training.config import checks as config_checks
+
+        jax.config.update("jax_enable_x64", True)
+        config_checks._RULES["dtype"] = (lambda value: value == "float64", "float64")
+        sys.argv.append("--config.dtype=float64")
+    if "samples" in spec:
+        sample(spec["samples"], spec["sample_every"])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
