@@ -20,8 +20,7 @@ from flax_mnv2.training.config.defaults import default_config
 
 def get_config(variant: str = ""):
     """The config; ``variant`` is empty, ``"cifar10"``, or ``"smoke"``, which shrinks it for tests."""
-    config = default_config()
-    config.task = "classification"
+    config = default_config("classification")
     config.init_from = "google/mobilenet_v2_1.0_224"
     config.data.dataset = "image_folder"
     config.batch_size = 64

@@ -63,8 +63,7 @@ def get_config(argument: str = ""):
 def _imagenet(size: str) -> ml_collections.ConfigDict:
     """What all recipes share."""
     variant = variant_config(f"mobilenet_v2_{size}", num_labels=1000)
-    config = default_config()
-    config.task = "classification"
+    config = default_config("classification")
     config.data.dataset = "imagenet2012"
     config.data.eval_split = "validation"
     config.model.depth_multiplier = variant.depth_multiplier

@@ -11,7 +11,7 @@ from flax_mnv2.training.config.defaults import default_config
 
 def get_config(variant: str = ""):
     """The config; ``variant`` is empty or ``"smoke"``, which shrinks it for tests."""
-    config = default_config()
+    config = default_config("segmentation")
     config.data.dataset = "shapes_segmentation"
     config.data.crop_size = (96, 96)
     config.data.min_scale, config.data.max_scale, config.data.scale_step = 0.75, 1.25, 0.0

@@ -17,7 +17,7 @@ from flax_mnv2.training.config.defaults import default_config
 
 def get_config(variant: str = ""):
     """The config; ``variant`` is empty, ``"aug"`` or ``"smoke"``."""
-    config = default_config()
+    config = default_config("segmentation")
     config.init_from = "google/mobilenet_v2_1.0_224"  # ImageNet backbone; the DeepLab head starts fresh
 
     config.data.dataset = "voc_segmentation/2012"

@@ -172,9 +172,9 @@ def class_color(index: int, *, ignore_label: int) -> tuple[int, int, int]:
     return _VOID if index == ignore_label else tuple(voc_palette()[index].tolist())
 
 
-def share_text(share: float) -> str:
-    """A share (0 to 1) as ``12.3 %``; one that would round to nothing, as ``<0.1 %``."""
-    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+def percent(fraction: float) -> str:
+    """Returns a fraction (0 to 1) as ``12.3 %``; one that would round to nothing, as ``<0.1 %``."""
+    return "<0.1 %" if 0 < fraction < 0.0005 else f"{100 * fraction:.1f} %"
 
 
 def _blend(photo: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: np.ndarray) -> Image.Image:
@@ -199,7 +199,7 @@ def _draw_legend(
 ) -> Image.Image:
     """Colour, name and share of each class, in as many columns as fit ``width``."""
     gap, swatch, line_height = int(font.size // 2), round(1.1 * font.size), round(1.6 * font.size)
-    texts = [f"{_shortened(label)}  {share_text(share)}" for _, label, share in entries]
+    texts = [f"{_shortened(label)}  {percent(share)}" for _, label, share in entries]
     column = swatch + 3 * gap + max(round(font.getlength(text)) for text in texts)
     num_columns = min(max(1, (width - gap) // column), len(entries))
     num_rows = -(-len(entries) // num_columns)

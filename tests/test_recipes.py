@@ -17,13 +17,13 @@ from PIL import Image
 
 from flax_mnv2 import VARIANTS
 from flax_mnv2.data.augment.transform import make_train_transform
-from flax_mnv2.tasks.registry import make_train_task
+from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.config.durations import in_steps
-from flax_mnv2.training.configured import configured_train_step, make_update_rule
-from flax_mnv2.training.optimizer import make_schedule
+from flax_mnv2.training.optimizer import configured_optimizer, make_schedule
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.step import configured_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
@@ -117,8 +117,8 @@ def test_one_step_of_each_recipe(recipe, tiny_blocks):
     images = np.stack([transform(buffer.getvalue(), np.random.default_rng(seed)) for seed in range(4)])
     config = in_steps(config, 1000)
     parallel = make_parallel("jit", jax.devices()[:1])
-    task = make_train_task(config, tuple(map(str, range(10))), axis_name=parallel.axis_name)
-    schedule, optimizer = make_update_rule(config)
+    task = get_task(config.task).for_training(config, tuple(map(str, range(10))), axis_name=parallel.axis_name)
+    schedule, optimizer = configured_optimizer(config)
     step = parallel.compile_train_step(configured_train_step(config, task, schedule, optimizer, parallel))
     before = task.init_variables(0)
     state = parallel.put_state(TrainState.create(before, optimizer, ema=config.ema.decay > 0))

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from flax_mnv2.visualize import (
+    percent,
     save_confusion_matrix,
     save_mask,
     save_overlay,
     save_predictions,
-    share_text,
     voc_palette,
 )
 
@@ -123,4 +123,4 @@ def test_masks_keep_their_indices(tmp_path):
 
 def test_small_shares_do_not_look_like_none():
     shares = [1.0, 0.1234, 0.0006, 0.0004, 0.0]
-    assert [share_text(share) for share in shares] == ["100.0 %", "12.3 %", "0.1 %", "<0.1 %", "0.0 %"]
+    assert [percent(share) for share in shares] == ["100.0 %", "12.3 %", "0.1 %", "<0.1 %", "0.0 %"]

@@ -16,16 +16,15 @@ import jax.numpy as jnp
 
 from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, DataError, UserError
 from flax_mnv2.hub import expand_user
-from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.predict.inputs import find_images
-from flax_mnv2.predict.records import RECORDS_NAME, Records, format_record
-from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
-from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
-from flax_mnv2.tasks.stream import Predictor, predict_files
-from flax_mnv2.weights.pretrained import from_pretrained, load_processor
+from flax_mnv2.predict.records import RECORDS_NAME, Records
+from flax_mnv2.predict.stream import predict_files
+from flax_mnv2.tasks.predictor import Predictor
+from flax_mnv2.tasks.registry import TASKS
+from flax_mnv2.weights.pretrained import MODEL_CLASSES, from_pretrained, load_processor
 
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
-DEFAULT_SEGMENTATION_OUTPUT = "predictions"
+DEFAULT_OUTPUT = "predictions"  # where a predictor that writes files does so
 SOME_FAILED_STATUS = 1
 INTERRUPTED_STATUS, NO_READER_STATUS = 130, 141  # what a shell gives for SIGINT and SIGPIPE
 
@@ -33,7 +32,7 @@ _DESCRIPTION = """\
 Classify or segment photos with a MobileNetV2.
 
 A classifier prints the most probable classes of each photo: probability, label and
-(class index). A segmentation model prints which classes are present with their share
+(class index). A segmentation model prints which classes are present with their fraction
 of the pixels, and writes two PNG files per photo, at the photo's own size: an overlay
 with a legend (NAME_segmentation.png) and the class indices in VOC's palette
 (NAME_mask.png)."""
@@ -97,7 +96,7 @@ def load_predictor(
 
     Args:
       id_or_folder: anything that ``from_pretrained`` takes.
-      task: ``"classification"`` or ``"segmentation"``; None reads it from the config.
+      task: a name in ``tasks.registry.TASKS``; None reads it from the config.
       revision: branch, tag or commit of a hub id.
       dtype: type of the computation.
       top: how many classes a classifier gives.
@@ -110,17 +109,16 @@ def load_predictor(
     if model.config.num_channels != 3:
         raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
     processor = load_processor(id_or_folder, revision=revision)
-    if isinstance(model, MobileNetV2ForSemanticSegmentation):
-        return SegmentationPredictor(model, variables, processor)
-    if isinstance(model, MobileNetV2ForImageClassification):
-        return ClassificationPredictor(model, variables, processor, top=top)
-    raise ConfigError(f"{id_or_folder} is a backbone without a head; expected a classifier or a segmentation model.")
+    name = next(name for name, cls in MODEL_CLASSES.items() if type(model) is cls)
+    if name not in TASKS:
+        raise ConfigError(f"{id_or_folder} is a {name} without a head; expected a model for {' or '.join(TASKS)}.")
+    return TASKS[name].predictor(model, variables, processor, top=top)
 
 
 def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Does all the work; returns name and reason of what failed."""
     folder = None if arguments.output is None else expand_user(arguments.output)
-    files, failures = find_images(arguments.images, exclude=folder or pathlib.Path(DEFAULT_SEGMENTATION_OUTPUT))
+    files, failures = find_images(arguments.images, exclude=folder or pathlib.Path(DEFAULT_OUTPUT))
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures)
         raise DataError(f"No image to predict for. {reasons}. Give image files, folders or quoted glob patterns.")
@@ -131,15 +129,15 @@ def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         dtype=jnp.dtype(arguments.dtype),
         top=arguments.top,
     )
-    if isinstance(predictor, SegmentationPredictor):
-        folder = folder or pathlib.Path(DEFAULT_SEGMENTATION_OUTPUT)
-    with Records(folder, files) as records, _progress(len(files)) as progress:
+    if predictor.endings:
+        folder = folder or pathlib.Path(DEFAULT_OUTPUT)
+    with Records(predictor, folder, files) as records, _progress(len(files)) as progress:
         for outcome in predict_files(predictor, files, batch_size=arguments.batch_size):
             if outcome.error is not None:
                 failures.append((str(outcome.file), outcome.error))
             else:
                 record = records.add(outcome.file, outcome.prediction)
-                progress.write(json.dumps(record) if arguments.json else format_record(record))
+                progress.write(json.dumps(record) if arguments.json else records.format(record))
                 sys.stdout.flush()
             progress.update()
     return failures
@@ -173,9 +171,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="model folder, a run's WORKDIR/checkpoints/STEP, or Hugging Face hub id (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--task", choices=("classification", "segmentation"), help="what the model does (default: as its config says)"
-    )
+    parser.add_argument("--task", choices=sorted(TASKS), help="what the model does (default: as its config says)")
     parser.add_argument(
         "--top", type=_positive, default=5, metavar="N", help="classes to print per photo (default: %(default)s)"
     )
@@ -183,7 +179,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output",
         metavar="DIR",
         help=f"folder for results: {RECORDS_NAME}, and the pictures of a segmentation "
-        f"(default: ./{DEFAULT_SEGMENTATION_OUTPUT} for a segmentation, else none); results there are no input",
+        f"(default: ./{DEFAULT_OUTPUT} for a segmentation, else none); results there are no input",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and nothing else")
     parser.add_argument(

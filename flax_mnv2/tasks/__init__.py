@@ -1,1 +1,1 @@
-"""What differs between jobs: model, loss, metrics, examples. A new job is a new file here."""
+"""What differs between jobs: an abstract ``Task``, one folder per job, and the table of them."""

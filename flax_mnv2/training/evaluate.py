@@ -1,28 +1,128 @@
-"""Evaluates a checkpoint or pretrained weights and writes the report."""
+"""Evaluates variables on a whole split, and writes the report on a checkpoint or pretrained weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
-from flax_mnv2.tasks.registry import Task, load_dataset, make_eval_task, processor_of
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.tasks.base import Dataset, Evaluator, Task
+from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.distributed import from_leader, leader_first
-from flax_mnv2.training.evaluation import Evaluation, evaluate
-from flax_mnv2.training.parallel import check_divisible, make_parallel
+from flax_mnv2.training.logging.progress import Progress
+from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
 from flax_mnv2.training.run_checkpoints import EMA, FOLDER_NAME, VARIABLES, Checkpoints
 from flax_mnv2.training.step import make_eval_step
-from flax_mnv2.weights.pretrained import from_pretrained
+from flax_mnv2.weights.pretrained import from_pretrained, load_processor
 
 WEIGHTS = ("auto", "raw", "ema")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation yields.
+
+    Attributes:
+      evaluator: the task's, which has seen every example.
+      num_examples: examples counted, on all hosts.
+      num_bad: damaged examples left out, on all hosts (``config.data.bad_examples``).
+      bad_examples: those of this host, by position in the split; name and reason.
+    """
+
+    evaluator: Evaluator
+    num_examples: int
+    num_bad: int
+    bad_examples: Mapping[int, str]
+
+
+def evaluate(
+    task: Task,
+    parallel: Parallel,
+    eval_step: Any,
+    variables: Any,
+    dataset: Dataset,
+    *,
+    split: str,
+    report: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Evaluates ``variables`` on a whole split.
+
+    Args:
+      task: gives the batches.
+      parallel: puts them on the devices.
+      eval_step: compiled step of the task.
+      variables: the model's, replicated.
+      dataset: the task's data set.
+      split: its split.
+      report: whether the evaluator keeps what a report says of single examples.
+      stop: asked before every batch, whether to give up.
+
+    Returns:
+      What was found; None if it was given up.
+
+    Raises:
+      RuntimeError: examples were lost or counted twice.
+    """
+    evaluator, counted = task.evaluator(report=report), 0
+    total = len(dataset.source(split))
+    batch_size = task.config.eval.batch_size
+    with (
+        task.eval_batches(dataset, split=split) as batches,
+        Progress(-(-total // batch_size), f"evaluating {split}", batch_size) as progress,
+    ):
+
+        def put(batch):
+            return batch, parallel.put_batch({name: batch[name] for name in (*task.batch_fields, "mask")})
+
+        for host_batch, device_batch in prefetch(batches, put):
+            if stop():
+                return None
+            sums, examples = eval_step(variables, device_batch)
+            kept = parallel.fetch(examples) if evaluator.needs_examples(host_batch) else None
+            evaluator.add(host_batch, jax.tree.map(np.asarray, sums), kept)
+            counted += int(host_batch["mask"].sum())
+            progress.advance()
+    bad = len(batches.bad_examples)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        of_each = multihost_utils.process_allgather(np.array([counted, bad], np.int32))
+        counted, bad = (int(number) for number in of_each.reshape(-1, 2).sum(axis=0))
+    if counted + bad != total:
+        raise RuntimeError(f"The evaluation saw {counted} examples of {total} in {split}, and {bad} bad ones.")
+    return Evaluation(evaluator, counted, bad, batches.bad_examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """The model that is evaluated.
+
+    Attributes:
+      name: for messages and the report.
+      config: its architecture.
+      processor: what prepares images for it; None where the run's config says.
+      report_folder: where the report goes unless told otherwise.
+      load: the task → the model's variables.
+    """
+
+    name: str
+    config: MobileNetV2Config
+    processor: MobileNetV2ImageProcessor | None
+    report_folder: pathlib.Path
+    load: Callable[[Task], Any]
 
 
 def evaluate_run(
@@ -49,10 +149,10 @@ def evaluate_run(
         for the average where the run keeps one.
       split: empty for ``config.data.eval_split``.
       output: folder for the report; empty chooses one beside the checkpoint, or ``./evaluation``.
-      per_class: of a classifier, add the figures of every class (a segmentation model's are always there).
+      per_class: of a classifier, add the metrics of every class (a segmentation model's are always there).
 
     Returns:
-      The figures, as written to ``metrics.json``.
+      The metrics, as written to ``metrics.json``.
 
     Raises:
       UserError: bad config, data or checkpoint.
@@ -69,50 +169,66 @@ def evaluate_run(
     parallel = make_parallel(config.parallel)
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
     split = split or config.data.eval_split
+    job = get_task(config.task)
     with leader_first():  # what is not prepared yet is prepared once where hosts share a disk
-        dataset = load_dataset(config.task, config.data)
+        dataset = job.load_dataset(config.data)
         dataset.source(split)  # fails early on an unknown split
-
     if pretrained:
-        model, variables = from_pretrained(pretrained, task=config.task)
-        model_config, name, default_output = model.config, pretrained, pathlib.Path("evaluation")
-        processor = processor_of(pretrained, config.task)
+        subject = _pretrained(pretrained, job)
     else:
-        checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
-        model_config, processor = MobileNetV2Config.from_dict(checkpoints.about(at)["model"]), None
-        item = _choose_weights(weights, has_ema=checkpoints.has_ema(at), where=folder / FOLDER_NAME / str(at))
-        name = f"{folder / FOLDER_NAME / str(at)}{' (moving average)' if item == EMA else ''}"
-        raw = "_raw" if weights == "raw" else ""
-        default_output = folder / "evaluation" / f"{split}_step_{at}{raw}"
-    task = make_eval_task(config, model_config, dataset, processor=processor)
-    if not pretrained:
-        shapes = jax.eval_shape(lambda: task.init_variables(0))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        with checkpoints:
-            placed = parallel.global_view(parallel.put_state(zeros))
-            variables = checkpoints.restore_variables(at, placed, item=item)
-    variables = parallel.put_state(variables)
+        subject = _checkpoint(workdir, checkpoint, step, weights, split, parallel)
 
+    task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
+    variables = parallel.put_state(subject.load(task))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    if jax.process_index() == 0:
-        print(f"evaluating {name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True)
-    evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, keeper=task.keeper())
-    metrics = task.summarize(evaluation.sums)
-    figures = {
-        "model": name,
+    leads = jax.process_index() == 0
+    if leads:
+        print(
+            f"evaluating {subject.name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True
+        )
+    evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, report=True)
+    metrics = {
+        "model": subject.name,
         "dataset": dataset.name,
         "split": split,
         "num_examples": evaluation.num_examples,
         "num_bad_examples": evaluation.num_bad,
         **task.settings(),
-        **task.to_dict(metrics, per_class=per_class),
+        **evaluation.evaluator.to_dict(per_class=per_class),
     }
     if evaluation.bad_examples:
-        print(report(evaluation.bad_examples))  # on every process, of its share
-    if jax.process_index() == 0:
-        print(task.format_table(metrics, per_class=per_class))
-        _write_report(pathlib.Path(output or default_output), figures, evaluation, task)
-    return figures
+        print(report(evaluation.bad_examples))  # on every process, of its part
+    if leads:
+        print(evaluation.evaluator.format_table(per_class=per_class))
+    _write_report(pathlib.Path(output or subject.report_folder), metrics, evaluation)
+    return metrics
+
+
+def _pretrained(pretrained: str, job: type[Task]) -> _Subject:
+    model, variables = from_pretrained(pretrained, task=job.name)
+    processor = load_processor(pretrained) if job.uses_processor else None
+    return _Subject(pretrained, model.config, processor, pathlib.Path("evaluation"), lambda _: variables)
+
+
+def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: str, parallel: Parallel) -> _Subject:
+    checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
+    path = folder / FOLDER_NAME / str(at)
+    item = _choose_weights(weights, has_ema=checkpoints.has_ema(at), where=path)
+
+    def load(task: Task) -> Any:
+        shapes = jax.eval_shape(lambda: task.init_variables(0))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        with checkpoints:
+            placed = parallel.global_view(parallel.put_state(zeros))
+            return checkpoints.restore_variables(at, placed, item=item)
+
+    return _Subject(
+        name=f"{path}{' (moving average)' if item == EMA else ''}",
+        config=MobileNetV2Config.from_dict(checkpoints.about(at)["model"]),
+        processor=None,
+        report_folder=folder / "evaluation" / f"{split}_step_{at}{'_raw' if weights == 'raw' else ''}",
+        load=load,
+    )
 
 
 def _choose_weights(weights: str, *, has_ema: bool, where: pathlib.Path) -> str:
@@ -145,13 +261,15 @@ def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoi
     return checkpoints, at, folder.parent
 
 
-def _write_report(folder: pathlib.Path, figures: dict[str, Any], evaluation: Evaluation, task: Task) -> None:
+def _write_report(folder: pathlib.Path, metrics: dict[str, Any], evaluation: Evaluation) -> None:
+    """Writes ``metrics.json`` and the evaluator's files; all processes call it, process 0 writes."""
+    path, leads = folder / "metrics.json", jax.process_index() == 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.json"
-        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        written = {"metrics": path, **task.write_files(folder, evaluation.sums, evaluation.kept)}
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        written = {"metrics": path, **evaluation.evaluator.write_files(folder)}
     except OSError as error:
         raise DataError(f"Cannot write the report in {folder}: {error.strerror}. Choose another --output.") from None
-    for what, where in {"model": figures["model"], **written}.items():
+    for what, where in {"model": metrics["model"], **written}.items() if leads else ():
         print(f"{what + ':':<10} {where}")

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.errors import CheckpointError
-from flax_mnv2.tasks.registry import Task
+from flax_mnv2.tasks.base import Task
 from flax_mnv2.weights.pretrained import from_pretrained, load_backbone, load_config, load_processor
 
 
@@ -39,7 +39,7 @@ def origin_notes(config: ml_collections.ConfigDict) -> list[str]:
     for name in ("tf_padding", "layer_norm_eps", "hidden_act"):
         if getattr(theirs, name) != config.model[name]:
             notes.append(_note(config, f"model.{name}", getattr(theirs, name), config.model[name]))
-    if config.task != "classification":  # segmentation has one scale of pixels
+    if "image_mean" not in config.data:  # the job has one scale of pixels
         return notes
     try:
         processor = load_processor(config.init_from)

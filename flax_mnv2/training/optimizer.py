@@ -6,12 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.models.endpoints import LAST_CONV
 
 DEPTHWISE, BACKBONE = "conv_3x3", "mobilenet_v2"
+
+
+def configured_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns learning rate by step, and the optimizer of a run, whose durations are in steps."""
+    schedule = make_schedule(config.optimizer, config.num_steps, batch_size=config.batch_size)
+    return schedule, make_optimizer(config.optimizer, schedule, freeze_until=config.freeze_until)
 
 
 def make_schedule(config: Any, num_steps: int, *, batch_size: int = 0) -> optax.Schedule:
@@ -50,7 +57,7 @@ def _exponential(peak: float, end: float, config: Any, *, begin: int) -> optax.S
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule, *, freeze_until: str = "") -> optax.GradientTransformation:
-    """The update rule.
+    """Returns the optimizer.
 
     Weight decay joins the gradient before the rest, as an L2 term in the loss would (TF-slim); with Adam it is
     decoupled (AdamW). RMSProp is TensorFlow's: mean squares start at 1, epsilon stands inside the root, and the

@@ -1,34 +1,42 @@
 """The pure steps of training and evaluation, written once for ``jit`` and ``pmap``.
 
 Under ``jit`` over a mesh the arrays are global and ``axis_name`` is None; under ``pmap`` each device sees its
-share and sums over ``axis_name``. Losses are sums divided once by the global count, so both give the same.
+part and sums over ``axis_name``. Losses are sums divided once by the global count, so both give the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
-from flax_mnv2.training.ema import update_ema
-from flax_mnv2.training.state import TrainState
+from flax_mnv2.tasks.base import Batch, Task
+from flax_mnv2.training.parallel import Parallel
+from flax_mnv2.training.state import TrainState, update_ema
 
-Batch = dict[str, jax.Array]
 
-
-class Task(Protocol):
-    """What the steps ask of a job."""
-
-    def loss_sums(
-        self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
-    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """The summed loss, with (new batch statistics, further sums, one of them ``weight``)."""
-
-    def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[Any, Any]:
-        """Sums over the batch, and what is kept of each example."""
+def configured_train_step(
+    config: ml_collections.ConfigDict,
+    task: Task,
+    schedule: optax.Schedule,
+    optimizer: optax.GradientTransformation,
+    parallel: Parallel,
+) -> Callable:
+    """Returns the pure step of a run, to be compiled by ``parallel``; for the arguments see ``make_train_step``."""
+    return make_train_step(
+        task,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        axis_name=parallel.axis_name,
+        replicate=parallel.replicate,
+        accumulate=config.gradient_accumulation_steps,
+        ema=config.ema,
+    )
 
 
 def make_train_step(
@@ -62,18 +70,45 @@ def make_train_step(
       replicate: what keeps gradients and updates whole on every device, where the optimizer's state is not.
     """
 
-    def psum(tree):
-        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    sums_of_batch = _make_sums(task, accumulate, axis_name)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch_stats, totals = sums_of_batch(state, batch, key)
+        sums, gradients = totals if axis_name is None else jax.lax.psum(totals, axis_name)
+        weight = jnp.maximum(sums.pop("weight"), 1.0)
+        gradients = replicate(jax.tree.map(lambda value: value / weight, gradients))
+        metrics = {
+            **{name: value / weight for name, value in sums.items()},
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+
+        def updated(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, replicate(updates))
+            state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+            if state.ema is None:
+                return state
+            return state.replace(ema=update_ema(state.ema, state.variables, state.step, ema))
+
+        finite = _all_finite((metrics["loss"], metrics["gradient_norm"], batch_stats))
+        state, skipped = _update_or_skip(state, updated, finite)
+        return state, {**metrics, "skipped": skipped}
+
+    return train_step
+
+
+def _make_sums(task: Task, accumulate: int, axis_name: str | None) -> Callable:
+    """Returns ``(state, batch, key) -> (new statistics, (sums with the loss, summed gradients))`` of one device."""
 
     def sums_of_part(params, batch_stats, batch: Batch, key: jax.Array):
-        """Summed loss, further sums and summed gradients of a part of the batch, with the new statistics."""
-
         def objective(params):
             variables = {"params": params, "batch_stats": batch_stats}
             return task.loss_sums(variables, batch, key, axis_name=axis_name)
 
-        (loss, (batch_stats, sums)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-        return batch_stats, ({"loss": loss, **sums}, gradients)
+        (loss, (new_stats, sums)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return new_stats, ({"loss": loss, **sums}, gradients)
 
     def sums_of_batch(state: TrainState, batch: Batch, key: jax.Array):
         if accumulate == 1:
@@ -92,40 +127,26 @@ def make_train_step(
         carry, _ = jax.lax.scan(add_part, (state.batch_stats, zeros), (jnp.arange(accumulate), parts))
         return carry
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch_stats, sums = sums_of_batch(state, batch, key)
-        sums, gradients = psum(sums)
-        weight = jnp.maximum(sums.pop("weight"), 1.0)
-        gradients = replicate(jax.tree.map(lambda value: value / weight, gradients))
-        metrics = {
-            **{name: value / weight for name, value in sums.items()},
-            "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-        }
+    return sums_of_batch
 
-        def updated(state: TrainState) -> TrainState:
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, replicate(updates))
-            state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
-            if state.ema is None:
-                return state
-            return state.replace(ema=update_ema(state.ema, state.variables, state.step, ema))
 
-        def learn(state: TrainState) -> tuple[TrainState, jax.Array]:
-            learned = updated(state)
-            # A learning rate out of all measure makes infinite weights of finite gradients.
-            return jax.lax.cond(_all_finite(learned.params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
+def _update_or_skip(
+    state: TrainState, updated: Callable[[TrainState], TrainState], finite: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Returns the updated state and 0; or, unless all is finite, the old one with its step counted, and 1.
 
-        # Under x64 an update may widen types; both branches have to give the same ones.
-        types = jax.eval_shape(updated, state)
-        state = jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), state, types)
-        # Branches, not a choice between two results: XLA would compute the gradients once for each use of them.
-        finite = _all_finite((metrics["loss"], metrics["gradient_norm"], batch_stats))
-        state, skipped = jax.lax.cond(finite, learn, _skip, state)
-        return state, {**metrics, "skipped": skipped}
+    Branches, not a choice between two results: XLA would compute the gradients once for each use of them.
+    """
 
-    return train_step
+    def learn(state: TrainState) -> tuple[TrainState, jax.Array]:
+        learned = updated(state)
+        # A learning rate out of all measure makes infinite weights of finite gradients.
+        return jax.lax.cond(_all_finite(learned.params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
+
+    # Under x64 an update may widen types; both branches have to give the same ones.
+    types = jax.eval_shape(updated, state)
+    state = jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), state, types)
+    return jax.lax.cond(finite, learn, _skip, state)
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -148,7 +169,7 @@ def _is_schedule(node: Any) -> bool:
 
 
 def _parts(value: jax.Array, count: int) -> jax.Array:
-    """(N, …) → (count, N / count, …); part j has the rows j, j + count, …, so that every device has its share."""
+    """(N, …) → (count, N / count, …); part j has the rows j, j + count, …, so that every device has its part."""
     return jnp.swapaxes(value.reshape(-1, count, *value.shape[1:]), 0, 1)
 
 

@@ -1,5 +1,7 @@
 """Losses, gradients and weights that become NaN or infinite: runs with a poisoned example stop or skip, and name it."""
 
+import types
+
 import child
 import jax
 import jax.numpy as jnp
@@ -10,16 +12,17 @@ from child import NO_CLASS
 
 from flax_mnv2.data.loader.batches import batch_positions
 from flax_mnv2.tasks.classification.task import ClassificationTask
-from flax_mnv2.tasks.registry import load_dataset, make_train_task
+from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
-from flax_mnv2.training.configured import configured_train_step, make_update_rule
-from flax_mnv2.training.faults.nan_search import MAX_NAMES, MAX_SEARCHES, Blame, find_bad_rows
+from flax_mnv2.training.faults.nan_search import MAX_NAMES, MAX_SEARCHES, NanSearch, find_bad_rows
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
+from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.step import configured_train_step
 
 TASKS = {"segmentation": SegmentationTask, "classification": ClassificationTask}
 MARK = 7  # all pixels of a marked image have this value
@@ -37,8 +40,8 @@ def poison(monkeypatch):
 
 def _positions(config, batches):
     """The examples of the first batches of a run, by what the pipeline itself puts into them."""
-    dataset = load_dataset(config.task, config.data)
-    with make_train_task(config, dataset.labels).train_batches(dataset, start_step=0) as iterator:
+    dataset = get_task(config.task).load_dataset(config.data)
+    with get_task(config.task).for_training(config, dataset.labels).train_batches(dataset, start_step=0) as iterator:
         return [next(iterator)["index"].tolist() for _ in range(batches)]
 
 
@@ -48,7 +51,7 @@ def _only_in(indices, *steps):
 
 
 def _names(config, positions):
-    source = load_dataset(config.task, config.data).source(config.data.train_split)
+    source = get_task(config.task).load_dataset(config.data).source(config.data.train_split)
     return [source[position]["image_id" if config.task == "segmentation" else "file_name"] for position in positions]
 
 
@@ -81,7 +84,7 @@ def test_a_run_stops_and_names_step_example_batch_and_checkpoint(config, tmp_pat
         train(config, tmp_path, parallel=_parallel())
     message, names = str(caught.value), _names(config, indices[4])
     assert "The loss became nan at step 5" in message
-    assert f"To blame: {_names(config, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
+    assert f"At fault: {_names(config, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
     assert f"The batch of step 5: {', '.join(map(repr, names))}." in message
     assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '3'}." in message
     assert "--config.non_finite.action=skip" in message
@@ -112,8 +115,8 @@ def test_gradients_alone_are_enough(config, tmp_path, poison, steep, capsys):
     state = train(config, tmp_path, parallel=_parallel())
     printed = capsys.readouterr().out
     assert "step 2: skipped (1 of at most 100). The gradient norm became inf at step 2 (loss " in printed
-    assert f"To blame: {_names(config, [victim])[0]!r} (a batch" in printed
-    assert printed.count("To blame") == 1
+    assert f"At fault: {_names(config, [victim])[0]!r} (a batch" in printed
+    assert printed.count("At fault") == 1
     assert "skipped:     1 of 3 steps" in printed
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     lines = [line for line in read_metrics(tmp_path) if line["split"] == "train"]
@@ -126,12 +129,13 @@ class _Run:
     """A run at its beginning, step by step, and what can be asked about it."""
 
     def __init__(self, config, parallel):
-        self.parallel, self.dataset = parallel, load_dataset(config.task, config.data)
-        self.task = make_train_task(config, self.dataset.labels, axis_name=parallel.axis_name)
-        schedule, rule = make_update_rule(config)
+        self.parallel, self.dataset = parallel, get_task(config.task).load_dataset(config.data)
+        self.task = get_task(config.task).for_training(config, self.dataset.labels, axis_name=parallel.axis_name)
+        schedule, rule = configured_optimizer(config)
         self.step = parallel.compile_train_step(configured_train_step(config, self.task, schedule, rule, parallel))
         self.state = parallel.put_state(TrainState.create(self.task.init_variables(config.seed), rule, ema=True))
-        self.blame = Blame(config, self.dataset, self.step, parallel, lambda: self.state)
+        self.config, self.train_step = config, self.step
+        self.search = NanSearch(self, lambda: self.state)
 
     def train(self, batch):
         fields = {name: batch[name] for name in self.task.batch_fields}
@@ -168,13 +172,13 @@ def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config
     for attempt in range(2):
         with pytest.raises(NotFiniteError, match=r"at step 7 .*max_skips = 1 is used up") as caught:
             train(config, tmp_path, parallel=one)
-        assert f"To blame: {names[1]!r} (a batch" in str(caught.value)
+        assert f"At fault: {names[1]!r} (a batch" in str(caught.value)
         assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '6'}." in str(caught.value)
         lines = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
         assert len(lines) == 1 - attempt
         if lines:
             assert lines[0].startswith("step 2: skipped (1 of at most 1). The loss became nan at step 2 ")
-            assert f"To blame: {names[0]!r} (a batch" in lines[0]
+            assert f"At fault: {names[0]!r} (a batch" in lines[0]
             assert f"The batch of step 2: {_names(config, indices[1])[0]!r}, " in lines[0]
 
     config.non_finite.max_skips = 2
@@ -206,7 +210,7 @@ def test_every_way_skips_the_same_and_finds_the_same_without_compiling_again(con
             before = jax.device_get(run.state)
             _assert_same(before.variables, start.variables)
             caplog.clear()
-            assert f"To blame: {_names(config, [victim])[0]!r} (a batch" in run.blame.explain(1)
+            assert f"At fault: {_names(config, [victim])[0]!r} (a batch" in run.search.explain(1)
             assert "Compiling" not in caplog.text
             _assert_same(run.state, before)
             assert run.train(next(batches))["skipped"] == 0
@@ -227,8 +231,8 @@ def test_an_example_that_is_mixed_and_repeated_is_found(tiny, poison):
     run = _Run(config, _parallel())
     with run.task.train_batches(run.dataset, start_step=0) as batches:
         assert run.train(next(batches))["skipped"] == 1
-    explained, distinct = run.blame.explain(1), list(dict.fromkeys(indices))
-    assert f"To blame: {_names(config, [victim])[0]!r} (a batch" in explained
+    explained, distinct = run.search.explain(1), list(dict.fromkeys(indices))
+    assert f"At fault: {_names(config, [victim])[0]!r} (a batch" in explained
     assert f"The batch of step 1: {', '.join(map(repr, _names(config, distinct)))}." in explained
     assert len(distinct) == 4
 
@@ -239,7 +243,7 @@ def test_an_example_that_is_mixed_and_repeated_is_found(tiny, poison):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_examples_of_a_batch_follow_from_its_number(tiny, task):
     config = tiny(task, seed=3)
-    size = len(load_dataset(task, config.data).source("train"))
+    size = len(get_task(task).load_dataset(config.data).source("train"))
     repeats = config.data.augment_repeats if task == "classification" else 1
     for batch, indices in enumerate(_positions(config, size // config.batch_size + 2)):  # into the second epoch
         positions = batch_positions(size, batch_size=config.batch_size, seed=3, batch=batch, repeats=repeats)
@@ -286,22 +290,25 @@ def test_a_search_ends_with_its_budget():
     assert set(range(0, 1024, 100)) <= set(np.concatenate(groups).tolist())
 
 
-def _blame(config, skipped):
+def _search(config, skipped):
     """Explains steps that do nothing but being skipped or not."""
 
     def train_step(state, batch):
         return state, {"skipped": skipped}
 
-    dataset = load_dataset(config.task, config.data)
+    job = get_task(config.task)
     state = TrainState.create({"params": {}, "batch_stats": {}}, optax.identity())
-    return Blame(config, dataset, train_step, _parallel(), lambda: state)
+    run = types.SimpleNamespace(
+        config=config, task=job, dataset=job.load_dataset(config.data), parallel=_parallel(), train_step=train_step
+    )
+    return NanSearch(run, lambda: state)
 
 
 def test_weights_at_fault_are_not_put_on_an_example(config):
-    now_finite, still_not = (_blame(config, skipped).explain(1) for skipped in (0.0, 1.0))
+    now_finite, still_not = (_search(config, skipped).explain(1) for skipped in (0.0, 1.0))
     assert "is finite with the weights of now, so no example is bad by itself. Lower config.optimizer" in now_finite
-    assert "No part of the batch stands out, so no single example is to blame. Lower config.optimizer" in still_not
-    assert "To blame" not in now_finite + still_not
+    assert "No part of the batch stands out, so no single example is at fault. Lower config.optimizer" in still_not
+    assert "At fault" not in now_finite + still_not
 
 
 def test_a_search_that_fails_hides_nothing(config, monkeypatch):
@@ -309,16 +316,16 @@ def test_a_search_that_fails_hides_nothing(config, monkeypatch):
         raise OSError("no such disk\nany more")
 
     monkeypatch.setattr(SegmentationTask, "train_batches", train_batches)
-    explained = _blame(config, 1.0).explain(1)
+    explained = _search(config, 1.0).explain(1)
     assert "The search for a bad example in the batch failed (no such disk)." in explained
     assert "The batch of step 1: " in explained
 
 
 def test_searches_are_limited_and_long_lists_of_names_are_cut(config):
     config.batch_size = 24
-    blame = _blame(config, 1.0)
-    explained = [blame.explain(1) for _ in range(MAX_SEARCHES + 1)]
-    size = len(load_dataset(config.task, config.data).source("train"))
+    search = _search(config, 1.0)
+    explained = [search.explain(1) for _ in range(MAX_SEARCHES + 1)]
+    size = len(get_task(config.task).load_dataset(config.data).source("train"))
     positions = batch_positions(size, batch_size=24, seed=config.seed, batch=0)
     shown = ", ".join(map(repr, _names(config, positions[:MAX_NAMES])))
     assert all(one.endswith(f"The batch of step 1: {shown} and 14 more.") for one in explained)

@@ -51,8 +51,7 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def classifier_config(photos, tiny_blocks):
     """A classifier of those photos, small enough to train in a second."""
-    config = default_config()
-    config.task = "classification"
+    config = default_config("classification")
     config.data.dataset, config.data.archive, config.data.eval_split = "image_folder", str(photos), "test"
     config.data.data_dir = str(photos.parent / "prepared")
     config.data.train_size = config.data.eval_resize = config.data.eval_crop = 32

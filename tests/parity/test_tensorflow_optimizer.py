@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.ema import update_ema
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
+from flax_mnv2.training.state import update_ema
 
 STEPS = 20
 

@@ -29,8 +29,9 @@ from flax_mnv2.losses import upsample_logits
 from flax_mnv2.predict import command as predict
 from flax_mnv2.predict import records as records_module
 from flax_mnv2.predict.inputs import find_images, result_stems
-from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor, class_shares, label_map
-from flax_mnv2.tasks.stream import Example, predict_files
+from flax_mnv2.predict.stream import predict_files
+from flax_mnv2.tasks.predictor import Example
+from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor, class_fractions, label_map
 from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.weights.pretrained import variable_shapes
@@ -245,10 +246,10 @@ def test_of_equal_logits_the_lowest_class_wins():
     assert not label_map(np.ones((3, 3, 4)), canvas=(9, 9), region=(9, 9), size=(20, 20)).any()
 
 
-def test_shares_are_sorted_and_complete():
+def test_fractions_are_sorted_and_complete():
     mask = np.array([[2, 2, 0], [2, 4, 0]], np.uint8)
-    shares = class_shares(mask, dict(enumerate(LABELS)))
-    assert [(item.index, item.label, item.share) for item in shares] == [
+    fractions = class_fractions(mask, dict(enumerate(LABELS)))
+    assert [(item.index, item.label, item.fraction) for item in fractions] == [
         (2, "bird", 3 / 6),
         (0, "background", 2 / 6),
         (4, "a dog, or a wolf", 1 / 6),
@@ -384,7 +385,7 @@ def test_segmentations_go_to_predictions_and_are_not_read_again(segmenter, photo
         with Image.open(record["mask"]) as mask, Image.open(record["file"]) as photo:
             assert mask.size == photo.size
             counts = np.bincount(np.asarray(mask).ravel())
-        assert {item["index"]: item["share"] for item in record["classes"]} == {
+        assert {item["index"]: item["fraction"] for item in record["classes"]} == {
             index: count / counts.sum() for index, count in enumerate(counts.tolist()) if count
         }
         assert all(item["label"] == LABELS[item["index"]] for item in record["classes"])

@@ -193,11 +193,11 @@ def global_batches(config, *, processes: int, workers: int, start_step: int = 0)
     import jax
     import pytest
 
-    from flax_mnv2.tasks.registry import load_dataset, make_train_task
+    from flax_mnv2.tasks.registry import get_task
 
     config.data.num_workers = workers
-    dataset = load_dataset(config.task, config.data)
-    task = make_train_task(config, dataset.labels)
+    dataset = get_task(config.task).load_dataset(config.data)
+    task = get_task(config.task).for_training(config, dataset.labels)
     shares = []
     for index in range(processes):
         with pytest.MonkeyPatch.context() as patch:

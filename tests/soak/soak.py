@@ -400,10 +400,10 @@ def _fill_and_free(row, flags, whole, disk, action) -> None:
 
 def poisoned(soak: Soak) -> list[Row]:
     """An example whose loss is NaN, another each time: stop and name it, or skip, cut by kill -9 or not."""
-    from flax_mnv2.tasks.registry import load_dataset
+    from flax_mnv2.tasks.registry import get_task
 
     config = soak.data.config("plain")
-    source = load_dataset(config.task, config.data).source(config.data.train_split)
+    source = get_task(config.task).load_dataset(config.data).source(config.data.train_split)
     rows = [Row(f"an example whose loss is NaN, config.non_finite.action={action}") for action in ("stop", "skip")]
     rng, skipped = random.Random(18), 0
     flags = [*soak.data.flags("plain"), "--config.num_steps=9", "--config.checkpoint.every_steps=2"]
@@ -413,7 +413,7 @@ def poisoned(soak: Soak) -> list[Row]:
         folder, poison = soak.place(f"poisoned-{number}"), {"poison": [victim]}
         printed = run("train.py", *flags, f"--workdir={folder / 'stop'}", expect=2, **poison)
         rows[0].tried += 1
-        if f"To blame: {name!r} (a batch" not in printed or "Traceback" in printed:
+        if f"At fault: {name!r} (a batch" not in printed or "Traceback" in printed:
             rows[0].lost.append(printed)
         flags_skip = [*flags, "--config.non_finite.action=skip"]
         printed = run("train.py", *flags_skip, f"--workdir={folder / 'skip'}", **poison)

@@ -1,4 +1,4 @@
-"""Runs small enough to be broken a hundred times: --config tests/faults/tiny_recipe.py:segmentation
+"""Runs small enough to be broken a hundred times: --config tests/soak/tiny_recipe.py:segmentation
 
 The network is cut down by child.py, which a recipe cannot do.
 """
@@ -11,8 +11,7 @@ def get_config(variant: str = "segmentation"):
 
     ``plain`` is the classifier without most of that, which compiles sooner.
     """
-    config = default_config()
-    config.task = "segmentation" if variant == "segmentation" else "classification"
+    config = default_config("segmentation" if variant == "segmentation" else "classification")
     config.num_steps = 20
     config.batch_size = config.eval.batch_size = 8
     config.log_every_steps = 2

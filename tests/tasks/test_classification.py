@@ -12,8 +12,7 @@ from PIL import Image
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.metrics import ClassificationMetrics
-from flax_mnv2.tasks.classification.report import Predictions, format_table
+from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
 from flax_mnv2.tasks.classification.task import ClassificationTask, ResizeAndCrop, label_offset, output_size
 from flax_mnv2.training.config.defaults import default_config
 
@@ -30,8 +29,7 @@ def _dataset(num_classes):
 
 def _task(monkeypatch, logits, names=NAMES, **processor):
     """A task whose model returns ``logits`` and remembers the images it got."""
-    config = default_config()
-    config.task = "classification"
+    config = default_config("classification")
     processor = MobileNetV2ImageProcessor(**processor)
     task = ClassificationTask(config, _model_config(names), processor=processor, label_offset=1)
     seen = []
@@ -136,14 +134,14 @@ def test_size_of_what_the_processor_gives():
 
 
 def test_rows_are_in_the_order_of_the_split_without_fillers():
-    keeper = Predictions(NAMES)
+    evaluator = ClassificationEvaluator(NAMES, report=True)
     for index, names in (([2, 3], ["c.JPEG", "ü.JPEG"]), ([0, -1], ["a_longer_name.JPEG", ""])):
         batch = {"index": np.array(index), "file_name": np.array(names), "mask": np.array(index) >= 0}
-        assert keeper.wants(batch)
+        assert evaluator.needs_examples(batch)
         top = np.array([[3, 1], [1, 2]], np.int32)
         examples = {"label": np.array([3, 1], np.int32), "top": top, "probability": np.array([[0.75, 0.25]] * 2)}
-        keeper.add(batch, examples)
-    rows = keeper.result()
+        evaluator.add(batch, {}, examples)
+    rows = evaluator.rows()
     assert [row["file_name"] for row in rows] == ["a_longer_name.JPEG", "c.JPEG", "ü.JPEG"]
     assert rows[2] == {
         "file_name": "ü.JPEG",
@@ -158,8 +156,11 @@ def test_rows_are_in_the_order_of_the_split_without_fillers():
 
 def test_files_of_the_report(monkeypatch, tmp_path):
     task, _ = _task(monkeypatch, np.eye(2, 7))
-    sums, _ = task.evaluate_batch({}, _batch([0, 1], [True, True]))
-    written = task.write_files(tmp_path, jax.tree.map(np.asarray, sums), [{"file_name": "ü"}, {"file_name": "b"}])
+    batch = {**_batch([0, 1], [True, True]), "index": np.arange(2), "file_name": np.array(["ü", "b"])}
+    sums, examples = jax.tree.map(np.asarray, task.evaluate_batch({}, batch))
+    evaluator = task.evaluator(report=True)
+    evaluator.add(batch, sums, examples)
+    written = evaluator.write_files(tmp_path)
     assert {name: path.name for name, path in written.items()} == {
         "predicted": "predictions.jsonl",
         "confusion": "confusion_matrix.png",
@@ -169,14 +170,16 @@ def test_files_of_the_report(monkeypatch, tmp_path):
     assert written["confusion"].stat().st_size > 0
 
 
-def test_table():
-    counts = {
-        name: np.array(value) for name, value in {"examples": [0, 4, 0], "top1": [0, 1, 0], "top5": [0, 3, 0]}.items()
-    }
-    metrics = ClassificationMetrics.from_counts(counts)
+def test_counts_of_batches_add_up_in_the_table():
+    evaluator = ClassificationEvaluator(NAMES[:3], report=False)
+    assert not evaluator.needs_examples({})
+    for examples, top1, top5 in (([0, 3, 0], [0, 1, 0], [0, 2, 0]), ([0, 1, 0], [0, 0, 0], [0, 1, 0])):
+        counts = {"examples": np.array(examples), "top1": np.array(top1), "top5": np.array(top5)}
+        evaluator.add({}, counts, None)
+    assert evaluator.metrics() == {"top1": 0.25, "top5": 0.75}
     totals = ["top-1 accuracy  0.2500  (1 of 4 images)", "top-5 accuracy  0.7500  (3 of 4 images)"]
-    assert format_table(metrics, NAMES[:3], per_class=False).splitlines() == totals
-    lines = format_table(metrics, NAMES[:3], per_class=True).splitlines()
+    assert evaluator.format_table(per_class=False).splitlines() == totals
+    lines = evaluator.format_table(per_class=True).splitlines()
     assert lines[0].split() == ["class", "top-1", "top-5", "images"]
     assert lines[2].split() == ["1", "ant", "0.2500", "0.7500", "4"]
     assert lines[4:] == totals

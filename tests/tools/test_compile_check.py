@@ -17,14 +17,14 @@ from PIL import Image
 
 from flax_mnv2 import ConfigError
 from flax_mnv2.data.datasets.load import load_segmentation
-from flax_mnv2.tasks.registry import make_train_task
+from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tools.tpu_compile import command as compile_check
 from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep, batch_shapes, known_num_classes, lower_train_step
 from flax_mnv2.tools.tpu_compile.chips import CHIPS, lower_bounds, sent_bytes
 from flax_mnv2.tools.tpu_compile.command import DoesNotFitError, check, does_not_fit
 from flax_mnv2.tools.tpu_compile.report import format_report, make_report
 from flax_mnv2.tools.tpu_compile.slices import CompilerMissingError, Slice, open_slice
-from flax_mnv2.training.configured import make_update_rule
+from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import JitParallel
 from flax_mnv2.training.state import TrainState
 
@@ -137,8 +137,8 @@ def test_the_step_of_a_run_is_compiled_from_shapes(tiny_config, capsys):
     assert "moving averages" in printed
     assert "bounds" not in report  # nothing is published of this machine
 
-    task = make_train_task(tiny_config, ("a", "b", "c", "d"))
-    state = TrainState.create(task.init_variables(0), make_update_rule(tiny_config)[1], ema=True)
+    task = get_task(tiny_config.task).for_training(tiny_config, ("a", "b", "c", "d"))
+    state = TrainState.create(task.init_variables(0), configured_optimizer(tiny_config)[1], ema=True)
     expected = {field.name: _bytes(getattr(state, field.name)) for field in dataclasses.fields(state)}
     assert report["memory"]["state"] == expected
     assert report["memory"]["batch"] == 2 * 48 * 48 * (3 + 1)
@@ -158,7 +158,7 @@ def test_pmap_and_batch_norm_per_chip_are_programs_of_one_device(tiny_config):
 
 
 def test_batch_shapes_are_those_of_the_segmentation_pipeline(tiny_config):
-    task = make_train_task(tiny_config, ("a", "b", "c", "d"))
+    task = get_task(tiny_config.task).for_training(tiny_config, ("a", "b", "c", "d"))
     with task.train_batches(load_segmentation(tiny_config.data), start_step=0) as batches:
         batch = next(batches)
     expected = {name: (batch[name].shape, batch[name].dtype) for name in task.batch_fields}
@@ -171,7 +171,7 @@ def test_batch_shapes_are_those_of_the_classification_pipeline(tiny_config):
     file = io.BytesIO()
     Image.fromarray(np.zeros((64, 80, 3), np.uint8)).save(file, "JPEG")
     examples = [{"image": file.getvalue(), "label": 1, "file_name": "x.jpg"}] * 8
-    task = make_train_task(tiny_config, ("a", "b"))
+    task = get_task(tiny_config.task).for_training(tiny_config, ("a", "b"))
     with task.train_batches(SimpleNamespace(source=lambda split: examples), start_step=0) as batches:
         batch = next(batches)
     expected = {name: (batch[name].shape, batch[name].dtype) for name in task.batch_fields}

@@ -18,13 +18,13 @@ from PIL import Image
 from flax_mnv2 import visualize
 from flax_mnv2.data.augment.segmentation import decode_image
 from flax_mnv2.errors import ConfigError, DataError
-from flax_mnv2.tasks.registry import load_dataset, make_train_task
+from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tools import preview as preview_module
-from flax_mnv2.tools.preview import describe_augmentation, preview, seen_examples
+from flax_mnv2.tools.preview import preview, seen_examples
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.configured import configured_train_step
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.step import configured_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -37,8 +37,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def config(photos, tiny_blocks):
-    config = default_config()
-    config.task = "classification"
+    config = default_config("classification")
     config.data.dataset, config.data.archive, config.data.holdout = "image_folder", str(photos), 0.0
     config.data.data_dir = str(photos.parent / "prepared")
     config.data.train_size = config.data.eval_resize = config.data.eval_crop = 32
@@ -62,8 +61,8 @@ def segmentation(tmp_path_factory, tiny_blocks):
 
 def _trained_on(config, step):
     """The images that enter the network in a real training step, part by part, and the batch behind them."""
-    dataset = load_dataset(config.task, config.data)
-    task = make_train_task(config, dataset.labels)
+    dataset = get_task(config.task).load_dataset(config.data)
+    task = get_task(config.task).for_training(config, dataset.labels)
     images = []
 
     def apply(variables, inputs, **_):
@@ -105,7 +104,7 @@ def test_pixels_are_those_that_enter_the_network(config, changes, parts):
     assert len(entered) == parts
     rows = np.stack(entered, axis=1).reshape(8, 32, 32, 3)  # part j has the rows j, j + parts, ...
     expected = 255 * (rows * np.float32(config.data.image_std) + np.float32(config.data.image_mean))
-    dataset = load_dataset(config.task, config.data)
+    dataset = get_task(config.task).load_dataset(config.data)
     for count in (8, 3):  # all, and a few for which not all is computed
         seen = seen_examples(config, dataset, step=step, num_images=count)
         assert [(one.step, one.index) for one in seen] == [(step, int(index)) for index in batch["index"][:count]]
@@ -120,7 +119,7 @@ def test_cutmix_shares_are_those_of_the_pixels(config, tmp_path, monkeypatch):
     config.data.color_jitter, config.data.auto_augment, config.data.random_erasing = (0.0,) * 4, "", 0.0
     config.data.cutmix_alpha = 1.0
     names = tuple(COLORS)
-    dataset = load_dataset(config.task, config.data)
+    dataset = get_task(config.task).load_dataset(config.data)
     mixed = []
     for step in range(3):
         for one in seen_examples(config, dataset, step=step, num_images=8):
@@ -155,7 +154,7 @@ def test_cutmix_shares_are_those_of_the_pixels(config, tmp_path, monkeypatch):
 
 
 def test_a_sheet_is_the_same_again_and_goes_on_with_later_steps(config, tmp_path):
-    dataset = load_dataset(config.task, config.data)
+    dataset = get_task(config.task).load_dataset(config.data)
     config.data.cutmix_alpha = 1.0
     whole = seen_examples(config, dataset, step=1, num_images=11)
     later = seen_examples(config, dataset, step=2, num_images=3)
@@ -172,8 +171,12 @@ def test_a_sheet_is_the_same_again_and_goes_on_with_later_steps(config, tmp_path
 
 
 def test_crops_of_a_segmentation_come_with_their_masks(segmentation, tmp_path):
-    dataset = load_dataset(segmentation.task, segmentation.data)
-    with make_train_task(segmentation, dataset.labels).train_batches(dataset, start_step=0) as batches:
+    dataset = get_task(segmentation.task).load_dataset(segmentation.data)
+    with (
+        get_task(segmentation.task)
+        .for_training(segmentation, dataset.labels)
+        .train_batches(dataset, start_step=0) as batches
+    ):
         next(batches)
         batch = next(batches)  # that of step 1
     seen = seen_examples(segmentation, dataset, step=1, num_images=4)
@@ -227,15 +230,18 @@ def test_a_sheet_of_any_size_shows_all_panels(tmp_path, size, count):
 
 def test_settings_are_said(config, segmentation):
     config.data.mixup_alpha, config.data.cutmix_alpha, config.data.augment_repeats = 0.2, 1.0, 4
-    assert describe_augmentation(config) == (
+    assert get_task(config.task).describe_augmentation(config) == (
         "Inception crop of area 0.08 to 1, aspect 0.75 to 1.33 · flip · jitter of brightness 0.4, contrast 0.4, "
         "saturation 0.4, hue 0.1 · TrivialAugmentWide · erasing 0.5 with the mean colour · MixUp 0.2 or CutMix 1, one "
         "of them a batch · 4 versions of an image in a batch · label smoothing 0.1 (not in the shares)"
     )
     config.data.auto_augment, config.data.train_crop, config.data.crop_padding = "timm_randaugment", "pad", 8
-    assert "pad 8 and crop · flip" in describe_augmentation(config)
-    assert "timm's RandAugment: 2 ops of magnitude 9 ± 0.5" in describe_augmentation(config)
-    assert describe_augmentation(segmentation) == "scale 0.5 to 2, in steps of 0.25 · crop 48×80 · flip"
+    assert "pad 8 and crop · flip" in get_task(config.task).describe_augmentation(config)
+    assert "timm's RandAugment: 2 ops of magnitude 9 ± 0.5" in get_task(config.task).describe_augmentation(config)
+    assert (
+        get_task(segmentation.task).describe_augmentation(segmentation)
+        == "scale 0.5 to 2, in steps of 0.25 · crop 48×80 · flip"
+    )
 
 
 def test_mistakes_are_explained_before_the_work(config, tmp_path):
@@ -276,7 +282,7 @@ def test_the_command(photos, tmp_path):
     config = _recipe(photos, tmp_path / "tfds")
     config.data.cutmix_alpha = 1.0
     sheet = _read(tmp_path / "sheet.png")
-    for one in seen_examples(config, load_dataset(config.task, config.data), step=1, num_images=6):
+    for one in seen_examples(config, get_task(config.task).load_dataset(config.data), step=1, num_images=6):
         assert _contains(sheet, one.image.repeat(5, 0).repeat(5, 1))  # 32 pixels are drawn as 160
 
     absent = _command(recipe, "--config.data.archive=/absent", output, environment=environment)

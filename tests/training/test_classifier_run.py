@@ -8,7 +8,7 @@ import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
 from flax_mnv2.errors import UserError
-from flax_mnv2.tasks.registry import make_train_task
+from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
@@ -64,7 +64,7 @@ def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_pat
 
 
 def test_epochs_are_counted_in_the_data(config, tmp_path):
-    defaults = default_config()
+    defaults = default_config("classification")
     config.num_steps, config.eval_every_steps = defaults.num_steps, defaults.eval_every_steps
     config.checkpoint.every_steps = defaults.checkpoint.every_steps
     config.num_epochs, config.eval_every_epochs, config.checkpoint.every_epochs = 1.5, 1.0, 1.0
@@ -75,7 +75,7 @@ def test_epochs_are_counted_in_the_data(config, tmp_path):
 
 def test_frozen_layers_keep_weights_and_statistics(config, tmp_path):
     config.freeze_until = "layer_00"
-    task = make_train_task(config, COLORS)
+    task = get_task(config.task).for_training(config, COLORS)
     before = jax.tree.map(np.asarray, task.init_variables(config.seed))
     state = train(config, tmp_path, parallel=_one_device())
     for collection, values in (("params", state.params), ("batch_stats", state.batch_stats)):
@@ -86,7 +86,7 @@ def test_frozen_layers_keep_weights_and_statistics(config, tmp_path):
 
 
 def test_a_note_where_the_weights_know_other_pixels(config, tmp_path, capsys):
-    task = make_train_task(config, ("a", "b"))
+    task = get_task(config.task).for_training(config, ("a", "b"))
     variables = jax.tree.map(np.asarray, task.init_variables(0))
     processor = MobileNetV2ImageProcessor(image_mean=(0.485, 0.456, 0.406))
     save_pretrained(tmp_path / "weights", task.model, variables, processor)

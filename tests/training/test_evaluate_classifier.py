@@ -38,8 +38,7 @@ def weights(model, tmp_path):
 
 @pytest.fixture
 def config(imagenet, tmp_path):
-    config = default_config()
-    config.task = "classification"
+    config = default_config("classification")
     config.data.dataset, config.data.eval_split = "imagenet2012", "validation"
     folder = imagenet.write(tmp_path / "official", train=imagenet.train_files(), validation=imagenet.validation_files())
     config.data.archive, config.data.data_dir = str(folder), str(tmp_path / "prepared")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
-from flax_mnv2.tasks.segmentation.task import SegmentationTask, make_model_config
+from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
+from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.logging.training_log import NotFiniteError
@@ -70,12 +71,8 @@ def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_pat
 def test_best_and_last_checkpoints_are_kept(tiny_config, tmp_path, monkeypatch):
     scores = iter([0.2, 0.9, 0.3, 0.4, 0.1])
 
-    def summarize(self, matrix):
-        metrics = original(self, matrix)
-        return type(metrics)(**{**metrics.__dict__, "mean_iou": next(scores)})
-
-    original = SegmentationTask.summarize
-    monkeypatch.setattr(SegmentationTask, "summarize", summarize)
+    original = SegmentationEvaluator.metrics
+    monkeypatch.setattr(SegmentationEvaluator, "metrics", lambda self: {**original(self), "mean_iou": next(scores)})
     tiny_config.num_steps = 5
     tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
     tiny_config.checkpoint.keep_last = 1
@@ -141,7 +138,7 @@ def test_a_run_with_damaged_checkpoints_alone_does_not_begin_anew(tiny_config, t
 def test_start_from_pretrained_weights(tiny_config, tmp_path):
     tiny_config.num_steps = 1
     tiny_config.optimizer.learning_rate = 1e-9
-    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b", "c", "d")))
+    task = SegmentationTask.for_training(tiny_config, ("a", "b", "c", "d"))
     variables = jax.tree.map(np.asarray, task.init_variables(seed=7))
     save_pretrained(tmp_path / "weights", task.model, variables)
     tiny_config.init_from = str(tmp_path / "weights")
@@ -167,7 +164,7 @@ def test_start_from_pretrained_weights(tiny_config, tmp_path):
 
 
 def test_labels_that_differ_ask_for_a_new_head(tiny_config, tmp_path):
-    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b")))
+    task = SegmentationTask.for_training(tiny_config, ("a", "b"))
     save_pretrained(tmp_path / "weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
     tiny_config.init_from, tiny_config.init_scope = str(tmp_path / "weights"), "all"
     with pytest.raises(CheckpointError, match=r"has 2 classes and the data 4; use --config.init_scope=backbone"):
@@ -206,7 +203,7 @@ def test_evaluation_report(tiny_config, tmp_path, capsys):
 def test_several_scales_and_mirrors_are_averaged(tiny_config):
     tiny_config.eval.scales, tiny_config.eval.flip = (0.75, 1.0), True
     tiny_config.model.initializer_range = tiny_config.model.classifier_initializer_range = 0.4
-    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b")))
+    task = SegmentationTask.for_training(tiny_config, ("a", "b"))
     variables = task.init_variables(0)
     images = jax.random.normal(jax.random.key(0), (2, 48, 64, 3))
     scores = task.scores(variables, images)
@@ -220,7 +217,7 @@ def test_several_scales_and_mirrors_are_averaged(tiny_config):
 
 def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task = SegmentationTask(tiny_config, make_model_config(tiny_config, ("a", "b", "c", "d")))
+    task = SegmentationTask.for_training(tiny_config, ("a", "b", "c", "d"))
     save_pretrained("weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
     tiny_config.eval.output_stride = 4
     figures = evaluate_run(tiny_config, pretrained="weights")

@@ -7,9 +7,8 @@ import pytest
 
 from flax_mnv2 import ConfigError
 from flax_mnv2.data.datasets.load import load_segmentation
-from flax_mnv2.tasks.segmentation.report import Pictures
-from flax_mnv2.tasks.segmentation.task import SegmentationTask, make_model_config
-from flax_mnv2.training.evaluation import evaluate
+from flax_mnv2.tasks.segmentation.task import SegmentationTask
+from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
 from flax_mnv2.training.parallel import check_divisible, make_parallel, prefetch
 from flax_mnv2.training.run_checkpoints import Checkpoints
@@ -22,7 +21,7 @@ STEPS = 2
 def _run(config, dataset, mode, num_devices):
     """Losses of a few steps, the final state, and the evaluation of that state."""
     parallel = make_parallel(mode, jax.devices()[:num_devices], per_device=not config.batch_norm.sync)
-    task = SegmentationTask(config, make_model_config(config, dataset.labels), axis_name=parallel.axis_name)
+    task = SegmentationTask.for_training(config, dataset.labels, axis_name=parallel.axis_name)
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     step = parallel.compile_train_step(make_train_step(task, optimizer, schedule, seed=0, axis_name=parallel.axis_name))
@@ -34,7 +33,7 @@ def _run(config, dataset, mode, num_devices):
             state, metrics = step(state, parallel.put_batch({k: batch[k] for k in ("image", "label")}))
             losses.append(float(metrics["loss"]))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split="val", keeper=Pictures(3))
+    evaluation = evaluate(task, parallel, eval_step, state.variables, dataset, split="val", report=True)
     return losses, jax.tree.map(np.asarray, state), evaluation
 
 
@@ -46,7 +45,7 @@ def dataset(tiny_config):
 @pytest.mark.slow
 def test_every_way_agrees_to_rounding(tiny_config, dataset):
     """In float64, so that only the parameters' own float32 rounds; dropout is on, batch norm is global."""
-    tiny_config.dtype = "float64"
+    tiny_config.dtype, tiny_config.eval.num_pictures = "float64", 3
     with jax.enable_x64(True):
         losses, state, evaluation = _run(tiny_config, dataset, "jit", 1)
         others = {("pmap", 2): _run(tiny_config, dataset, "pmap", 2)}  # test_distributed.py has jit on several
@@ -56,10 +55,11 @@ def test_every_way_agrees_to_rounding(tiny_config, dataset):
         for (path, one), other in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(other_state), strict=True):
             assert np.abs(one - other).max() <= 1e-5 * (np.abs(one).max() + 1e-3), f"{name}: {path}"
         assert other_evaluation.num_examples == evaluation.num_examples == 80
-        moved = np.abs(other_evaluation.sums - evaluation.sums).sum() / evaluation.sums.sum()
+        matrices = [one.evaluator.confusion for one in (evaluation, other_evaluation)]
+        moved = np.abs(matrices[1] - matrices[0]).sum() / matrices[0].sum()
         assert moved < 1e-4, f"{name}: {moved:.5f} of the pixels are counted elsewhere"
-        assert len(evaluation.kept) == 3
-        for one, other in zip(evaluation.kept, other_evaluation.kept, strict=True):
+        assert len(evaluation.evaluator.pictures) == 3
+        for one, other in zip(evaluation.evaluator.pictures, other_evaluation.evaluator.pictures, strict=True):
             np.testing.assert_array_equal(one.image, other.image)
             assert one.prediction.shape == other.prediction.shape == one.label.shape
 

@@ -9,9 +9,8 @@ import optax
 import pytest
 
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.ema import update_ema
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.state import TrainState, update_ema
 from flax_mnv2.training.step import make_train_step
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.stream import Example, check_sides
+from flax_mnv2.tasks.predictor import Example, Predictor, check_sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ClassProbability:
     probability: float
 
 
-class ClassificationPredictor:
+class ClassificationPredictor(Predictor):
     """Preprocesses as the model's processor says; gives the ``top`` classes, the most probable first.
 
     Probabilities are a softmax; for a model with ``problem_type="multi_label_classification"``, whose classes do not
@@ -34,8 +35,10 @@ class ClassificationPredictor:
 
     Raises:
       ConfigError: the model predicts numbers instead of classes (``problem_type="regression"``, which a single label
-        means too), or has no classifier; or the processor makes pictures beyond ``stream.MAX_SIDE_PX``.
+        means too), or has no classifier; or the processor makes pictures beyond ``predictor.MAX_SIDE_PX``.
     """
+
+    task = "classification"
 
     def __init__(
         self,
@@ -88,3 +91,12 @@ class ClassificationPredictor:
         del example
         best = np.argsort(-answer, kind="stable")[: self._top].tolist()
         return tuple(ClassProbability(index, self._labels[index], float(answer[index])) for index in best)
+
+    def record(self, prediction: Sequence[ClassProbability], files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+        """Returns ``predictions``, each with ``index``, ``label`` and ``probability``."""
+        del files
+        return {"predictions": [dataclasses.asdict(item) for item in prediction]}
+
+    def format_record(self, record: Mapping[str, Any]) -> list[str]:
+        """Returns a line per class."""
+        return [f"{item['probability']:.4f}  {item['label']} ({item['index']})" for item in record["predictions"]]

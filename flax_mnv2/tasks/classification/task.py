@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +15,21 @@ from PIL import Image
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.augment.central_crop import CentralCrop
 from flax_mnv2.data.augment.transform import make_train_transform
-from flax_mnv2.data.datasets.load import ClassificationDataset
+from flax_mnv2.data.datasets.load import ClassificationDataset, ExampleSource, load_classification
 from flax_mnv2.data.loader.bad_examples import FaultRules
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.data.loader.classification import classification_eval_batches, classification_train_batches
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import smooth_targets, soft_cross_entropy_sum
-from flax_mnv2.metrics import ClassificationMetrics, confusion_matrix, top_k_counts
+from flax_mnv2.metrics import confusion_matrix, top_k_counts
 from flax_mnv2.mixing import mix
-from flax_mnv2.tasks.classification.report import Predictions, format_table, write_files
-from flax_mnv2.tasks.initializers import INITIALIZERS
-from flax_mnv2.weights.pretrained import make_model
-
-Batch = dict[str, jax.Array]
+from flax_mnv2.models import MobileNetV2ForImageClassification
+from flax_mnv2.tasks.base import Batch, Task
+from flax_mnv2.tasks.classification import config as own_config
+from flax_mnv2.tasks.classification import preview
+from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
+from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
 
 TOP = 5
 MAX_CONFUSION_CLASSES = 100  # a picture of more cannot be read
@@ -37,42 +37,27 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 _BACKGROUND_NAMES = ("background", "LABEL_0")
 
 
-def make_model_config(config: ml_collections.ConfigDict, labels: tuple[str, ...]) -> MobileNetV2Config:
-    """The architecture of a run: ``config.model`` with the data set's labels."""
-    return MobileNetV2Config(
-        **config.model.to_dict(), id2label=dict(enumerate(labels)), image_size=config.data.eval_crop
-    )
-
-
-def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor:
-    """How a run evaluates its images: the settings of ``config.data``."""
-    return MobileNetV2ImageProcessor(
-        size={"shortest_edge": data.eval_resize},
-        resample=_FILTERS[data.eval_interpolation],
-        crop_size=data.eval_crop,
-        image_mean=tuple(data.image_mean),
-        image_std=tuple(data.image_std),
-    )
-
-
-class ClassificationTask:
+class ClassificationTask(Task):
     """Model, loss, metrics and batches of a classifier.
 
     Everything reported counts classes as the model does: the label of an example is the data set's plus
     ``label_offset``.
-
-    Attributes:
-      best_metric: name of the figure by which checkpoints are ranked, more is better.
-      figures: names of the main figures, with those that a person reads.
-      batch_fields: what of a batch the model, the loss and the metrics need.
-      model: the linen model that is trained.
-      eval_model: the same for evaluation; it takes the same variables.
-      labels: the model's class names by index.
     """
 
+    name = "classification"
     best_metric = "top1"
-    figures = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}  # noqa: RUF012 (never written to)
-    batch_fields = ("image", "label")
+    titles: Mapping[str, str] = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+    model_defaults: Mapping[str, Any] = {
+        "output_stride": 32,
+        "classifier_dropout_prob": 0.2,  # TF-slim keeps 0.8
+        "classifier_initializer_range": 0.01,
+    }
+    model_ignores = ("head_batch_norm_momentum",)
+    rules = own_config.RULES
+    add_defaults = staticmethod(own_config.add_defaults)
+    check_config = staticmethod(own_config.check_config)
+    describe_augmentation = staticmethod(preview.describe_augmentation)
+    load_dataset = staticmethod(load_classification)
 
     def __init__(
         self,
@@ -92,55 +77,79 @@ class ClassificationTask:
           label_offset: what to add to a label of the data set.
           axis_name: the mapped axis under ``pmap``.
         """
-        self.config = config
-        dtype = jnp.dtype(config.dtype)
-        self.eval_model = make_model(model_config, "classification", dtype=dtype)
-        self.model = make_model(
-            model_config,
-            "classification",
-            dtype=dtype,
-            axis_name=axis_name,
-            sync_batch_norm=config.batch_norm.sync,
-            freeze_batch_norm=config.freeze_batch_norm,
-            freeze_until=config.freeze_until,
-            drop_path_rate=config.drop_path_rate,
-            kernel_init=INITIALIZERS[config.initializer],
-        )
-        self.labels = tuple(label for _, label in sorted(model_config.id2label.items()))
+        super().__init__(config, model_config, axis_name=axis_name)
         self._processor = processor
         self._size = output_size(processor)
         self._label_offset = label_offset
+        self._mixes = self.mixes_pairs(config)
 
-    def init_variables(self, seed: int) -> dict[str, Any]:
-        """Random variables of the model."""
-        image = jnp.zeros((1, 64, 64, self.model.config.num_channels), jnp.float32)
-        return jax.jit(self.model.init)(jax.random.key(seed), image)
+    @classmethod
+    def for_training(
+        cls, config: ml_collections.ConfigDict, labels: Sequence[str], *, axis_name: str | None = None
+    ) -> ClassificationTask:
+        """Returns the task of a training run."""
+        model_config = MobileNetV2Config(
+            **config.model.to_dict(), id2label=dict(enumerate(labels)), image_size=config.data.eval_crop
+        )
+        return cls(config, model_config, processor=make_processor(config.data), axis_name=axis_name)
+
+    @classmethod
+    def for_evaluation(
+        cls,
+        config: ml_collections.ConfigDict,
+        model_config: MobileNetV2Config,
+        dataset: ClassificationDataset,
+        *,
+        processor: MobileNetV2ImageProcessor | None = None,
+    ) -> ClassificationTask:
+        """Returns the task of an evaluation."""
+        processor = processor or make_processor(config.data)
+        return cls(config, model_config, processor=processor, label_offset=label_offset(model_config, dataset))
+
+    @classmethod
+    def augment_repeats(cls, config: ml_collections.ConfigDict) -> int:
+        """Returns how often a training batch holds each of its images."""
+        return config.data.augment_repeats
+
+    @classmethod
+    def mixes_pairs(cls, config: ml_collections.ConfigDict) -> bool:
+        """Returns whether MixUp or CutMix is on."""
+        return bool(config.data.mixup_alpha or config.data.cutmix_alpha)
+
+    @classmethod
+    def batch_shapes(cls, config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of a global training batch."""
+        count, side = config.batch_size, config.data.train_size
+        return {
+            "image": jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((count,), jnp.int32),
+        }
+
+    @property
+    def processor(self) -> MobileNetV2ImageProcessor:
+        """What prepares images for the model."""
+        return self._processor
 
     # ---- on the device ---------------------------------------------------------------------------------
 
     def loss_sums(
         self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """Summed cross-entropy with smoothed, mixed labels, with new statistics and the sums behind the metrics.
+        """Returns the summed cross-entropy with smoothed, mixed labels, new statistics and the sums behind the metrics.
 
-        Without MixUp and CutMix the sums have ``accuracy``, the examples whose likeliest class is right.
+        Without MixUp and CutMix the sums have ``accuracy``, the examples whose most probable class is right.
         """
         images, targets = self.train_inputs(batch, key)
         dropout_key, _ = jax.random.split(key)
-        output, updated = self.model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
-        )
-        statistics = updated.get("batch_stats", variables["batch_stats"])
-        if axis_name is not None and not self.model.sync_batch_norm:
-            statistics = jax.lax.pmean(statistics, axis_name)
+        logits, statistics = self.train_outputs(variables, images, dropout_key, axis_name=axis_name)
         labels = batch["label"] + self._label_offset
         sums = {"weight": jnp.float32(len(labels))}
         if not self._mixes:
-            sums["accuracy"] = jnp.sum(jnp.argmax(output.logits, axis=-1) == labels, dtype=jnp.float32)
-        return soft_cross_entropy_sum(output.logits, targets), (statistics, sums)
+            sums["accuracy"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
+        return soft_cross_entropy_sum(logits, targets), (statistics, sums)
 
     def train_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the network is trained on: images normalised, labels smoothed, both mixed where the config says so.
+        """Returns what the network is trained on: images normalised, labels smoothed, both mixed if asked for.
 
         Args:
           batch: of ``train_batches``, or an even number of its first rows: they do not depend on the others.
@@ -157,12 +166,8 @@ class ClassificationTask:
         _, mixing_key = jax.random.split(key)
         return mix(mixing_key, images, targets, mixup_alpha=data.mixup_alpha, cutmix_alpha=data.cutmix_alpha)
 
-    @property
-    def _mixes(self) -> bool:
-        return bool(self.config.data.mixup_alpha or self.config.data.cutmix_alpha)
-
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[dict[str, jax.Array], Batch]:
-        """Counts over the batch, and of each example ``label`` (N,), ``top`` and ``probability`` (N, 5).
+        """Returns counts over the batch, and of each example ``label`` (N,), ``top`` and ``probability`` (N, 5).
 
         The counts are those of ``top_k_counts`` and, for few classes, ``confusion`` (C, C). Of equal logits the
         lower index goes first, as with ``argmax``.
@@ -225,14 +230,6 @@ class ClassificationTask:
             rules=FaultRules.from_config(data),
         )
 
-    def summarize(self, sums: dict[str, np.ndarray]) -> ClassificationMetrics:
-        """Figures of a whole evaluation from the summed counts."""
-        return ClassificationMetrics.from_counts(sums)
-
-    def keeper(self) -> Predictions:
-        """Keeps what the report says of single examples."""
-        return Predictions(self.labels)
-
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
         """The part of the preparation that runs on the host.
 
@@ -248,31 +245,50 @@ class ClassificationTask:
             )
         return CentralCrop(height)
 
-    @property
-    def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for the model."""
-        return self._processor
+    def evaluator(self, *, report: bool) -> ClassificationEvaluator:
+        """Returns what counts an evaluation; for a report it keeps the top classes of every image."""
+        return ClassificationEvaluator(self.labels, report=report)
 
     def settings(self) -> dict[str, Any]:
-        """How the evaluation was made, for the report."""
+        """Returns how evaluations are made, for the report."""
         return {
             "image_preparation": self.config.data.eval_preparation,
             "image_processor": self._processor.to_dict(),
         }
 
-    def format_table(self, metrics: ClassificationMetrics, *, per_class: bool) -> str:
-        """The figures for a terminal."""
-        return format_table(metrics, self.labels, per_class=per_class)
+    @classmethod
+    def predictor(
+        cls,
+        model: MobileNetV2ForImageClassification,
+        variables: Mapping[str, Any],
+        processor: MobileNetV2ImageProcessor,
+        *,
+        top: int,
+    ) -> ClassificationPredictor:
+        """Returns what gives the ``top`` most probable classes of photos."""
+        return ClassificationPredictor(model, variables, processor, top=top)
 
-    def to_dict(self, metrics: ClassificationMetrics, *, per_class: bool) -> dict[str, Any]:
-        """The figures for JSON."""
-        return metrics.to_dict(self.labels, per_class=per_class)
+    def seen_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns pixels (N, h, w, 3) uint8 and targets (N, C) float32 as the loss sees them."""
+        images, targets = self.train_inputs(batch, key)
+        mean, std = (jnp.asarray(value, jnp.float32) for value in (self.processor.image_mean, self.processor.image_std))
+        pixels = jnp.round((images * std[None, None, None] + mean[None, None, None]) / self.processor.rescale_factor)
+        return jnp.clip(pixels, 0, 255).astype(jnp.uint8), targets
 
-    def write_files(
-        self, folder: pathlib.Path, sums: dict[str, np.ndarray], rows: list[dict[str, Any]]
-    ) -> dict[str, pathlib.Path]:
-        """Writes what the report has beside the figures; returns what and where."""
-        return write_files(folder, sums.get("confusion"), rows, self.labels)
+    def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
+        """Returns originals with file names above, inputs with labels below."""
+        return preview.contact_sheet(source, seen, self.labels)
+
+
+def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor:
+    """Returns how a run evaluates its images: the settings of ``config.data``."""
+    return MobileNetV2ImageProcessor(
+        size={"shortest_edge": data.eval_resize},
+        resample=_FILTERS[data.eval_interpolation],
+        crop_size=data.eval_crop,
+        image_mean=tuple(data.image_mean),
+        image_std=tuple(data.image_std),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.stream import Example, check_sides
+from flax_mnv2.tasks.predictor import Example, Predictor, check_sides
+from flax_mnv2.visualize import percent, save_mask, save_overlay
 
 MAX_OWN_SIDE_PX = 1025
 MAX_CLASSES = 2**16  # of a mask in a PNG file
@@ -33,12 +35,12 @@ _SIDE_STEP_PX = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassShare:
-    """A class that is present, and which share of the pixels it has."""
+class ClassFraction:
+    """A class that is present, and which fraction of the pixels it has."""
 
     index: int
     label: str
-    share: float
+    fraction: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Segmentation:
     Attributes:
       photo: (H, W, 3) uint8.
       mask: (H, W), class indices: uint8, or uint16 for more than 256 classes.
-      classes: those present, the largest share first.
+      classes: those present, the largest fraction first.
     """
 
     photo: np.ndarray
     mask: np.ndarray
-    classes: tuple[ClassShare, ...]
+    classes: tuple[ClassFraction, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class _Framed:
     region: tuple[int, int]  # (h, w) of the square that the photo covers
 
 
-class SegmentationPredictor:
+class SegmentationPredictor(Predictor):
     """Segments whole photos.
 
     With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
@@ -70,9 +72,12 @@ class SegmentationPredictor:
     side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs.
 
     Raises:
-      ConfigError: the config's ``image_size`` is beyond ``stream.MAX_SIDE_PX``, or there are more classes than a
+      ConfigError: the config's ``image_size`` is beyond ``predictor.MAX_SIDE_PX``, or there are more classes than a
         mask holds.
     """
+
+    task = "segmentation"
+    endings: Mapping[str, str] = {"overlay": "_segmentation.png", "mask": "_mask.png"}
 
     def __init__(
         self,
@@ -118,7 +123,20 @@ class SegmentationPredictor:
         """The label map of one photo from (h, w, C) logits."""
         framed: _Framed = example.context
         mask = label_map(answer, canvas=example.pixels.shape[:2], region=framed.region, size=framed.photo.shape[:2])
-        return Segmentation(framed.photo, mask, class_shares(mask, self._labels))
+        return Segmentation(framed.photo, mask, class_fractions(mask, self._labels))
+
+    def record(self, prediction: Segmentation, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+        """Writes overlay and mask; returns ``classes`` (``index``, ``label``, ``fraction`` each) and the two paths."""
+        classes = [dataclasses.asdict(item) for item in prediction.classes]
+        rows = [(item.index, item.label, item.fraction) for item in prediction.classes]
+        save_overlay(files["overlay"], prediction.photo, prediction.mask, rows)
+        save_mask(files["mask"], prediction.mask)
+        return {"classes": classes, **{name: str(path) for name, path in files.items()}}
+
+    def format_record(self, record: Mapping[str, Any]) -> list[str]:
+        """Returns a line per class, then the paths."""
+        lines = [f"{percent(item['fraction']):>7}  {item['label']}" for item in record["classes"]]
+        return [*lines, f"overlay: {record['overlay']}", f"mask:    {record['mask']}"]
 
 
 def label_map(
@@ -161,12 +179,12 @@ def label_map(
     return labels
 
 
-def class_shares(mask: np.ndarray, labels: Mapping[int, str]) -> tuple[ClassShare, ...]:
-    """The classes in a mask with their share of its pixels, the largest first."""
+def class_fractions(mask: np.ndarray, labels: Mapping[int, str]) -> tuple[ClassFraction, ...]:
+    """The classes in a mask with their fraction of its pixels, the largest first."""
     counts = sum(np.bincount(row, minlength=len(labels)) for row in mask)  # a row at a time stays in the cache
     present = np.flatnonzero(counts)
     ordered = present[np.argsort(-counts[present], kind="stable")].tolist()
-    return tuple(ClassShare(index, labels[index], int(counts[index]) / mask.size) for index in ordered)
+    return tuple(ClassFraction(index, labels[index], int(counts[index]) / mask.size) for index in ordered)
 
 
 class _Axis:

@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
-import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.load import SegmentationDataset
+from flax_mnv2.data.datasets.load import ExampleSource, SegmentationDataset, load_segmentation
 from flax_mnv2.data.loader.bad_examples import FaultRules
 from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
-from flax_mnv2.metrics import SegmentationMetrics, confusion_matrix
-from flax_mnv2.tasks.initializers import INITIALIZERS
-from flax_mnv2.tasks.segmentation.report import Picture, Pictures, format_table, write_files
-from flax_mnv2.weights.pretrained import make_model
-
-Batch = dict[str, jax.Array]
-
-
-def make_model_config(config: ml_collections.ConfigDict, labels: tuple[str, ...]) -> MobileNetV2Config:
-    """The architecture of a run: ``config.model`` with the data set's labels."""
-    return MobileNetV2Config(
-        **config.model.to_dict(),
-        id2label=dict(enumerate(labels)),
-        image_size=tuple(config.data.crop_size),
-        semantic_loss_ignore_index=config.data.ignore_label,
-    )
+from flax_mnv2.metrics import confusion_matrix
+from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
+from flax_mnv2.tasks.base import Batch, Task
+from flax_mnv2.tasks.segmentation import config as own_config
+from flax_mnv2.tasks.segmentation import preview
+from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
+from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
 
 
-class SegmentationTask:
-    """Model, loss, metrics and batches of a segmentation run.
+class SegmentationTask(Task):
+    """Model, loss, metrics and batches of a segmentation run."""
 
-    Attributes:
-      best_metric: name of the figure by which checkpoints are ranked, more is better.
-      figures: names of the main figures, with those that a person reads.
-      batch_fields: what of a batch the model, the loss and the metrics need.
-      model: the linen model that is trained.
-      eval_model: the same with the output stride of the evaluation; it takes the same variables.
-    """
-
+    name = "segmentation"
     best_metric = "mean_iou"
-    figures = {"mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}  # noqa: RUF012 (never written to)
-    batch_fields = ("image", "label")
+    titles: Mapping[str, str] = {"mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+    model_defaults: Mapping[str, Any] = {
+        "output_stride": 16,
+        "classifier_dropout_prob": 0.1,
+        "classifier_initializer_range": 0.01,
+        "head_batch_norm_momentum": 0.9997,
+    }
+    model_ignores = ("pool_window",)
+    uses_processor = False  # images keep their size
+    rules = own_config.RULES
+    add_defaults = staticmethod(own_config.add_defaults)
+    check_config = staticmethod(own_config.check_config)
+    describe_augmentation = staticmethod(preview.describe_augmentation)
+    load_dataset = staticmethod(load_segmentation)
 
     def __init__(
         self,
@@ -58,45 +53,66 @@ class SegmentationTask:
         axis_name: str | None = None,
     ):
         """Builds the models; ``axis_name`` is the mapped axis under ``pmap``."""
-        self.config = config
-        attributes = {"dtype": jnp.dtype(config.dtype), "freeze_batch_norm": config.freeze_batch_norm}
-        self.model = make_model(
-            model_config,
-            "segmentation",
-            axis_name=axis_name,
-            sync_batch_norm=config.batch_norm.sync,
-            freeze_until=config.freeze_until,
-            drop_path_rate=config.drop_path_rate,
-            kernel_init=INITIALIZERS[config.initializer],
-            **attributes,
-        )
-        stride = config.eval.output_stride or model_config.output_stride
-        self.eval_model = make_model(model_config.replace(output_stride=stride), "segmentation", **attributes)
+        super().__init__(config, model_config, eval_output_stride=config.eval.output_stride, axis_name=axis_name)
         self.ignore_label = model_config.semantic_loss_ignore_index
-        self.labels = tuple(label for _, label in sorted(model_config.id2label.items()))
 
-    def init_variables(self, seed: int) -> dict[str, Any]:
-        """Random variables of the model."""
-        image = jnp.zeros((1, 64, 64, self.model.config.num_channels), jnp.float32)
-        return jax.jit(self.model.init)(jax.random.key(seed), image)
+    @classmethod
+    def for_training(
+        cls, config: ml_collections.ConfigDict, labels: Sequence[str], *, axis_name: str | None = None
+    ) -> SegmentationTask:
+        """Returns the task of a training run."""
+        model_config = MobileNetV2Config(
+            **config.model.to_dict(),
+            id2label=dict(enumerate(labels)),
+            image_size=tuple(config.data.crop_size),
+            semantic_loss_ignore_index=config.data.ignore_label,
+        )
+        return cls(config, model_config, axis_name=axis_name)
+
+    @classmethod
+    def for_evaluation(
+        cls,
+        config: ml_collections.ConfigDict,
+        model_config: MobileNetV2Config,
+        dataset: SegmentationDataset,
+        *,
+        processor: MobileNetV2ImageProcessor | None = None,
+    ) -> SegmentationTask:
+        """Returns the task of an evaluation; images keep their size, whatever the weights' processor says."""
+        del processor
+        if model_config.num_labels != len(dataset.labels):
+            raise ConfigError(
+                f"The model has {model_config.num_labels} classes and the data set {dataset.name} has "
+                f"{len(dataset.labels)}. Evaluate it on data with its own classes (--config.data.…)."
+            )
+        return cls(config, model_config)
+
+    @classmethod
+    def batch_shapes(cls, config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of a global training batch."""
+        shape = (config.batch_size, *config.data.crop_size)
+        return {
+            "image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        }
+
+    @property
+    def processor(self) -> MobileNetV2ImageProcessor:
+        """What prepares images for the model: they keep their size."""
+        return MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
 
     # ---- on the device ---------------------------------------------------------------------------------
 
     def loss_sums(
         self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """Summed cross-entropy over the valid pixels, with new statistics and the sums behind the metrics."""
-        output, updated = self.model.apply(
-            variables, normalize(batch["image"]), train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
-        loss, weight = segmentation_cross_entropy_sums(output.logits, batch["label"], ignore_label=self.ignore_label)
-        statistics = updated.get("batch_stats", variables["batch_stats"])
-        if axis_name is not None and not self.model.sync_batch_norm:
-            statistics = jax.lax.pmean(statistics, axis_name)
+        """Returns the summed cross-entropy over the valid pixels, new statistics and the sums behind the metrics."""
+        logits, statistics = self.train_outputs(variables, normalize(batch["image"]), key, axis_name=axis_name)
+        loss, weight = segmentation_cross_entropy_sums(logits, batch["label"], ignore_label=self.ignore_label)
         return loss, (statistics, {"weight": weight})
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The confusion matrix of the batch (C, C) int32, and predictions (N, H, W) uint8."""
+        """Returns the confusion matrix of the batch (C, C) int32, and predictions (N, H, W) uint8."""
         scores = self.scores(variables, normalize(batch["image"]))
         predictions = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
         labels = jnp.where(batch["mask"][:, None, None], batch["label"], self.ignore_label)
@@ -104,7 +120,7 @@ class SegmentationTask:
         return matrix, predictions
 
     def scores(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        """Class scores at the size of the images, (N, H, W, C).
+        """Returns class scores at the size of the images, (N, H, W, C).
 
         With several scales, or with the mirrored image, these are probabilities averaged over all views, as in
         the DeepLab papers; otherwise the logits themselves.
@@ -128,42 +144,6 @@ class SegmentationTask:
         return total / len(views)
 
     # ---- on the host -----------------------------------------------------------------------------------
-
-    def summarize(self, matrix: np.ndarray) -> SegmentationMetrics:
-        """Figures of a whole evaluation from the summed confusion matrix."""
-        return SegmentationMetrics.from_confusion(matrix)
-
-    def keeper(self) -> Pictures:
-        """Keeps what the report shows of single examples."""
-        return Pictures(self.config.eval.num_pictures)
-
-    @property
-    def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for the model: they keep their size."""
-        return MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
-
-    def settings(self) -> dict[str, Any]:
-        """How the evaluation was made, for the report."""
-        evaluation = self.config.eval
-        return {
-            "output_stride": self.eval_model.config.output_stride,
-            "scales": list(evaluation.scales),
-            "flip": evaluation.flip,
-        }
-
-    def format_table(self, metrics: SegmentationMetrics, *, per_class: bool) -> str:
-        """The figures for a terminal, always with every class."""
-        del per_class
-        return format_table(metrics, self.labels)
-
-    def to_dict(self, metrics: SegmentationMetrics, *, per_class: bool) -> dict[str, Any]:
-        """The figures for JSON, always with every class."""
-        del per_class
-        return metrics.to_dict(self.labels)
-
-    def write_files(self, folder: pathlib.Path, matrix: np.ndarray, pictures: list[Picture]) -> dict[str, pathlib.Path]:
-        """Writes what the report has beside the figures; returns what and where."""
-        return write_files(folder, matrix, pictures, self.labels, ignore_label=self.ignore_label)
 
     def train_batches(self, dataset: SegmentationDataset, *, start_step: int) -> BatchIterator:
         """This process's share of every global batch from ``start_step`` on."""
@@ -207,16 +187,38 @@ class SegmentationTask:
             rules=FaultRules.from_config(data),
         )
 
+    def evaluator(self, *, report: bool) -> SegmentationEvaluator:
+        """Returns what adds up confusion matrices; for a report it keeps ``config.eval.num_pictures`` examples."""
+        num_pictures = self.config.eval.num_pictures if report else 0
+        return SegmentationEvaluator(self.labels, ignore_label=self.ignore_label, num_pictures=num_pictures)
 
-def check_labels(model_config: MobileNetV2Config, dataset: SegmentationDataset) -> None:
-    """Raises a ConfigError unless the model's classes are as many as the data set's."""
-    if model_config.num_labels != len(dataset.labels):
-        raise ConfigError(
-            f"The model has {model_config.num_labels} classes and the data set {dataset.name} has "
-            f"{len(dataset.labels)}. Evaluate it on data with its own classes (--config.data.…)."
-        )
+    def settings(self) -> dict[str, Any]:
+        """Returns how evaluations are made, for the report."""
+        evaluation = self.config.eval
+        return {
+            "output_stride": self.eval_model.config.output_stride,
+            "scales": list(evaluation.scales),
+            "flip": evaluation.flip,
+        }
+
+    @classmethod
+    def predictor(
+        cls,
+        model: MobileNetV2ForSemanticSegmentation,
+        variables: Mapping[str, Any],
+        processor: MobileNetV2ImageProcessor,
+        *,
+        top: int,
+    ) -> SegmentationPredictor:
+        """Returns what segments photos; it lists all classes that are present."""
+        del top
+        return SegmentationPredictor(model, variables, processor)
+
+    def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
+        """Returns originals with names, inputs, and inputs under their masks."""
+        return preview.contact_sheet(source, seen, self.labels, ignore_label=self.ignore_label)
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8 pixels → float32 in [-1, 1], TF-slim's preprocessing and the reference's."""
+    """Returns uint8 pixels as float32 in [-1, 1], the preprocessing of TF-slim and Hugging Face."""
     return images.astype(jnp.float32) / 127.5 - 1.0

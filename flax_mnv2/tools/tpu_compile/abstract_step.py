@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from flax_mnv2.data.datasets.shapes import SHAPES_LABELS
 from flax_mnv2.data.datasets.voc import VOC_LABELS
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.tasks.registry import make_train_task
-from flax_mnv2.training.config.checks import check_config, check_parts
+from flax_mnv2.tasks.registry import get_task
+from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.config.durations import in_steps
-from flax_mnv2.training.configured import configured_train_step, make_update_rule
-from flax_mnv2.training.parallel import check_divisible, make_parallel
+from flax_mnv2.training.optimizer import configured_optimizer
+from flax_mnv2.training.parallel import make_parallel
+from flax_mnv2.training.run import check_batches
 from flax_mnv2.training.state import TrainState
+from flax_mnv2.training.step import configured_train_step
 
 NUM_CLASSES = {
     "imagenet2012": 1000,
@@ -66,14 +67,13 @@ def lower_train_step(
     # jax.pmap takes only devices of this process, which a slice's are not. It is jit and shard_map underneath.
     per_device = config.parallel == "pmap" or not config.batch_norm.sync
     parallel = make_parallel("jit", devices, per_device=per_device, shard_optimizer=config.shard_optimizer_state)
-    check_divisible(parallel, config.batch_size, "batch_size")
-    check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
-    check_parts(config, len(devices))
+    check_batches(config, parallel)
 
     num_classes = num_classes or known_num_classes(config)
     labels = tuple(f"class_{index}" for index in range(num_classes))
-    task = make_train_task(config, labels, axis_name=parallel.axis_name)
-    schedule, optimizer = make_update_rule(config)
+    job = get_task(config.task)
+    task = job.for_training(config, labels, axis_name=parallel.axis_name)
+    schedule, optimizer = configured_optimizer(config)
     step = configured_train_step(config, task, schedule, optimizer, parallel)
     keeps_ema = config.ema.decay > 0
     state = jax.eval_shape(lambda: TrainState.create(task.init_variables(config.seed), optimizer, ema=keeps_ema))
@@ -82,7 +82,7 @@ def lower_train_step(
         state,
         parallel.state_sharding(state),
     )
-    batch = batch_shapes(config)
+    batch = job.batch_shapes(config)
     lowered = parallel.compile_train_step(step).lower(state, batch)
     return AbstractStep(lowered, state, batch, task.eval_model.config.num_labels, config.gradient_accumulation_steps)
 
@@ -100,17 +100,3 @@ def known_num_classes(config: ml_collections.ConfigDict) -> int:
             f"How many classes {name} has is known only from its data, which is not read here. Give --num_classes=N."
         )
     return count
-
-
-def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a global training batch, of the fields that the step takes."""
-    if config.task == "classification":
-        size, label = (config.data.train_size, config.data.train_size), jax.ShapeDtypeStruct((), jnp.int32)
-    else:
-        size = tuple(config.data.crop_size)
-        label = jax.ShapeDtypeStruct(size, jnp.uint8)
-    image = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
-    return {
-        name: jax.ShapeDtypeStruct((config.batch_size, *each.shape), each.dtype)
-        for name, each in (("image", image), ("label", label))
-    }

@@ -99,8 +99,7 @@ def does_not_fit(text: str, step: AbstractStep, target: Slice, config: ml_collec
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state.opt_state))
         saved = size * (1 - 1 / len(target.devices))
         changes.append(f"config.shard_optimizer_state=True (saves at most {mebibytes(saved)})")
-    if config.task == "segmentation":
-        changes.append("a smaller config.data.crop_size")
+    changes += [f"a smaller config.data.{name}" for name in ("crop_size", "train_size") if name in config.data]
     found = next((line.strip() for line in text.splitlines() if "Used" in line and "hbm" in line), text.splitlines()[0])
     found = found.removeprefix("RESOURCE_EXHAUSTED: ")
     return f"The step does not fit on a chip of {target.name}: {found} What helps: {'; '.join(changes)}."

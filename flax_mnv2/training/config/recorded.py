@@ -9,7 +9,8 @@ from typing import Any
 import ml_collections
 
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.training.config.defaults import default_config
+from flax_mnv2.tasks.rules import flatten
+from flax_mnv2.training.config.defaults import default_config, fields_of_other_tasks
 from flax_mnv2.training.workdir import CONFIG_NAME, read_config
 from flax_mnv2.untrusted import shown
 
@@ -44,9 +45,10 @@ def config_for_evaluation(
             return config
         where = f"{folder} holds no {CONFIG_NAME}, and" if folder else "There is no --workdir, and"
         raise ConfigError(f"{where} no --config was given; give the recipe with --config FILE.")
-    merged = default_config()
     try:
-        merged.update(recorded)
+        merged = default_config(recorded["task"])
+        foreign = fields_of_other_tasks(merged.task)  # which an older version's run recorded too
+        merged.update_from_flattened_dict({k: v for k, v in flatten(recorded).items() if k not in foreign})
         merged.update_from_flattened_dict(dict(overrides))
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         reason = shown(str(error.args[0] if error.args else error))[1:-1]

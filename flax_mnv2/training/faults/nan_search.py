@@ -1,4 +1,4 @@
-"""A step that was not finite: which examples its batch had, and which of them are to blame."""
+"""A step that was not finite: which examples its batch had, and which of them make it so."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from flax_mnv2.data.loader.batches import Source, batch_positions
-from flax_mnv2.tasks.registry import Dataset, make_train_task
-from flax_mnv2.training.parallel import Parallel
+from flax_mnv2.tasks.registry import get_task
+from flax_mnv2.training.run import Run
 from flax_mnv2.training.state import TrainState
 
 MAX_NAMES = 10  # in a message; more are counted
@@ -25,7 +24,7 @@ _ADVICE = (
 )
 
 
-class Blame:
+class NanSearch:
     """Explains steps that were not finite, after the fact.
 
     A batch follows from seed and step, so it can be made again, and a step that is not finite changes no weights, so
@@ -33,44 +32,32 @@ class Blame:
     number, and with it its dropout masks and mixing, and the weights of now, which may be some steps newer.
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        dataset: Dataset,
-        train_step: Callable,
-        parallel: Parallel,
-        state: Callable[[], TrainState],
-    ):
-        """Nothing is read or computed yet.
-
-        Args:
-          config: of the run.
-          dataset: of the run.
-          train_step: compiled by ``parallel``.
-          parallel: of the run.
-          state: gives the run's present state, which stays as it is.
-        """
-        self._dataset, self._train_step, self._parallel, self._state = dataset, train_step, parallel, state
-        self._config = config.copy_and_resolve_references()
+    def __init__(self, run: Run, state: Callable[[], TrainState]):
+        """Nothing is read or computed yet; ``state`` gives the run's present state, which stays as it is."""
+        self._run, self._state = run, state
+        self._config = run.config.copy_and_resolve_references()
         # One batch is wanted, and soon; what it holds depends on neither.
         self._config.data.num_workers, self._config.data.num_threads = 0, 1
         self._config.data.prefetch_buffer_size = 1
         self._searches = 0
 
     def explain(self, step: int) -> str:
-        """Who is to blame for the ``step``-th step, what to do, and the examples of its batch; sentences.
+        """Returns which examples made the ``step``-th step fail, what to do, and its batch; sentences.
 
         One process searches its batch for single examples. Several do not, since the search would have to be made by
         all of them together; they name the batch alone.
         """
-        source = self._dataset.source(self._config.data.train_split)
+        source = self._run.dataset.source(self._config.data.train_split)
         return f"{self._verdict(step, source)} {self._batch(step, source)}"
 
     def _batch(self, step: int, source: Source) -> str:
         config = self._config
-        repeats = config.data.augment_repeats if config.task == "classification" else 1
         positions = batch_positions(
-            len(source), batch_size=config.batch_size, seed=config.seed, batch=step - 1, repeats=repeats
+            len(source),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            batch=step - 1,
+            repeats=self._run.task.augment_repeats(config),
         )
         return f"The batch of step {step}: {_names(source, positions)}."
 
@@ -92,25 +79,25 @@ class Blame:
         if not groups:
             return f"The same batch is finite with the weights of now, so no example is bad by itself. {_ADVICE}"
         if sum(map(len, groups)) == self._config.batch_size:
-            return f"No part of the batch stands out, so no single example is to blame. {_ADVICE}"
+            return f"No part of the batch stands out, so no single example is at fault. {_ADVICE}"
         names = [_names(source, batch["index"][group]) for group in _singles_first(groups)]
-        return f"To blame: {'; '.join(names)} (a batch of nothing else is not finite either). Repair or remove it."
+        return f"At fault: {'; '.join(names)} (a batch of nothing else is not finite either). Repair or remove it."
 
     def _batch_again(self, step: int) -> dict[str, np.ndarray]:
-        task = make_train_task(self._config, self._dataset.labels)
-        with task.train_batches(self._dataset, start_step=step - 1) as batches:
+        task = get_task(self._config.task).for_training(self._config, self._run.dataset.labels)
+        with task.train_batches(self._run.dataset, start_step=step - 1) as batches:
             batch = next(batches)
         return {name: batch[name] for name in (*task.batch_fields, "index")}
 
     def _trial(self, batch: dict[str, np.ndarray], step: int) -> Callable[[np.ndarray], bool]:
         """Whether the step is skipped when the batch has nothing but the given rows."""
-        state = jax.device_get(self._state()).replace(step=np.int32(step - 1))
+        parallel, state = self._run.parallel, jax.device_get(self._state()).replace(step=np.int32(step - 1))
         fields = {name: values for name, values in batch.items() if name != "index"}
 
         def is_bad(rows: np.ndarray) -> bool:
             rows = np.resize(rows, self._config.batch_size)  # over and over
-            part = self._parallel.put_batch({name: values[rows] for name, values in fields.items()})
-            _, metrics = self._train_step(self._parallel.put_state(state), part)
+            part = parallel.put_batch({name: values[rows] for name, values in fields.items()})
+            _, metrics = self._run.train_step(parallel.put_state(state), part)
             return bool(metrics["skipped"])
 
         return is_bad

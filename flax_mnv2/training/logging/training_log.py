@@ -67,10 +67,10 @@ class TrainingLog:
         self._pending.append((step, metrics))
         self._progress.advance()
 
-    def evaluated(self, step: int, split: str, figures: dict[str, float], *, titles: dict[str, str]) -> None:
-        """Writes the figures of an evaluation; ``titles`` are their names for a person."""
-        self._writer.write(step, split, figures)
-        shown = ", ".join(f"{titles[name]} {value:.4f}" for name, value in figures.items())
+    def evaluated(self, step: int, split: str, metrics: dict[str, float], *, titles: dict[str, str]) -> None:
+        """Writes the metrics of an evaluation; ``titles`` are their names for a person."""
+        self._writer.write(step, split, metrics)
+        shown = ", ".join(f"{titles[name]} {value:.4f}" for name, value in metrics.items())
         self._progress.write(f"step {step}: {shown} on {split}")
 
     def check(self) -> None:
@@ -100,15 +100,15 @@ class TrainingLog:
         """
         self.check()
         trained, self._trained = self._trained, []
-        figures = dict(trained[-1]) if trained else {}
+        metrics = dict(trained[-1]) if trained else {}
         rate = self._progress.examples_per_second()
-        figures |= {"learning_rate": self._learning_rate, "images_per_second": rate}
+        metrics |= {"learning_rate": self._learning_rate, "images_per_second": rate}
         if trained:
-            figures["loss"] = float(np.mean([metrics["loss"] for metrics in trained]))
+            metrics["loss"] = float(np.mean([metrics["loss"] for metrics in trained]))
         if self.skipped_steps:
-            figures[SKIPPED] = self.skipped_steps
-        self._writer.write(step, "train", figures)
-        self._progress.write(f"step {step}/{self._config.num_steps}: {self._shown(figures)}")
+            metrics[SKIPPED] = self.skipped_steps
+        self._writer.write(step, "train", metrics)
+        self._progress.write(f"step {step}/{self._config.num_steps}: {self._shown(metrics)}")
 
     def to_dict(self) -> dict[str, Any]:
         """What a run that goes on from here has to know to write the same lines; JSON."""
@@ -138,14 +138,14 @@ class TrainingLog:
             choice = f"config.non_finite.max_skips = {limits.max_skips} is used up; a higher number goes on."
         raise NotFiniteError(f"{happened} {explained} {saved} {choice}")
 
-    def _shown(self, figures: dict[str, float]) -> str:
-        parts = [f"loss {figures['loss']:.4f}" if "loss" in figures else "no finite loss"]
-        if "accuracy" in figures:
-            parts.append(f"accuracy {figures['accuracy']:.3f}")
-        parts.append(f"learning rate {figures['learning_rate']:.2e}")
-        if "gradient_norm" in figures:
-            parts.append(f"gradient norm {figures['gradient_norm']:.2f}")
-        parts.append(f"{figures['images_per_second']:.1f} images/s")
+    def _shown(self, metrics: dict[str, float]) -> str:
+        parts = [f"loss {metrics['loss']:.4f}" if "loss" in metrics else "no finite loss"]
+        if "accuracy" in metrics:
+            parts.append(f"accuracy {metrics['accuracy']:.3f}")
+        parts.append(f"learning rate {metrics['learning_rate']:.2e}")
+        if "gradient_norm" in metrics:
+            parts.append(f"gradient norm {metrics['gradient_norm']:.2f}")
+        parts.append(f"{metrics['images_per_second']:.1f} images/s")
         parts.append(f"{self._progress.time_left()} left")
         return ", ".join(parts)
 

@@ -36,7 +36,7 @@ from flax_mnv2.data.loader.classification import (
 from flax_mnv2.errors import DataError
 from flax_mnv2.image_processing import reading as image_io
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.training.evaluation import evaluate
+from flax_mnv2.training.evaluate import evaluate
 
 SKIP = FaultRules(skip=True, max_bad=3, timeout=120.0)
 NUM_CLASSES = 5

@@ -6,43 +6,17 @@ import dataclasses
 import os
 import pathlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.errors import DataError
 from flax_mnv2.image_processing.reading import read_picture
+from flax_mnv2.tasks.predictor import Example, Predictor
 
 MAX_READERS = 8
-MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One photo made ready.
-
-    Attributes:
-      pixels: (h, w, 3) float32, what the network gets.
-      context: whatever the predictor needs to finish.
-    """
-
-    pixels: np.ndarray
-    context: Any = None
-
-
-class Predictor(Protocol):
-    """A task: what happens before, in and after the network."""
-
-    def prepare(self, photo: np.ndarray) -> Example:
-        """(H, W, 3) uint8 → example; raises a DataError for a photo that does not fit. Called in threads."""
-
-    def compute(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, h, w, 3) → the network's answers, N of them along the first axis."""
-
-    def finish(self, example: Example, answer: np.ndarray) -> Any:
-        """The prediction for one example from its answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +26,6 @@ class Outcome:
     file: pathlib.Path
     prediction: Any = None
     error: str | None = None
-
-
-def check_sides(sides: Iterable[int], source: str) -> None:
-    """Raises a ConfigError if what lies beside the weights asks for larger pictures than ``MAX_SIDE_PX``.
-
-    Args:
-      sides: of the pictures, in pixels.
-      source: the setting that says so.
-    """
-    largest = max(sides, default=0)
-    if largest > MAX_SIDE_PX:
-        raise ConfigError(
-            f"{source} asks for pictures of {largest:,} pixels a side; predictions are made with at most "
-            f"{MAX_SIDE_PX:,}. Set it to the size that the model was trained with."
-        )
 
 
 def predict_files(predictor: Predictor, files: Sequence[pathlib.Path], *, batch_size: int) -> Iterator[Outcome]:

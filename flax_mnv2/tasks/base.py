@@ -1,0 +1,294 @@
+"""What differs between jobs, as one abstract class; ``registry.TASKS`` lists the jobs that there are."""
+
+from __future__ import annotations
+
+import abc
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.data.datasets.load import ClassificationDataset, ExampleSource, SegmentationDataset
+from flax_mnv2.data.loader.batches import BatchIterator
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.tasks.predictor import Predictor
+from flax_mnv2.tasks.rules import Rule
+from flax_mnv2.weights.pretrained import make_model
+
+Dataset = SegmentationDataset | ClassificationDataset
+Batch = dict[str, jax.Array]
+HostBatch = dict[str, np.ndarray]
+
+INITIALIZERS = {
+    "normal": None,  # the model's own
+    "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He's, torchvision's and timm's
+}
+
+
+class Evaluator(abc.ABC):
+    """Accumulates one evaluation on the host, in whatever form its metrics need, and reports it."""
+
+    @abc.abstractmethod
+    def needs_examples(self, batch: HostBatch) -> bool:
+        """Returns whether to fetch what the step gives of the single examples of this batch."""
+
+    @abc.abstractmethod
+    def add(self, batch: HostBatch, sums: Any, examples: Any) -> None:
+        """Takes one batch.
+
+        Args:
+          batch: this process's part of the global batch.
+          sums: what ``Task.evaluate_batch`` sums, over the global batch, NumPy arrays.
+          examples: what it gives of each example of ``batch``, NumPy arrays; None where nothing is needed.
+        """
+
+    @abc.abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Returns the main metrics by the names in ``Task.titles``; called on every process after the last batch."""
+
+    @abc.abstractmethod
+    def to_dict(self, *, per_class: bool) -> dict[str, Any]:
+        """Returns all metrics, for JSON."""
+
+    @abc.abstractmethod
+    def format_table(self, *, per_class: bool) -> str:
+        """Returns the metrics for a terminal."""
+
+    @abc.abstractmethod
+    def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+        """Writes what the report has beside the metrics; returns what and where. All processes call it, one writes."""
+
+
+class Task(abc.ABC):
+    """One job: its part of the config, its data, model, loss, evaluation, report and predictor.
+
+    Class attributes:
+      name: as ``config.task`` has it.
+      best_metric: the metric by which checkpoints are ranked, more is better.
+      titles: the main metrics, with the words that a person reads.
+      batch_fields: what of a batch the model, the loss and the evaluation need on the device.
+      model_defaults: fields of ``config.model`` that start at another value than in ``MobileNetV2Config``.
+      model_ignores: fields of ``MobileNetV2Config`` that have no meaning for the job.
+      uses_processor: whether evaluations prepare images as the processor of pretrained weights says.
+      rules: what values of the fields of ``add_defaults`` must satisfy.
+
+    Attributes:
+      config: of the run.
+      model: the linen model that is trained.
+      eval_model: the same for evaluation; it takes the same variables.
+      labels: the model's class names by index.
+    """
+
+    name: ClassVar[str]
+    best_metric: ClassVar[str]
+    titles: ClassVar[Mapping[str, str]]
+    batch_fields: ClassVar[Sequence[str]] = ("image", "label")
+    model_defaults: ClassVar[Mapping[str, Any]] = {}
+    model_ignores: ClassVar[Sequence[str]] = ()
+    uses_processor: ClassVar[bool] = True
+    rules: ClassVar[Mapping[str, Rule]] = {}
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model_config: MobileNetV2Config,
+        *,
+        eval_output_stride: int = 0,
+        axis_name: str | None = None,
+    ):
+        """Builds the models.
+
+        Args:
+          config: of the run.
+          model_config: the architecture.
+          eval_output_stride: of ``eval_model``; 0 takes the architecture's.
+          axis_name: the mapped axis under ``pmap``.
+        """
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        eval_config = model_config.replace(output_stride=eval_output_stride or model_config.output_stride)
+        self.eval_model = self.make_model(eval_config, dtype=dtype)
+        self.model = self.make_model(
+            model_config,
+            dtype=dtype,
+            axis_name=axis_name,
+            sync_batch_norm=config.batch_norm.sync,
+            freeze_batch_norm=config.freeze_batch_norm,
+            freeze_until=config.freeze_until,
+            drop_path_rate=config.drop_path_rate,
+            kernel_init=INITIALIZERS[config.initializer],
+        )
+        self.labels = tuple(label for _, label in sorted(model_config.id2label.items()))
+
+    # ---- config ------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abc.abstractmethod
+    def add_defaults(cls, config: ml_collections.ConfigDict) -> None:
+        """Adds the fields that only this job has, with their defaults and meanings."""
+
+    @classmethod
+    @abc.abstractmethod
+    def check_config(cls, config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
+        """Raises a ConfigError where fields contradict each other; ``fields`` is the config by dotted name."""
+
+    @classmethod
+    def augment_repeats(cls, config: ml_collections.ConfigDict) -> int:
+        """Returns how often a training batch holds each of its examples."""
+        return 1
+
+    @classmethod
+    def mixes_pairs(cls, config: ml_collections.ConfigDict) -> bool:
+        """Returns whether the loss mixes neighbouring rows of a batch, which must then lie on one device."""
+        return False
+
+    # ---- data --------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abc.abstractmethod
+    def load_dataset(cls, data: Mapping[str, Any]) -> Dataset:
+        """Opens the data set that ``config.data`` names, preparing it if need be."""
+
+    @classmethod
+    @abc.abstractmethod
+    def batch_shapes(cls, config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of a global training batch, of ``batch_fields``."""
+
+    @abc.abstractmethod
+    def train_batches(self, dataset: Dataset, *, start_step: int) -> BatchIterator:
+        """Returns this process's part of every global batch from ``start_step`` on."""
+
+    @abc.abstractmethod
+    def eval_batches(self, dataset: Dataset, *, split: str) -> BatchIterator:
+        """Returns this process's part of a split, every example once; rows that fill up have ``mask`` False."""
+
+    # ---- model -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def make_model(cls, model_config: MobileNetV2Config, **attributes: Any) -> nn.Module:
+        """Returns the linen model of this job, with attributes such as ``dtype``."""
+        return make_model(model_config, cls.name, **attributes)
+
+    @classmethod
+    @abc.abstractmethod
+    def for_training(
+        cls, config: ml_collections.ConfigDict, labels: Sequence[str], *, axis_name: str | None = None
+    ) -> Task:
+        """Returns the task of a training run.
+
+        Args:
+          config: the run's.
+          labels: of the data set, by index.
+          axis_name: the mapped axis under ``pmap``.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def for_evaluation(
+        cls,
+        config: ml_collections.ConfigDict,
+        model_config: MobileNetV2Config,
+        dataset: Dataset,
+        *,
+        processor: MobileNetV2ImageProcessor | None = None,
+    ) -> Task:
+        """Returns the task of an evaluation.
+
+        Args:
+          config: the run's.
+          model_config: of the weights.
+          dataset: what ``load_dataset`` gave.
+          processor: what prepares images for the weights; None for weights of a training run, which ``config``
+            describes.
+
+        Raises:
+          ConfigError: the classes of model and data do not match.
+        """
+
+    @property
+    @abc.abstractmethod
+    def processor(self) -> MobileNetV2ImageProcessor:
+        """What prepares images for the model."""
+
+    def init_variables(self, seed: int) -> dict[str, Any]:
+        """Returns random variables of the model."""
+        image = jnp.zeros((1, 64, 64, self.model.config.num_channels), jnp.float32)
+        return jax.jit(self.model.init)(jax.random.key(seed), image)
+
+    # ---- on the device -----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def loss_sums(
+        self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        """Returns the summed loss, with (new batch statistics, further sums, one of them ``weight``)."""
+
+    @abc.abstractmethod
+    def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[Any, Any]:
+        """Returns sums over the batch, and what an evaluator may need of each example."""
+
+    def train_outputs(
+        self, variables: dict[str, Any], images: jax.Array, key: jax.Array, *, axis_name: str | None
+    ) -> tuple[jax.Array, Any]:
+        """Runs the model in training mode.
+
+        Args:
+          variables: the model's.
+          images: normalised.
+          key: of dropout.
+          axis_name: the mapped axis under ``pmap``.
+
+        Returns:
+          Logits, and the new batch statistics, which without synchronisation are averaged over the devices.
+        """
+        output, updated = self.model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+        statistics = updated.get("batch_stats", variables["batch_stats"])
+        if axis_name is not None and not self.model.sync_batch_norm:
+            statistics = jax.lax.pmean(statistics, axis_name)
+        return output.logits, statistics
+
+    # ---- evaluation, report, prediction ------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def evaluator(self, *, report: bool) -> Evaluator:
+        """Returns what accumulates an evaluation; without ``report`` only ``metrics`` will be asked of it."""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns how evaluations are made, for the report."""
+        return {}
+
+    @classmethod
+    @abc.abstractmethod
+    def predictor(
+        cls, model: nn.Module, variables: Mapping[str, Any], processor: MobileNetV2ImageProcessor, *, top: int
+    ) -> Predictor:
+        """Returns what predicts for photos; ``top`` is how many classes of each a list of classes has."""
+
+    # ---- a look at training images -----------------------------------------------------------------------
+
+    @classmethod
+    @abc.abstractmethod
+    def describe_augmentation(cls, config: ml_collections.ConfigDict) -> str:
+        """Returns the settings that change training images, in words."""
+
+    def seen_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns pixels (N, h, w, 3) uint8 and targets (N, …) as the loss sees them; ``key`` as of ``loss_sums``."""
+        del key
+        return batch["image"], batch["label"]
+
+    @abc.abstractmethod
+    def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
+        """Returns tiles, their rows and a legend for ``visualize.save_contact_sheet``.
+
+        Args:
+          source: the training split.
+          seen: examples with ``index``, ``image`` (h, w, 3) uint8 and ``target``, as ``seen_inputs`` gave them.
+        """

@@ -1,0 +1,96 @@
+"""The part of a run's config that only classification has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.tasks import rules
+from flax_mnv2.tasks.rules import Rule
+
+
+def add_defaults(config: ml_collections.ConfigDict) -> None:
+    """Adds the fields with their defaults and meanings."""
+    config.label_smoothing = 0.0
+
+    data = config.data
+    data.dataset = "imagenet2012"
+    data.holdout = 0.1  # of image_folder: fraction of the training images kept as val where there is no such folder
+    data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
+    data.image_std = (0.5, 0.5, 0.5)
+    data.train_size = 224
+    data.train_crop = "inception"  # a random area and aspect; or pad: resize, pad, crop anywhere
+    data.crop_area = (0.08, 1.0)  # of inception: smallest and largest fraction of the image
+    data.crop_aspect = (3 / 4, 4 / 3)  # of inception: width / height
+    data.crop_padding = 0  # of pad: black pixels on each side of the resized image
+    data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, as in torchvision
+    data.auto_augment = ""  # trivial_augment_wide, randaugment (torchvision's) or timm_randaugment
+    data.randaugment_ops = 2
+    data.randaugment_magnitude = 9.0
+    data.randaugment_magnitude_std = 0.5  # of timm_randaugment
+    data.random_erasing = 0.0  # probability
+    data.random_erasing_fill = "constant"  # the mean colour, or pixel: noise
+    data.mixup_alpha = 0.0  # 0: no MixUp
+    data.cutmix_alpha = 0.0  # 0: no CutMix; with both, each batch takes one of them
+    data.augment_repeats = 1  # times that a batch holds each of its images, augmented anew (arXiv 1901.09335)
+    data.eval_preparation = "processor"  # as below, or as the weights' processor says; or slim: TF-slim's crop
+    data.eval_resize = 256  # shorter side
+    data.eval_crop = 224
+    data.eval_interpolation = "bilinear"  # or bicubic
+
+
+def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Raises a ConfigError where fields contradict each other."""
+    data = config.data
+    rules.check_field(fields, "data.randaugment_magnitude", _magnitude(data.auto_augment))
+    if data.eval_crop > data.eval_resize:
+        raise ConfigError(
+            f"config.data.eval_crop must be at most data.eval_resize = {data.eval_resize}; found {data.eval_crop}."
+        )
+    if data.crop_padding and data.train_crop != "pad":
+        raise ConfigError("config.data.crop_padding is for config.data.train_crop='pad'; found 'inception'.")
+    rules.check_field(fields, "data.augment_repeats", rules.divisor_of(config.batch_size, name="batch_size"))
+
+
+def _magnitude(policy: str) -> Rule:
+    high = 10 if policy == "timm_randaugment" else 30
+    whole = policy == "randaugment"
+    words = f"{'a whole number ' if whole else ''}from 0 to {high}{f' for {policy}' if policy else ''}"
+    return (lambda value: 0 <= value <= high and (not whole or value == round(value))), words
+
+
+def _is_color_jitter(value: Any) -> bool:
+    return len(value) == 4 and all(each >= 0 for each in value) and value[3] <= 0.5
+
+
+RULES: Mapping[str, Rule] = {
+    "label_smoothing": rules.from_to_below(0, 1),
+    "data.holdout": rules.from_to_below(0, 1),
+    "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "data.image_std": rules.numbers(3, lambda value: value > 0, "above 0"),
+    "data.train_size": rules.at_least(32),
+    "data.train_crop": rules.one_of("inception", "pad"),
+    "data.crop_area": rules.range_within(1.0),
+    "data.crop_aspect": rules.range_within(math.inf),
+    "data.crop_padding": rules.at_least(0),
+    "data.color_jitter": (
+        _is_color_jitter,
+        "4 numbers of at least 0 (brightness, contrast, saturation, hue), the last at most 0.5",
+    ),
+    "data.auto_augment": rules.one_of("", "trivial_augment_wide", "randaugment", "timm_randaugment"),
+    "data.randaugment_ops": rules.at_least(1),
+    "data.randaugment_magnitude_std": rules.at_least(0),
+    "data.random_erasing": rules.FRACTION,
+    "data.random_erasing_fill": rules.one_of("constant", "pixel"),
+    "data.mixup_alpha": rules.at_least(0),
+    "data.cutmix_alpha": rules.at_least(0),
+    "data.augment_repeats": rules.at_least(1),
+    "data.eval_preparation": rules.one_of("processor", "slim"),
+    "data.eval_resize": rules.at_least(32),
+    "data.eval_crop": rules.at_least(32),
+    "data.eval_interpolation": rules.one_of("bilinear", "bicubic"),
+}

@@ -1,0 +1,105 @@
+"""An evaluation of a classifier: counts, a line per image, and for few classes the confusion matrix."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_mnv2.metrics import ClassificationMetrics
+from flax_mnv2.tasks.base import Evaluator, HostBatch
+
+_NAME_BYTES = 256  # file names travel between hosts as arrays of this width
+
+
+class ClassificationEvaluator(Evaluator):
+    """Adds up the counts of ``ClassificationTask.evaluate_batch``; for a report it keeps the top classes of all."""
+
+    def __init__(self, labels: Sequence[str], *, report: bool):
+        """``labels`` are the model's class names by index."""
+        self._labels, self._report = tuple(labels), report
+        self._counts: dict[str, np.ndarray] = {}
+        self._examples: list[dict[str, np.ndarray]] = []
+
+    def needs_examples(self, batch: HostBatch) -> bool:
+        """Returns True for a report: every example is kept."""
+        return self._report
+
+    def add(self, batch: HostBatch, sums: Mapping[str, np.ndarray], examples: Mapping[str, np.ndarray] | None) -> None:
+        """Takes one batch."""
+        for name, counts in sums.items():
+            self._counts[name] = self._counts.get(name, 0) + counts.astype(np.int64)
+        if examples is not None:
+            names = np.char.encode(batch["file_name"], "utf-8").astype(f"S{_NAME_BYTES}")
+            fixed_width = names.view(np.uint8).reshape(len(names), _NAME_BYTES)
+            self._examples.append({"index": batch["index"].astype(np.int32), "file_name": fixed_width, **examples})
+
+    def metrics(self) -> dict[str, float]:
+        """Returns ``top1`` and ``top5``."""
+        computed = self._computed()
+        return {"top1": computed.top1, "top5": computed.top5}
+
+    def to_dict(self, *, per_class: bool) -> dict[str, Any]:
+        """Returns the metrics, with ``per_class`` those of every class too."""
+        return self._computed().to_dict(self._labels, per_class=per_class)
+
+    def format_table(self, *, per_class: bool) -> str:
+        """Returns an aligned table; ``per_class`` puts a row above for each class that occurs.
+
+        Classes have their index, because names repeat, and of several names the first.
+        """
+        values, lines = self.to_dict(per_class=per_class), []
+        if per_class:
+            rows = [(f"{row['id']:>4} {row['label'].split(',')[0]}", row) for row in values["per_class"]]
+            width = max(len("     class"), *(len(name) for name, _ in rows))
+            rule = "-" * (width + 24)
+            lines = [f"{'     class':<{width}}  {'top-1':>6}  {'top-5':>6}  images", rule]
+            lines += [f"{name:<{width}}  {r['top1']:6.4f}  {r['top5']:6.4f}  {r['num_examples']:6}" for name, r in rows]
+            lines.append(rule)
+        computed = self._computed()
+        lines.append(f"top-1 accuracy  {computed.top1:.4f}  ({values['num_top1']} of {computed.num_examples} images)")
+        lines.append(f"top-5 accuracy  {computed.top5:.4f}  ({values['num_top5']} of {computed.num_examples} images)")
+        return "\n".join(lines)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row per example in the order of the split, from all processes, which all call it."""
+        from jax.experimental import multihost_utils
+
+        mine = {name: np.concatenate([batch[name] for batch in self._examples]) for name in self._examples[0]}
+        rows = multihost_utils.process_allgather(mine, tiled=True) if jax.process_count() > 1 else mine
+        order = np.argsort(rows["index"], kind="stable")
+        return [self._row(rows, at) for at in order if rows["index"][at] >= 0]
+
+    def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+        """Writes ``predictions.jsonl`` and, for few classes, ``confusion_matrix.png``."""
+        rows, written = self.rows(), {"predicted": folder / "predictions.jsonl"}
+        if jax.process_index() != 0:
+            return {}
+        with written["predicted"].open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if "confusion" in self._counts:
+            from flax_mnv2.visualize import save_confusion_matrix
+
+            written["confusion"] = folder / "confusion_matrix.png"
+            save_confusion_matrix(written["confusion"], self._counts["confusion"], self._labels)
+        return written
+
+    def _computed(self) -> ClassificationMetrics:
+        return ClassificationMetrics.from_counts(self._counts)
+
+    def _row(self, rows: Mapping[str, np.ndarray], at: int) -> dict[str, Any]:
+        label = int(rows["label"][at])
+        best = zip(rows["top"][at], rows["probability"][at], strict=True)
+        return {
+            "file_name": rows["file_name"][at].tobytes().rstrip(b"\0").decode("utf-8", "replace"),
+            "label": label,
+            "label_name": self._labels[label],
+            "top5": [
+                {"label": int(index), "label_name": self._labels[index], "probability": float(f"{probability:.6g}")}
+                for index, probability in best
+            ],
+        }

@@ -1,0 +1,80 @@
+"""What a job makes of photos: before, in and after the network, and how a prediction is kept and shown."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from flax_mnv2.errors import ConfigError
+
+MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One photo made ready.
+
+    Attributes:
+      pixels: (h, w, 3) float32, what the network gets.
+      context: whatever the predictor needs to finish.
+    """
+
+    pixels: np.ndarray
+    context: Any = None
+
+
+class Predictor(abc.ABC):
+    """Predicts for photos.
+
+    Class attributes:
+      task: name of the job, as records have it.
+      endings: of the files that ``record`` writes for a photo, by the record's field; empty where it writes none.
+    """
+
+    task: ClassVar[str]
+    endings: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def prepare(self, photo: np.ndarray) -> Example:
+        """Makes (H, W, 3) uint8 an example; raises a DataError for a photo that does not fit. Called in threads."""
+
+    @abc.abstractmethod
+    def compute(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the network's answers to (N, h, w, 3), N of them along the first axis."""
+
+    @abc.abstractmethod
+    def finish(self, example: Example, answer: np.ndarray) -> Any:
+        """Returns the prediction for one example from its answer."""
+
+    @abc.abstractmethod
+    def record(self, prediction: Any, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+        """Writes the files of a prediction and returns its fields for JSON.
+
+        Args:
+          prediction: what ``finish`` gave.
+          files: where to write, by the names in ``endings``.
+        """
+
+    @abc.abstractmethod
+    def format_record(self, record: Mapping[str, Any]) -> Sequence[str]:
+        """Returns what ``record`` gave as lines to read."""
+
+
+def check_sides(sides: Iterable[int], source: str) -> None:
+    """Raises a ConfigError if what lies beside the weights asks for larger pictures than ``MAX_SIDE_PX``.
+
+    Args:
+      sides: of the pictures, in pixels.
+      source: the setting that says so.
+    """
+    largest = max(sides, default=0)
+    if largest > MAX_SIDE_PX:
+        raise ConfigError(
+            f"{source} asks for pictures of {largest:,} pixels a side; predictions are made with at most "
+            f"{MAX_SIDE_PX:,}. Set it to the size that the model was trained with."
+        )

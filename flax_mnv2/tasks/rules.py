@@ -1,0 +1,97 @@
+"""Rules for the fields of a run's config: what a value must satisfy, and the words for it in a message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from flax_mnv2.errors import ConfigError
+
+Rule = tuple[Callable[[Any], bool], str]  # what a value must satisfy, and the words that follow "must be"
+
+
+def check_field(fields: Mapping[str, Any], name: str, rule: Rule) -> None:
+    """Raises a ConfigError unless the field ``name`` of a flattened config satisfies a rule."""
+    holds, expected = rule
+    try:
+        right = holds(fields[name])
+    except TypeError:  # a word among numbers
+        right = False
+    if not right:
+        raise ConfigError(f"config.{name} must be {expected}; found {fields[name]!r}.")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def jsonable(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples become lists, as JSON gives them back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def one_of(*choices: str) -> Rule:
+    """One of a few words."""
+    return (lambda value: value in choices), "one of " + ", ".join(map(repr, choices))
+
+
+def at_least(low: float, *, name: str = "") -> Rule:
+    """A finite number from ``low`` on; ``name`` is the field that it comes from."""
+    return (lambda value: low <= value < math.inf), f"at least {f'{name} = ' if name else ''}{low}"
+
+
+def at_most(high: float, *, name: str) -> Rule:
+    """A number from 0 to ``high``, the value of the field ``name``."""
+    return (lambda value: 0 <= value <= high), f"from 0 to {name} = {high}"
+
+
+def below(high: float, *, name: str) -> Rule:
+    """A number below ``high``, the value of the field ``name``."""
+    return (lambda value: value < high), f"below {name} = {high}"
+
+
+def divisor_of(number: int, *, name: str) -> Rule:
+    """A divisor of ``number``, the value of the field ``name``."""
+    return (lambda value: number % value == 0), f"a divisor of {name} = {number}"
+
+
+def from_to_below(low: float, high: float) -> Rule:
+    """A number in [low, high)."""
+    return (lambda value: low <= value < high), f"from {low} to below {high}"
+
+
+def pair_from(low: int) -> Rule:
+    """A pair of integers (height, width)."""
+
+    def holds(value: Any) -> bool:
+        return len(value) == 2 and all(isinstance(side, int) and side >= low for side in value)
+
+    return holds, f"a pair of integers (height, width), each at least {low}"
+
+
+def range_within(high: float) -> Rule:
+    """A pair (smallest, largest) of positive numbers."""
+
+    def holds(value: Any) -> bool:
+        return len(value) == 2 and 0 < value[0] <= value[1] <= high and value[1] < math.inf
+
+    return holds, f"a pair (smallest, largest) above 0{'' if high == math.inf else f', at most {high:g}'}"
+
+
+def numbers(count: int, rule: Callable[[float], bool], words: str) -> Rule:
+    """So many numbers, each of which satisfies ``rule``."""
+    return (lambda value: len(value) == count and all(map(rule, value))), f"{count} numbers {words}"
+
+
+POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
+FRACTION: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")

@@ -1,0 +1,43 @@
+"""The part of a run's config that only segmentation has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from flax_mnv2.tasks import rules
+from flax_mnv2.tasks.rules import Rule
+
+
+def add_defaults(config: ml_collections.ConfigDict) -> None:
+    """Adds the fields with their defaults and meanings."""
+    data = config.data
+    data.dataset = "voc_segmentation/2012"
+    data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
+    data.ignore_label = 255
+    data.crop_size = (513, 513)  # height, width
+    data.min_scale = 0.5
+    data.max_scale = 2.0
+    data.scale_step = 0.25  # 0: any scale between
+    data.eval_size = (0, 0)  # images are padded to this; (0, 0): the largest image of the split
+
+    config.eval.output_stride = 0  # 0: as in training
+    config.eval.scales = (1.0,)  # several: softmax averaged over them, as in the DeepLab papers
+    config.eval.flip = False  # average with the mirrored image
+    config.eval.num_pictures = 8
+
+
+def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Raises a ConfigError where fields contradict each other."""
+    rules.check_field(fields, "data.max_scale", rules.at_least(config.data.min_scale, name="data.min_scale"))
+
+
+RULES: Mapping[str, Rule] = {
+    "data.crop_size": rules.pair_from(32),
+    "data.min_scale": rules.POSITIVE,
+    "data.eval_size": rules.pair_from(0),
+    "eval.scales": (lambda value: bool(value) and all(scale > 0 for scale in value), "positive numbers"),
+    "eval.num_pictures": rules.at_least(0),
+}

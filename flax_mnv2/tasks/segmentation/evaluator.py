@@ -1,0 +1,104 @@
+"""An evaluation of a segmentation model: the confusion matrix, a table, a few pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_mnv2.metrics import SegmentationMetrics
+from flax_mnv2.tasks.base import Evaluator, HostBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One example with its prediction, unpadded.
+
+    Attributes:
+      image: (h, w, 3) uint8.
+      label: (h, w) uint8.
+      prediction: (h, w) uint8.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+class SegmentationEvaluator(Evaluator):
+    """Adds up confusion matrices, and keeps the first examples of the split (those that this process holds).
+
+    Attributes:
+      confusion: (C, C) int64, pixels by truth (rows) and prediction.
+    """
+
+    def __init__(self, labels: Sequence[str], *, ignore_label: int, num_pictures: int):
+        """Keeps the examples at positions below ``num_pictures``."""
+        self._labels, self._ignore_label, self._limit = tuple(labels), ignore_label, num_pictures
+        self.confusion = np.zeros((len(labels), len(labels)), np.int64)
+        self._pictures: dict[int, Picture] = {}
+
+    def needs_examples(self, batch: HostBatch) -> bool:
+        """Returns whether a batch has an example to keep."""
+        return bool(np.any(batch["mask"] & (batch["index"] < self._limit)))
+
+    def add(self, batch: HostBatch, sums: np.ndarray, examples: np.ndarray | None) -> None:
+        """Takes the confusion matrix of a batch, and predictions (N, H, W)."""
+        self.confusion += sums
+        if examples is None:
+            return
+        names = ("index", "mask", "size", "image", "label")
+        rows = zip(*(batch[name] for name in names), examples, strict=True)
+        for index, valid, (height, width), image, label, prediction in rows:
+            if valid and index < self._limit:
+                window = np.s_[:height, :width]
+                self._pictures[int(index)] = Picture(image[window], label[window], prediction[window])
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The kept examples in the order of the split."""
+        return [self._pictures[index] for index in sorted(self._pictures)]
+
+    def metrics(self) -> dict[str, float]:
+        """Returns ``mean_iou`` and ``pixel_accuracy``."""
+        computed = self._computed()
+        return {"mean_iou": computed.mean_iou, "pixel_accuracy": computed.pixel_accuracy}
+
+    def to_dict(self, *, per_class: bool) -> dict[str, Any]:
+        """Returns the metrics, always with those of every class."""
+        return self._computed().to_dict(self._labels)
+
+    def format_table(self, *, per_class: bool) -> str:
+        """Returns an aligned table, always with every class; one that does not occur shows a dash."""
+        metrics, labels = self._computed(), self._labels
+        width = max(len("mean class accuracy"), *map(len, labels))
+        classes = zip(labels, metrics.iou, strict=True)
+        rows = [
+            *((label, "-" if np.isnan(value) else f"{value:.4f}") for label, value in classes),
+            ("mean IoU", f"{metrics.mean_iou:.4f}"),
+            ("pixel accuracy", f"{metrics.pixel_accuracy:.4f}"),
+            ("mean class accuracy", f"{metrics.mean_class_accuracy:.4f}"),
+        ]
+        lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
+        rule = "-" * (width + 8)
+        return "\n".join([f"{'class':<{width}}  {'IoU':>6}", rule, *lines[: len(labels)], rule, *lines[len(labels) :]])
+
+    def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+        """Writes ``confusion_matrix.png`` and, where there are pictures, ``predictions.png``."""
+        from flax_mnv2.visualize import save_confusion_matrix, save_predictions
+
+        if jax.process_index() != 0:
+            return {}
+        written = {"confusion": folder / "confusion_matrix.png"}
+        save_confusion_matrix(written["confusion"], self.confusion, self._labels)
+        if self._pictures:
+            written["pictures"] = folder / "predictions.png"
+            save_predictions(written["pictures"], self.pictures, self._labels, ignore_label=self._ignore_label)
+        return written
+
+    def _computed(self) -> SegmentationMetrics:
+        return SegmentationMetrics.from_confusion(self.confusion)
