@@ -44,8 +44,8 @@ class MobileNetV2Config:
       finegrained_output: the last 1×1 convolution keeps 1280 channels when α < 1.
       hidden_act: activation, one of ``flax_mnv2.config.ACTIVATIONS``.
       tf_padding: TensorFlow's SAME padding (asymmetric at stride 2 and even sizes); off, PyTorch's symmetric.
-      classifier_dropout_prob: share of features dropped before the classifier while training. The default,
-        0.8, is the reference's, which took TF-slim's probability of *keeping* for one of dropping; training
+      classifier_dropout_prob: fraction of features dropped before the classifier while training. The default,
+        0.8, is Hugging Face's, which took TF-slim's probability of *keeping* for one of dropping; training
         recipes set 0.2 (classification) or 0.1 (segmentation).
       initializer_range: standard deviation of the normal initialiser of every kernel.
       layer_norm_eps: epsilon of batch normalisation in the backbone (the DeepLab head has 1e-5).
@@ -53,13 +53,13 @@ class MobileNetV2Config:
       num_labels: classes of the head; follows from ``id2label`` where that is given, else 2.
       id2label: class index → name.
       label2id: name → class index; names may repeat, then the last index stands.
-      batch_norm_momentum: share of the *old* running statistics that is kept per step (Flax's sense); 0.997
-        is TF-slim's. Ours: the reference passes 0.997 where PyTorch expects 0.003.
+      batch_norm_momentum: fraction of the *old* running statistics that is kept per step (Flax's sense); 0.997
+        is TF-slim's. Ours: Hugging Face passes 0.997 where PyTorch expects 0.003.
       head_batch_norm_momentum: the same for the DeepLab head; None means ``batch_norm_momentum``. Ours.
       classifier_initializer_range: standard deviation for the classifier's kernel; None means
         ``initializer_range``. Ours.
       problem_type: loss of the classifier: ``"regression"``, ``"single_label_classification"`` or
-        ``"multi_label_classification"``; None infers it from ``num_labels`` and the labels, as the reference.
+        ``"multi_label_classification"``; None infers it from ``num_labels`` and the labels, as Hugging Face does.
       pool_window: side of the original's fixed average-pooling window at stride 1 (7 in TF-slim), so that images
         larger than the network was made for give a map of pooled features; None pools the whole map.
       layer_depth_multiplier: every stage but the first and the last has this many times its blocks, rounded up
@@ -68,7 +68,7 @@ class MobileNetV2Config:
         multiplier (timm's deeper networks). Ours.
       stem_residual: the first block has a shortcut where its widths agree, as in TF-slim and torchvision; the
         reference leaves it out. It matters at α ≤ 0.25 only. Ours.
-      round_widths: round ``channels · α`` to an integer before making it divisible, as the reference;
+      round_widths: round ``channels · α`` to an integer before making it divisible, as Hugging Face does;
         torchvision and timm do not. It matters at odd depth multipliers only. Ours.
       extra: keys of a ``config.json`` that are not listed here, kept so that they are written back.
 
@@ -225,7 +225,7 @@ class MobileNetV2Config:
         pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-# Fields that the reference does not know; a config.json has them only where they differ from their default.
+# Fields that Hugging Face does not know; a config.json has them only where they differ from their default.
 _OWN_FIELDS = (
     "batch_norm_momentum",
     "head_batch_norm_momentum",

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 DEEPLAB_CHANNELS = 256  # of the segmentation head; arXiv 1802.02611, section 4
 # MobileNetV2, arXiv 1801.04381, table 2: (output channels, blocks, stride of the first block). The row of
-# the first block (16 channels, expansion 1) belongs to the stem in the reference's layout.
+# the first block (16 channels, expansion 1) belongs to the stem in Hugging Face's layout.
 STEM_CHANNELS, STEM_OUT_CHANNELS, LAST_CHANNELS = 32, 16, 1280
 BLOCK_TABLE = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class StemSpec:
-    """The 3×3 stride-2 convolution and the first, unexpanded block, which the reference joins.
+    """The 3×3 stride-2 convolution and the first, unexpanded block, which Hugging Face joins.
 
     Attributes:
       channels: width of the first convolution and of the depthwise one.
@@ -94,7 +94,7 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
 
 
 def scale_channels(config: MobileNetV2Config, channels: int) -> int:
-    """``channels`` times the depth multiplier; Python's round-half-to-even is part of the reference's rule."""
+    """``channels`` times the depth multiplier; Python's round-half-to-even is part of Hugging Face's rule."""
     scaled = channels * config.depth_multiplier
     return make_divisible(round(scaled) if config.round_widths else scaled, config.depth_divisible_by, config.min_depth)
 
@@ -103,7 +103,7 @@ def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
     """Computes every width, stride and dilation of the backbone.
 
     Once the running stride has reached ``output_stride``, a block that would stride keeps its resolution and
-    the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and the reference).
+    the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and Hugging Face).
     """
     in_channels = scale_channels(config, STEM_OUT_CHANNELS)
     stem_channels = STEM_CHANNELS if config.fixed_stem_and_head else scale_channels(config, STEM_CHANNELS)

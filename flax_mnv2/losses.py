@@ -1,4 +1,4 @@
-"""Losses: masked sums, so that a training step divides once over all devices, and the reference's means."""
+"""Losses: masked sums, so that a training step divides once over all devices, and Hugging Face's means."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from flax_mnv2.models.numerics import at_least_float32
 
-CLASSIFICATION_IGNORE_LABEL = -100  # PyTorch's default, and with it the reference's
+CLASSIFICATION_IGNORE_LABEL = -100  # PyTorch's default, and with it Hugging Face's
 
 
 def upsample_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes (N, h, w, C) to (N, *size, C) bilinearly with half-pixel centres, as the reference does."""
+    """Resizes (N, h, w, C) to (N, *size, C) bilinearly with half-pixel centres, as Hugging Face does."""
     batch, _, _, classes = logits.shape
     return jax.image.resize(logits, (batch, *size, classes), "bilinear", antialias=False)
 
@@ -41,7 +41,7 @@ def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: in
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float) -> jax.Array:
-    """Labels as probabilities: a share of ``label_smoothing`` is spread over all classes.
+    """Labels as probabilities: a fraction ``label_smoothing`` is spread over all classes.
 
     Args:
       labels: (N,) integers in [0, num_classes). Any other makes its row NaN, so that the loss is.
@@ -101,7 +101,7 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: str | None = None) -> jax.Array:
-    """The reference's loss of an image classifier, a mean over the batch.
+    """Hugging Face's loss of an image classifier, a mean over the batch.
 
     Args:
       logits: (N, C).

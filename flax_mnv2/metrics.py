@@ -31,12 +31,12 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, *, num_classes: 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationMetrics:
-    """Figures of a whole evaluation.
+    """Metrics of a whole evaluation.
 
     Attributes:
       mean_iou: mean over the classes that occur in truth or prediction, as TensorFlow's ``mean_iou``.
       iou: per class, NaN where a class occurs in neither.
-      pixel_accuracy: share of the counted pixels that are right.
+      pixel_accuracy: fraction of the counted pixels that are right.
       mean_class_accuracy: mean over the classes that occur in the truth.
       num_pixels: pixels counted.
     """
@@ -49,7 +49,7 @@ class SegmentationMetrics:
 
     @classmethod
     def from_confusion(cls, matrix: np.ndarray) -> SegmentationMetrics:
-        """Computes all figures from a (C, C) matrix of counts, truth in rows; an empty one gives NaN."""
+        """Computes all metrics from a (C, C) matrix of counts, truth in rows; an empty one gives NaN."""
         matrix = np.asarray(matrix, np.float64)
         right, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -83,7 +83,7 @@ def top_k_counts(labels: jax.Array, top: jax.Array, mask: jax.Array, *, num_clas
 
     Args:
       labels: (N,) integers in [0, num_classes).
-      top: (N, k) predicted classes, the likeliest first.
+      top: (N, k) predicted classes, the most probable first.
       mask: (N,) bool; examples where it is False do not count.
       num_classes: number of classes.
 
@@ -100,11 +100,11 @@ def top_k_counts(labels: jax.Array, top: jax.Array, mask: jax.Array, *, num_clas
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationMetrics:
-    """Figures of a whole evaluation of a classifier.
+    """Metrics of a whole evaluation of a classifier.
 
     Attributes:
-      top1: share of the examples whose likeliest class is right; NaN where there are none.
-      top5: share of those whose class is among the five likeliest.
+      top1: fraction of the examples whose most probable class is right; NaN where there are none.
+      top5: fraction of those whose class is among the five most probable.
       num_examples: examples counted.
       class_examples: (C,) examples by true class.
       class_top1: (C,) of these, how many have the right class first.
@@ -120,7 +120,7 @@ class ClassificationMetrics:
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, np.ndarray]) -> ClassificationMetrics:
-        """Computes all figures from the summed counts of ``top_k_counts``."""
+        """Computes all metrics from the summed counts of ``top_k_counts``."""
         examples, top1, top5 = (np.asarray(counts[name], np.int64) for name in ("examples", "top1", "top5"))
         total = int(examples.sum())
         return cls(
@@ -134,7 +134,7 @@ class ClassificationMetrics:
 
     def to_dict(self, labels: tuple[str, ...], *, per_class: bool = False) -> dict[str, Any]:
         """Plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""
-        figures = {
+        metrics = {
             "top1": _or_none(self.top1),
             "top5": _or_none(self.top5),
             "num_top1": int(self.class_top1.sum()),
@@ -142,7 +142,7 @@ class ClassificationMetrics:
         }
         if per_class:
             rows = zip(labels, self.class_examples, self.class_top1, self.class_top5, strict=True)
-            figures["per_class"] = [
+            metrics["per_class"] = [
                 {
                     "id": index,
                     "label": label,
@@ -153,7 +153,7 @@ class ClassificationMetrics:
                 for index, (label, n, top1, top5) in enumerate(rows)
                 if n
             ]
-        return figures
+        return metrics
 
 
 def _mean_of_defined(values: np.ndarray) -> float:

@@ -20,7 +20,7 @@ def mix(
       key: the batch's; the same on all devices.
       images: (N, H, W, C), N even, normalised.
       targets: (N, classes), probabilities.
-      mixup_alpha: of the Beta distribution of MixUp's share; 0 for no MixUp.
+      mixup_alpha: of the Beta distribution of MixUp's fraction; 0 for no MixUp.
       cutmix_alpha: the same for CutMix.
 
     Returns:
@@ -30,7 +30,7 @@ def mix(
       ValueError: N is odd.
     """
     if len(images) % 2:
-        raise ValueError(f"MixUp and CutMix pair neighbours, so a device's share must be even; found {len(images)}.")
+        raise ValueError(f"MixUp and CutMix pair neighbours, so a device's part must be even; found {len(images)}.")
     if not mixup_alpha and not cutmix_alpha:
         return images, targets
     choose, draw, place = jax.random.split(key, 3)
@@ -39,18 +39,18 @@ def mix(
         alpha = jnp.where(cut, cutmix_alpha, mixup_alpha)
     else:
         cut, alpha = jnp.bool_(bool(cutmix_alpha)), mixup_alpha or cutmix_alpha
-    share = jax.random.beta(draw, alpha, alpha, dtype=jnp.float32)  # of the example itself
-    inside = box_mask(place, share, images.shape[1:3])
-    share = jnp.where(cut, 1.0 - jnp.mean(inside, dtype=jnp.float32), share)
-    own = jnp.where(cut, 1.0 - inside, share).astype(images.dtype)[None, :, :, None]
+    fraction = jax.random.beta(draw, alpha, alpha, dtype=jnp.float32)  # of the example itself
+    inside = box_mask(place, fraction, images.shape[1:3])
+    fraction = jnp.where(cut, 1.0 - jnp.mean(inside, dtype=jnp.float32), fraction)
+    own = jnp.where(cut, 1.0 - inside, fraction).astype(images.dtype)[None, :, :, None]
     mixed = images * own + _neighbours(images) * (1 - own)
-    return mixed, targets * share + _neighbours(targets) * (1.0 - share)
+    return mixed, targets * fraction + _neighbours(targets) * (1.0 - fraction)
 
 
-def box_mask(key: jax.Array, share: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(H, W) float32, 1 in CutMix's box: of relative area ``1 - share`` around a uniform centre, cut at the edges."""
+def box_mask(key: jax.Array, fraction: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """(H, W) float32, 1 in CutMix's box of area ``1 - fraction`` around a uniform centre, cut at the edges."""
     rows, columns = jax.random.split(key)
-    half = 0.5 * jnp.sqrt(1.0 - share)
+    half = 0.5 * jnp.sqrt(1.0 - fraction)
 
     def covered(key: jax.Array, length: int) -> jax.Array:
         centre = jax.random.randint(key, (), 0, length)

@@ -69,14 +69,14 @@ def save_overlay(
       path: the file.
       photo: (H, W, 3) uint8.
       mask: (H, W) class indices.
-      classes: index, name and share (0 to 1) of each class to list, in that order; at least one.
+      classes: index, name and fraction (0 to 1) of each class to list, in that order; at least one.
     """
     palette = voc_palette(int(mask.max()) + 1)
     opacity = np.full(len(palette), _OPACITY)
     opacity[[index for index, label, _ in classes if label == "background"]] = _BACKGROUND_OPACITY
     picture = _blend(photo, mask, palette, opacity)
     legend = _draw_legend(
-        [(tuple(palette[index].tolist()), label, share) for index, label, share in classes],
+        [(tuple(palette[index].tolist()), label, fraction) for index, label, fraction in classes],
         width=picture.width,
         font=ImageFont.load_default(size=max(14, round(max(picture.size) / 50))),
     )
@@ -113,7 +113,7 @@ def save_contact_sheet(
       tiles: at least one, with as many panels each as ``rows`` has names; two panels at least.
       rows: what the panels of a column are, from the top, written at the left.
       title: lines above; the first is larger.
-      legend: colour, name and share (0 to 1) of classes, below.
+      legend: colour, name and fraction (0 to 1) of classes, below.
     """
     size = _panel_size(tiles[0][-1].image)
     font_size = max(13, size[0] // 13)
@@ -197,9 +197,9 @@ def _blend(photo: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: np
 def _draw_legend(
     entries: Sequence[tuple[tuple[int, ...], str, float]], *, width: int, font: ImageFont.FreeTypeFont
 ) -> Image.Image:
-    """Colour, name and share of each class, in as many columns as fit ``width``."""
+    """Colour, name and fraction of each class, in as many columns as fit ``width``."""
     gap, swatch, line_height = int(font.size // 2), round(1.1 * font.size), round(1.6 * font.size)
-    texts = [f"{_shortened(label)}  {percent(share)}" for _, label, share in entries]
+    texts = [f"{_shortened(label)}  {percent(fraction)}" for _, label, fraction in entries]
     column = swatch + 3 * gap + max(round(font.getlength(text)) for text in texts)
     num_columns = min(max(1, (width - gap) // column), len(entries))
     num_rows = -(-len(entries) // num_columns)
@@ -317,7 +317,7 @@ def save_predictions(
 
 
 def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequence[str]) -> None:
-    """Writes a PNG of a confusion matrix, each row (truth) as shares of its pixels.
+    """Writes a PNG of a confusion matrix, each row (truth) as fractions of its pixels.
 
     Args:
       path: the file.
@@ -325,21 +325,21 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
       labels: class names by index.
     """
     counts = np.asarray(matrix, np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     side = 3.0 + 0.42 * len(labels)
     figure = _new_figure(side + 1.0, side)
     axis = figure.subplots()
-    image = axis.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
+    image = axis.imshow(fractions, vmin=0.0, vmax=1.0, cmap="Blues")
     ticks = np.arange(len(labels))
     axis.set_xticks(ticks, labels, rotation=60, ha="right")
     axis.set_yticks(ticks, labels)
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth")
-    for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
-        share = shares[row, column]
-        color = "white" if share > 0.6 else "black"
-        axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
-    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    for row, column in zip(*np.nonzero(fractions >= 0.005), strict=True):
+        fraction = fractions[row, column]
+        color = "white" if fraction > 0.6 else "black"
+        axis.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, ax=axis, label="fraction of the true class", shrink=0.8)
     figure.savefig(path, dpi=110)
 
 

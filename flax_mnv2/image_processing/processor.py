@@ -1,9 +1,9 @@
 """What a user feeds a model and gets back: images → ``pixel_values``, logits → label maps.
 
-The reference is transformers' ``MobileNetV2ImageProcessorPil``, the Pillow implementation, which is also what
+Hugging Face's is here ``transformers.MobileNetV2ImageProcessorPil``, the Pillow implementation, which is also what
 ``transformers.MobileNetV2ImageProcessor`` is where torchvision is not installed; the torchvision one interpolates
 otherwise and is not reproduced. On images that it accepts, results are the same to the last bit. Ours differs on
-purpose in three things: every image comes out as RGB (transparency on white, the reference's ``do_convert_rgb``),
+purpose in three things: every image comes out as RGB (transparency on white, Hugging Face's ``do_convert_rgb``),
 the channels come last unless ``data_format`` says otherwise, and arguments are never written to.
 """
 
@@ -119,7 +119,7 @@ class MobileNetV2ImageProcessor:
             floats is said at ``image_steps.resize_picture``.
           segmentation_maps: as many maps of class indices, (H, W) each: PIL images, paths or arrays.
           return_tensors: ``"np"``, ``"jax"``, ``"pt"`` or ``"tf"`` for one array; None for a list of NumPy arrays.
-          data_format: ``"channels_last"`` (ours) or ``"channels_first"`` (the reference's) for the result.
+          data_format: ``"channels_last"`` (ours) or ``"channels_first"`` (Hugging Face's) for the result.
           input_data_format: the same for arrays given; None infers it from each shape.
           **settings: any attribute of the class, for this call; None leaves the processor's own.
 
@@ -161,7 +161,7 @@ class MobileNetV2ImageProcessor:
         Args:
           outputs: anything with ``logits`` of shape (N, h, w, C), such as this library's ``HeadOutput``.
           target_sizes: (height, width) per image, to which its logits are upsampled first (bilinear, half-pixel
-            centres, as in the reference); None leaves the logits' size.
+            centres, as in Hugging Face's); None leaves the logits' size.
 
         Returns:
           N label maps, NumPy int64: (h, w), or of the size asked for.

@@ -46,7 +46,7 @@ def flatten_batch(images: Any, *, rank: int, what: str) -> list[Any]:
 def read_picture(source: Any, name: str, input_data_format: str | None = None) -> np.ndarray:
     """Reads one picture as RGB.
 
-    Transparency is laid on white, which is the reference's rule under ``do_convert_rgb``. Files of 16 bits, or of
+    Transparency is laid on white, which is Hugging Face's rule under ``do_convert_rgb``. Files of 16 bits, or of
     floats, become 8 bits; the type of an array stays as it is, and so do its values.
 
     Args:
@@ -54,7 +54,7 @@ def read_picture(source: Any, name: str, input_data_format: str | None = None) -
         :data:`FILE_FORMATS` with at most :data:`MAX_PIXELS`, and its EXIF orientation is honoured; of an animation the
         first picture is read. A PIL image is taken as it stands.
       name: what messages call it.
-      input_data_format: where an array has its channels; None infers it from the shape, as the reference does.
+      input_data_format: where an array has its channels; None infers it from the shape, as Hugging Face does.
 
     Returns:
       (H, W, 3): uint8 from PIL images and files, and the array's own type otherwise.

@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 64  # of upsampled logits in memory
 
 
 def resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """(height, width) that ``size`` asks for; the longer side is truncated, not rounded, as in the reference."""
+    """(height, width) that ``size`` asks for; the longer side is truncated, not rounded, as in Hugging Face's."""
     if "height" in size:
         return size["height"], size["width"]
     short = size["shortest_edge"]

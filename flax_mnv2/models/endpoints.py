@@ -51,7 +51,7 @@ def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: Layer
 
     Args:
       endpoints: outputs by name, all that were computed.
-      selection: True for the outputs of all blocks that were computed, the reference's ``hidden_states``; or a
+      selection: True for the outputs of all blocks that were computed, Hugging Face's ``hidden_states``; or a
         sequence of their indices (negative ones count from the end of the network) and endpoint names; False for none.
       plan: of the network.
 

@@ -42,7 +42,7 @@ def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation:
 
     TensorFlow's rule depends on the input size and puts the odd zero last; PyTorch's models pad both sides
     alike. They differ at stride 2 and even sizes. The window of the TensorFlow rule is measured undilated and
-    scaled afterwards, as in the reference; it matters at stride 1 only, where both give the same.
+    scaled afterwards, as in Hugging Face's; it matters at stride 1 only, where both give the same.
     """
     if not tf_padding:
         side = (kernel - 1) // 2 * dilation
@@ -56,7 +56,7 @@ def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation:
 
 
 class Convolution(nn.Module):
-    """A convolution with the reference's padding.
+    """A convolution with Hugging Face's padding.
 
     Parameters: ``kernel`` (k, k, in, out), or (k, k, 1, channels) if depthwise; ``bias`` (out,) if asked for.
 
@@ -124,7 +124,7 @@ class Convolution(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch normalisation and activation, named as in the reference's checkpoints.
+    """Convolution, batch normalisation and activation, named as in Hugging Face's checkpoints.
 
     Attributes:
       features: output channels.
@@ -292,7 +292,7 @@ class InvertedResidual(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-    """Drops whole channels of each example, like PyTorch's ``Dropout2d``, which the reference's head uses.
+    """Drops whole channels of each example, like PyTorch's ``Dropout2d``, which Hugging Face's head uses.
 
     Attributes:
       rate: probability of dropping a channel.

@@ -26,7 +26,7 @@ class JitParallel:
     """``jax.jit`` over a one-dimensional mesh; arrays are global, sums over the batch too.
 
     Attributes:
-      axis_name: None; with ``per_device`` the axis over which a step sums by itself, because it sees its share of the
+      axis_name: None; with ``per_device`` the axis over which a step sums by itself, because it sees its part of the
         batch alone (``jax.shard_map``).
     """
 
@@ -116,11 +116,11 @@ class JitParallel:
         return state
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits this process's share of a batch over its devices."""
+        """Splits this process's part of a batch over its devices."""
         return {name: jax.make_array_from_process_local_data(self.split, value) for name, value in batch.items()}
 
     def fetch(self, examples: Any) -> Any:
-        """This process's share of what an evaluation step keeps of each example, as NumPy arrays."""
+        """This process's part of what an evaluation step keeps of each example, as NumPy arrays."""
         return jax.tree.map(_local_rows, examples)
 
 
@@ -165,7 +165,7 @@ class PmapParallel:
         return jax.tree.map(lambda leaf: _same_data(leaf, self._everywhere), state)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits this process's share of a batch over its devices: a leading axis of devices."""
+        """Splits this process's part of a batch over its devices: a leading axis of devices."""
         count = len(self._local)
         return {
             name: jax.device_put(value.reshape(count, -1, *value.shape[1:]), self._split)
@@ -173,7 +173,7 @@ class PmapParallel:
         }
 
     def fetch(self, examples: Any) -> Any:
-        """This process's share of what an evaluation step keeps of each example, as NumPy arrays."""
+        """This process's part of what an evaluation step keeps of each example, as NumPy arrays."""
 
         def rows(value):
             value = _local_rows(value)
@@ -197,7 +197,7 @@ def make_parallel(
     Args:
       mode: which of them.
       devices: of all processes.
-      per_device: a step under jit sees one device's share of the batch, as it always does under pmap; batch norm
+      per_device: a step under jit sees one device's part of the batch, as it always does under pmap; batch norm
         without synchronisation needs that.
       shard_optimizer: the optimizer's state is split over the devices.
 

@@ -18,7 +18,7 @@ class ClassificationHead(nn.Module):
     Parameters: ``kernel`` (features, num_labels) and ``bias`` (num_labels,).
 
     Attributes:
-      config: the architecture; with ``num_labels=0`` the features pass through, as in the reference.
+      config: the architecture; with ``num_labels=0`` the features pass through, as in Hugging Face's.
       dtype: type of the computation.
       axis_name: mapped axis over which the batch is split, under ``pmap``.
     """

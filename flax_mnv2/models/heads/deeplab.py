@@ -20,7 +20,7 @@ DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 
 class DeepLabV3Head(nn.Module):
     """Image pooling and one 1×1 branch, joined, projected and classified.
 
-    This is what the reference calls DeepLabV3Plus; it is DeepLabV3 without atrous branches and without a
+    This is what Hugging Face calls DeepLabV3Plus; it is DeepLabV3 without atrous branches and without a
     decoder, the form published for MobileNetV2.
 
     Attributes:

@@ -20,7 +20,7 @@ class BatchNorm(nn.Module):
     Attributes:
       features: channels.
       use_running_average: normalise with the running statistics, and leave them as they are.
-      momentum: share of the old running statistics that is kept per step.
+      momentum: fraction of the old running statistics that is kept per step.
       epsilon: added to the variance.
       axis_name: mapped axis over which statistics are shared; None for each device's own.
     """

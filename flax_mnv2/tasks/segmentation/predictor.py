@@ -4,7 +4,7 @@ The processor of a published DeepLab crops the centre of a photo; a prediction h
 DeepLab authors' demo (tensorflow/models, ``deeplab_demo.ipynb``), a photo is resized until its longer side is the
 network's size and laid into the top left corner of a square of that size, filled up with the mean. One compiled
 program then serves all photos. Logits are read back at the photo's own pixels by one bilinear interpolation with
-half-pixel centres, the rule of the reference and of this project's losses and evaluation.
+half-pixel centres, the rule of Hugging Face's model and of this project's losses and evaluation.
 
 On the two shared photos with masks this reaches an IoU of 0.906 (bird) and 0.992 (dog). With the corners aligned, as
 TF upsamples, it is 0.903 and 0.991; on a 1025 px square, with that much more filling under the head's image pooling,

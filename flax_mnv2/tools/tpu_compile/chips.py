@@ -111,14 +111,14 @@ def lower_bounds(
 def sent_bytes(collectives: Mapping[str, Sequence[int]], num_chips: int) -> float:
     """Bytes that each chip must send at least for these collectives, whatever the algorithm.
 
-    Of n chips that sum B bytes each sends (n - 1) / n of B to reduce its share and as much to hand it out.
+    Of n chips that sum B bytes each sends (n - 1) / n of B to reduce its part and as much to hand it out.
     """
     others = (num_chips - 1) / num_chips
-    shares = {
+    fractions = {
         "all-reduce": 2 * others,
         "all-gather": others,
         "reduce-scatter": num_chips * others,  # its result is an n-th of what is summed
         "all-to-all": others,
         "collective-permute": 1.0,
     }
-    return sum(shares[kind] * sum(sizes) for kind, sizes in collectives.items())
+    return sum(fractions[kind] * sum(sizes) for kind, sizes in collectives.items())

@@ -24,7 +24,7 @@ _BOUND_TITLES = {"hbm": "HBM traffic", "flops": "FLOPs", "interconnect": "interc
 
 
 def make_report(step: AbstractStep, compiled: jax.stages.Compiled, target: Slice) -> dict[str, Any]:
-    """The figures of a compiled step.
+    """Returns memory, traffic and bounds of a compiled step.
 
     Args:
       step: what was compiled.
@@ -102,7 +102,7 @@ def memory(step: AbstractStep, compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any], *, quick: bool = False) -> str:
-    """The figures for a terminal; ``quick`` says that the compiler was asked for less effort."""
+    """Returns the report for a terminal; ``quick`` says that the compiler was asked for less effort."""
     blocks = [_memory_block(report["memory"]), _collectives_block(report["collectives"]), _work_block(report["work"])]
     if "bounds" in report:
         blocks.append(_bounds_block(report, quick=quick))
@@ -116,8 +116,8 @@ def _memory_block(memory: dict[str, Any]) -> str:
     lines = [f"  {name:<24}{mebibytes(size):>14}" for name, size in rows]
     total = f"  {'total':<24}{mebibytes(memory['total']):>14}"
     if "hbm" in memory:
-        share = memory["total"] / memory["hbm"]
-        total += f" of {memory['hbm'] / 2**30:.0f} GiB ({share:.0%}): {'fits' if memory['fits'] else 'DOES NOT FIT'}"
+        fraction = memory["total"] / memory["hbm"]
+        total += f" of {memory['hbm'] / 2**30:.0f} GiB ({fraction:.0%}): {'fits' if memory['fits'] else 'DOES NOT FIT'}"
     return "\n".join(["Memory per chip", *lines, total])
 
 

@@ -61,7 +61,7 @@ class MetricsWriter:
             ) from None
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes the figures of one step; ``split`` is ``train`` or the evaluated split.
+        """Writes the metrics of one step; ``split`` is ``train`` or the evaluated split.
 
         Raises:
           DataError: there is no room, and the writer is not tolerant.
