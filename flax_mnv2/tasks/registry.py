@@ -8,12 +8,8 @@ from typing import Any
 import ml_collections
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.load import (
-    ClassificationDataset,
-    SegmentationDataset,
-    load_classification,
-    load_segmentation,
-)
+from flax_mnv2.data.datasets.records import ClassificationDataset, SegmentationDataset
+from flax_mnv2.data.datasets.registry import load_classification, load_segmentation
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.classification import task as classification
 from flax_mnv2.tasks.classification.task import ClassificationTask

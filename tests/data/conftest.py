@@ -24,7 +24,7 @@ def imagenet() -> ModuleType:
 @pytest.fixture
 def load(tmp_path):
     """load_segmentation into a fresh data_dir, for archives of three classes unless told otherwise."""
-    from flax_mnv2.data.datasets.load import load_segmentation
+    from flax_mnv2.data.datasets.registry import load_segmentation
 
     def call(**data):
         defaults = {

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from flax_mnv2 import ConfigError
-from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.tasks.registry import make_train_task
 from flax_mnv2.tools.tpu_compile import command as compile_check
 from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep, batch_shapes, known_num_classes, lower_train_step

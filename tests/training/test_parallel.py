@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from flax_mnv2 import ConfigError
-from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.tasks.segmentation.report import Pictures
 from flax_mnv2.tasks.segmentation.task import SegmentationTask, make_model_config
 from flax_mnv2.training.evaluation import evaluate

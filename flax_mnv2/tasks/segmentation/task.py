@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.load import SegmentationDataset
+from flax_mnv2.data.datasets.records import SegmentationDataset
 from flax_mnv2.data.loader.bad_examples import FaultRules
 from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
 from flax_mnv2.errors import ConfigError

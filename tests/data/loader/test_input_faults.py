@@ -24,7 +24,8 @@ from stuck_input import Row
 
 from flax_mnv2.data.augment.random_crop import decode_random_crop
 from flax_mnv2.data.augment.segmentation import check_mask, decode_image, decode_mask
-from flax_mnv2.data.datasets.load import ExampleSource, load_segmentation
+from flax_mnv2.data.datasets.records import ExampleSource
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.data.encoded_image import check_encoded
 from flax_mnv2.data.loader.bad_examples import BadExampleError, FaultRules, report
 from flax_mnv2.data.loader.batches import eval_batches, shuffled_batches, train_batches
