@@ -57,19 +57,33 @@ class FileTree(abc.ABC):
         self.close()
 
     def names(self) -> list[str]:
-        """All file names, sorted."""
+        """Returns all file names, sorted."""
         return sorted(self._files)
 
     def folders(self) -> list[str]:
-        """All folder names, sorted; empty ones too, as far as the archive lists them."""
+        """Returns all folder names, sorted; empty ones too, as far as the archive lists them."""
         found = set(self._folders)
         for name in (*self._files, *self._folders):
             found.update(str(parent) for parent in PurePosixPath(name).parents)
         return sorted(found - {"."})
 
     def repeated(self) -> list[str]:
-        """Names that stand in the archive more than once, sorted; the last one counts."""
+        """Returns the names that stand in the archive more than once, sorted; the last one counts."""
         return sorted(self._repeated)
+
+    def read_lines(self, name: str) -> list[str]:
+        """Returns the lines of a list, without spaces around them; empty ones are left out.
+
+        Raises:
+          DataError: it cannot be read, or is not text.
+        """
+        try:
+            lines = self.read(name).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.path}: {name} is not UTF-8 text ({error.reason}). Write one id per line, or get it again."
+            ) from error
+        return [line.strip() for line in lines if line.strip()]
 
     def close(self) -> None:
         """Gives back what is open."""

@@ -5,7 +5,6 @@ Neither building nor reading needs TensorFlow. Image files are stored as they ar
 
 import concurrent.futures
 import functools
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.archives.archive import archive_stem, identity, open_tree
+from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
 from flax_mnv2.data.datasets.folder_files import FolderLayout, find_layout
@@ -58,8 +57,7 @@ def _make_builder(archive: str | os.PathLike[str], data_dir: Path, *, holdout: f
             f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
             "Set --config.data.data_dir to another place."
         )
-    key = f"{identity(path)}\0{holdout}"
-    name = f"{archive_stem(path)}_{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+    name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout)}"
     target = data_dir / ImageFolder.name / name / str(ImageFolder.VERSION)
     if is_prepared(target):
         return tfds.builder_from_directory(target)

@@ -6,7 +6,6 @@ the archives where they lie, and stores the JPEG files as they are.
 
 import dataclasses
 import functools
-import hashlib
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.archives.archive import identity, open_tree
+from flax_mnv2.data.archives.archive import fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tar import inner_files
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.examples import LocalBuilder
@@ -99,8 +98,7 @@ def _make_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Arc
     Its config is named after a digest of the archive's path, size and time of change, so that two archives never
     share a prepared data set, and a changed one is built anew.
     """
-    key = hashlib.sha256(f"{split}\0{identity(archive)}".encode()).hexdigest()
-    return _builder(f"{split}_{key[:10]}", split, archive, data_dir)
+    return _builder(f"{split}_{fingerprint(split, identity(archive))}", split, archive, data_dir)
 
 
 def make_installed_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":

@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypedDict
 
 import tensorflow_datasets as tfds
@@ -32,83 +32,41 @@ class LabeledExample(TypedDict):
     file_name: str
 
 
-class Records:
-    """Random access to the records of a split, in their stored order; safe to share between threads, can be pickled.
+class ExampleSource:
+    """Random access to the encoded examples of one split, in their stored order.
+
+    Safe to share between threads; can be pickled.
 
     Attributes:
-      folder: of the data set.
-      place: the same with the split, for messages.
+      place: the folder and the split, for messages.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, encoded: Sequence[str]):
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, example: type):
         """Opens the records.
 
         Args:
           builder: of a prepared data set.
           split: one of its splits.
-          encoded: names of the features that stay as they are stored.
+          example: TypedDict of what every example has: images, as bytes, stay encoded; its name is the one string.
 
         Raises:
           DataError: prepared files are missing.
         """
         info = builder.info.splits[split]
-        self.folder = str(builder.data_dir)
-        self.place = f"{self.folder}, split {split}"
+        self._folder = str(builder.data_dir)
+        self.place = f"{self._folder}, split {split}"
+        self._features = example.__annotations__
         self._files = [str(file) for file in info.filepaths]
         self._ends = list(itertools.accumulate(info.shard_lengths))
         for file in info.filepaths:
             if not file.exists():
                 raise DataError(
                     f"The prepared data set is damaged: {file} is missing. Delete "
-                    f"{self.folder} and start again to rebuild it."
+                    f"{self._folder} and start again to rebuild it."
                 )
         skip = tfds.decode.SkipDecoding()
-        self._source = builder.as_data_source(split, decoders=dict.fromkeys(encoded, skip))
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns the features of one record; those that a damaged record lacks may be absent or None.
-
-        Raises:
-          BadExampleError: it cannot be read. ArrayRecord keeps a hash of every chunk, so that damage does not pass
-            for data.
-        """
-        try:
-            return self._source[index]
-        except Exception as error:  # RuntimeError from C++, KeyError and others from what unpacks a record
-            raise BadExampleError(
-                self.name(index),
-                f"its record cannot be read ({error or type(error).__name__}). Delete {self.folder} and start again to "
-                "rebuild it",
-            ) from error
-
-    def name(self, index: int) -> str:
-        """File and position of a record, for an example whose own name cannot be read."""
-        file = bisect.bisect_right(self._ends, index)
-        return f"record {index - (self._ends[file - 1] if file else 0)} of {self._files[file]}"
-
-
-class ExampleSource:
-    """Random access to the encoded examples of one split; safe to share between threads, can be pickled.
-
-    Attributes:
-      place: the folder and the split, for messages.
-    """
-
-    def __init__(self, records: Records, *, features: Sequence[str], text: str):
-        """Reads ``records``.
-
-        Args:
-          records: of a prepared data set.
-          features: what every example has.
-          text: the one that names an example; TFDS gives it as bytes.
-        """
-        self._records = records
-        self._features = tuple(features)
-        self._text = text
-        self.place = records.place
+        decoders = {name: skip for name, kind in self._features.items() if kind is bytes}
+        self._records = builder.as_data_source(split, decoders=decoders)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -117,16 +75,25 @@ class ExampleSource:
         """Returns one example.
 
         Raises:
-          BadExampleError: its record is damaged, or lacks a feature.
+          BadExampleError: its record is damaged, or lacks a feature. ArrayRecord keeps a hash of every chunk, so that
+            damage does not pass for data.
         """
-        record = self._records[index]
+        try:
+            record = self._records[index]
+        except Exception as error:  # RuntimeError from C++, KeyError and others from what unpacks a record
+            raise self._bad(index, f"cannot be read ({error or type(error).__name__})") from error
         missing = [name for name in self._features if record.get(name) is None]
         if missing:
-            raise BadExampleError(
-                self._records.name(index),
-                f"its record has no {', '.join(missing)}. Delete {self._records.folder} and start again to rebuild it",
-            )
-        return {**record, self._text: record[self._text].decode(errors="replace")}
+            raise self._bad(index, f"has no {', '.join(missing)}")
+        return {
+            name: value.decode(errors="replace") if self._features.get(name) is str else value
+            for name, value in record.items()
+        }
+
+    def _bad(self, index: int, what: str) -> BadExampleError:
+        file = bisect.bisect_right(self._ends, index)
+        name = f"record {index - (self._ends[file - 1] if file else 0)} of {self._files[file]}"
+        return BadExampleError(name, f"its record {what}. Delete {self._folder} and start again to rebuild it")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +106,7 @@ class Dataset:
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
       kind: of its examples, "segmentation" or "classification".
+      example: the TypedDict that each of them is.
     """
 
     name: str
@@ -146,9 +114,7 @@ class Dataset:
     builders: Mapping[str, Callable[[], tfds.core.DatasetBuilder]] = dataclasses.field(repr=False, compare=False)
 
     kind: ClassVar[str]
-    _features: ClassVar[tuple[str, ...]]  # of every example
-    _encoded: ClassVar[tuple[str, ...]]  # those that stay as they are stored
-    _text: ClassVar[str]  # the one that names an example
+    example: ClassVar[type]
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -163,8 +129,7 @@ class Dataset:
         """
         if split not in self.builders:
             raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
-        records = Records(self.builders[split](), split, encoded=self._encoded)
-        return ExampleSource(records, features=self._features, text=self._text)
+        return ExampleSource(self.builders[split](), split, example=self.example)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,9 +137,7 @@ class ClassificationDataset(Dataset):
     """Images with one label each; a source gives :class:`LabeledExample`."""
 
     kind = "classification"
-    _features = tuple(LabeledExample.__annotations__)
-    _encoded = ("image",)
-    _text = "file_name"
+    example = LabeledExample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,9 +155,7 @@ class SegmentationDataset(Dataset):
     num_examples: Mapping[str, int]
 
     kind = "segmentation"
-    _features = tuple(EncodedExample.__annotations__)
-    _encoded = ("image", "segmentation_mask")
-    _text = "image_id"
+    example = EncodedExample
 
     @classmethod
     def of(cls, builder: tfds.core.DatasetBuilder) -> "SegmentationDataset":

@@ -48,16 +48,7 @@ class SbdMasks:
         """
         if not self._lists:
             return set(self._files)
-        found = set()
-        for name in self._lists:
-            try:
-                lines = self._tree.read(name).decode().splitlines()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{self.path}: {name} is not UTF-8 text ({error.reason}). Get the archive again."
-                ) from error
-            found.update(line.strip() for line in lines)
-        return found - {""}
+        return {image_id for name in self._lists for image_id in self._tree.read_lines(name)}
 
     def name(self, image_id: str) -> str:
         """Archive and member of a mask, for messages."""

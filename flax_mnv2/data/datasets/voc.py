@@ -5,7 +5,6 @@ TFDS' own ``voc`` has no masks. This builder needs no TensorFlow, neither to bui
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.archives.archive import archive_stem, identity
+from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity
 from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask, encode_mask, largest
 from flax_mnv2.data.datasets.prepared import prepared
 from flax_mnv2.data.datasets.records import SegmentationDataset
@@ -130,9 +129,8 @@ def _custom_config(data: Mapping[str, Any]) -> VocConfig:
     if not 0 <= ignore_label <= 255:
         raise ConfigError(f"config.data.ignore_label is {ignore_label}, expected a pixel value from 0 to 255.")
     path = Path(archive).expanduser().resolve()
-    key = "\0".join((identity(path), str(ignore_label), *labels))
     return VocConfig(
-        name=f"{archive_stem(path)}_{hashlib.sha256(key.encode()).hexdigest()[:10]}",
+        name=f"{archive_stem(path)}_{fingerprint(identity(path), ignore_label, *labels)}",
         description=f"{len(labels)} classes from {path}",
         labels=labels,
         ignore_label=ignore_label,

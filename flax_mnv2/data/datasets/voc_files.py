@@ -75,11 +75,7 @@ class VocFiles:
         where = f"{self.path}: {file}"
         if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
             raise DataError(f"{where}: {split!r} cannot name a split. Use letters, digits and underscores.")
-        try:
-            lines = self._tree.read(file).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not a text file in UTF-8 ({error.reason}). Write one id per line.") from error
-        ids = [line.strip() for line in lines if line.strip()]
+        ids = self._tree.read_lines(file)
         if not ids:
             raise DataError(f"{where} lists no image ids. Write one id per line, or remove the file.")
         seen = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import pathlib
 import shlex
@@ -81,13 +82,11 @@ def _prepare_imagenet(arguments: argparse.Namespace) -> list[str]:
         raise imagenet.no_archives(place)
     if not arguments.without_tensorflow:
         return _report(dict.fromkeys(archives, _build_by_tfds(place, archives, data_dir)))
-    return _report(
-        {split: prepared(_installer(split, archive, data_dir), data_dir) for split, archive in archives.items()}
-    )
-
-
-def _installer(split: str, archive: pathlib.Path, data_dir: pathlib.Path) -> Callable[[], tfds.core.DatasetBuilder]:
-    return lambda: imagenet.make_installed_builder(split, archive, data_dir)
+    makers = {
+        split: functools.partial(imagenet.make_installed_builder, split, archive, data_dir)
+        for split, archive in archives.items()
+    }
+    return _report({split: prepared(make, data_dir) for split, make in makers.items()})
 
 
 def _build_by_tfds(

@@ -2,12 +2,11 @@
 
 A download grows in ``NAME.DIGEST.part`` beside its target, which is what a later start, or the next address, goes on
 from; it gets its name only when size and digest are right. It runs while the folder of data sets is locked
-(:mod:`flax_mnv2.data.datasets.prepared`), so one process writes at a time. The proxies of the environment are used,
-``~/.netrc`` is not.
+(:mod:`flax_mnv2.data.datasets.prepared`), so one process writes at a time.
 
 Other downloaders do not do: TFDS's knows only sha256 (SBD publishes md5), tries one address and does not resume; pooch
-1.9 does not resume; Hugging Face's ``http_get`` resumes, but is internal to ``huggingface_hub``, takes a wrong range
-for the right one, gives up at an HTTP 503, and unpacks a ``.tgz`` that a server calls gzip-encoded.
+1.9 does not resume; ``huggingface_hub``'s ``http_get`` resumes, but is not public, takes a wrong range for the right
+one, gives up at an HTTP 503, and unpacks a ``.tgz`` that a server calls gzip-encoded.
 """
 
 import hashlib
@@ -24,9 +23,8 @@ from flax_mnv2.errors import DataError
 
 _TIMEOUT_SECONDS = (5, 60)  # to connect, and between two pieces of data
 _PIECE_BYTES = 1 << 20
-_FUTILE_ATTEMPTS = 4  # in a row, at one address, that brought nothing
-_MAX_ATTEMPTS = 50  # at one address
-_BACKOFF_SECONDS = 1.0  # doubled from one futile attempt to the next
+_RETRIES = 3  # of one request
+_BACKOFF_SECONDS = 1.0  # doubled from one retry to the next
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP: later it may work
 
 
@@ -73,11 +71,7 @@ def obtain(file: OfficialFile, *, places: Iterable[Path], target: Path) -> Path:
 
 
 class _AddressError(Exception):
-    """One address did not deliver the file, and will not."""
-
-
-class _AttemptError(Exception):
-    """The connection failed or the server was busy; another attempt may go on."""
+    """One address did not deliver the file."""
 
 
 def _checked(file: OfficialFile, path: Path) -> Path:
@@ -138,69 +132,77 @@ def _kept(part: Path) -> str:
 
 
 def _complete(file: OfficialFile, url: str, part: Path) -> None:
-    """Completes the partial file from one address, in as many attempts as bring it forward."""
-    futile, answered, others = 0, False, _size(part) > 0  # others: some of it may come from another address
-    for _ in range(_MAX_ATTEMPTS):
+    """Completes the partial file from one address, by as many requests as bring it forward."""
+    import requests
+    import urllib3
+
+    others = _size(part) > 0  # some of it may come from another address
+    while True:
         before = _size(part)
         try:
             if not before or file.size is None or before < file.size:
                 _fetch_rest(file, url, part)
-            if not (problem := _problem(file, part)):
-                return
-            part.unlink()
-            if not others:
-                raise _AddressError(f"not the official file: {problem}")
-            others, reason = False, "not the official file"
-            logging.warning("%s, continued from %s, is another file: %s. Starting over.", part, url, problem)
-        except _AttemptError as error:
-            reason, after = str(error), _size(part)
-            answered |= error.__cause__ is None or after > before
-            if not answered:  # nobody there: the next address may do better
-                raise _AddressError(reason) from error
-            futile = 0 if after > before else futile + 1
-            if futile == _FUTILE_ATTEMPTS:
-                break
-            wait = _BACKOFF_SECONDS * 2**futile
-            logging.warning("%s: %s after %s bytes; going on in %.0f s", url, reason, f"{after:,}", wait)
-            time.sleep(wait)
-    raise _AddressError(f"{reason}, again and again")
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            if _size(part) <= before:
+                raise _AddressError(type(error).__name__) from error
+            logging.warning("%s: %s after %s bytes; going on", url, type(error).__name__, f"{_size(part):,}")
+            time.sleep(_BACKOFF_SECONDS)
+            continue
+        if not (problem := _problem(file, part)):
+            return
+        part.unlink()
+        if not others:
+            raise _AddressError(f"not the official file: {problem}")
+        others = False
+        logging.warning("%s, continued from %s, is another file: %s. Starting over.", part, url, problem)
 
 
 def _fetch_rest(file: OfficialFile, url: str, part: Path) -> None:
-    """One request for what is missing, written to its end."""
-    import requests
-    import urllib3
-
+    """One request for what is missing, written as far as it comes."""
     start = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-    try:
-        with _session() as session, session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as reply:
-            status = reply.status_code
-            if status in _PASSING:
-                raise _AttemptError(f"HTTP {status}")
-            if status not in (200, 206, 416) or (status == 416 and not start):
-                raise _AddressError(f"HTTP {status}")
-            if start and not (status == 206 and reply.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
-                part.unlink()
-                if status != 200:  # what was there is no beginning of what the server has
-                    raise _AttemptError(f"HTTP {status}, not from where it was asked for")
-                start = 0
-            logging.info("Downloading %s (%s) from %s", file.name, file.size_text, url)
-            _write(file, reply, part, start)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise _AttemptError(type(error).__name__) from error
+    with (
+        _session(patient=start > 0) as session,
+        session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as reply,
+    ):
+        status, place = reply.status_code, reply.headers.get("Content-Range", "")
+        if start and (status in (200, 416) or (status == 206 and not place.startswith(f"bytes {start}-"))):
+            part.unlink()  # the server does not go on, or what is there is no beginning of what it has
+            if status != 200:
+                return _fetch_rest(file, url, part)
+            start = 0
+        elif status != (206 if start else 200):
+            raise _AddressError(f"HTTP {status}")
+        logging.info("Downloading %s (%s) from %s", file.name, file.size_text, url)
+        _write(file, reply, part, start)
 
 
-def _session() -> Any:
-    """A session that sends no password of the user's: requests would take one from ``~/.netrc``."""
+def _session(*, patient: bool) -> Any:
+    """A session that sends no password of the user's, which requests would take from ``~/.netrc``.
+
+    It asks a busy server again, and one that does not answer only if ``patient``: another address may do better.
+    """
     import requests
+    import urllib3
 
     class Session(requests.Session):
         def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
             """Nothing, where a redirect is followed."""
 
+    unanswered = _RETRIES if patient else False
+    retry = urllib3.Retry(
+        _RETRIES,
+        connect=unanswered,
+        read=unanswered,
+        status_forcelist=_PASSING,
+        backoff_factor=_BACKOFF_SECONDS,
+        raise_on_status=False,
+        respect_retry_after_header=False,  # it may be hours
+    )
     session = Session()
     session.auth = lambda request: request
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
     return session
 
 
@@ -211,7 +213,6 @@ def _write(file: OfficialFile, reply: Any, part: Path, start: int) -> None:
     total = start + int(length) if length.isdecimal() else file.size
     if file.size is not None and total != file.size:
         raise _AddressError(f"not the official file: {_wrong_size(total, file.size)}")
-    written = start
     # disable=None: no bar unless the screen is a terminal
     with (
         open(part, "ab") as stream,
@@ -221,6 +222,3 @@ def _write(file: OfficialFile, reply: Any, part: Path, start: int) -> None:
             stream.write(piece)
             stream.flush()
             bar.update(len(piece))
-            written += len(piece)
-    if total is not None and written < total:
-        raise _AttemptError("the connection ended early")
