@@ -110,7 +110,8 @@ def shared_folder() -> pathlib.Path:
 
 def imagenet_files(data: pathlib.Path) -> list[dict[str, Any]]:
     """Training examples in the archive's order: ``image`` (bytes), ``label`` and ``file_name``."""
-    from flax_mnv2.data.archives.archive import inner_files, open_tree
+    from flax_mnv2.data.archives.archive import open_tree
+    from flax_mnv2.data.archives.tar import inner_files
 
     tree = open_tree(data / "imagenet_mini" / "ILSVRC2012_img_train.tar")
     files = [

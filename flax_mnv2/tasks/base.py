@@ -14,14 +14,13 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.load import ClassificationDataset, ExampleSource, SegmentationDataset
+from flax_mnv2.data.datasets.records import Dataset, ExampleSource
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.predictor import Predictor
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.weights.pretrained import make_model
 
-Dataset = SegmentationDataset | ClassificationDataset
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
 

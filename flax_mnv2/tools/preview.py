@@ -20,8 +20,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from flax_mnv2.data.datasets.records import Dataset
 from flax_mnv2.errors import ConfigError, DataError
-from flax_mnv2.tasks.base import Batch, Dataset
+from flax_mnv2.tasks.base import Batch
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training import cli
 from flax_mnv2.training.config.checks import check_config, check_parts

@@ -14,10 +14,11 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.data.datasets.records import Dataset
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.tasks.base import Dataset, Evaluator, Task
+from flax_mnv2.tasks.base import Evaluator, Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.distributed import from_leader, leader_first

@@ -11,8 +11,9 @@ import jax
 import ml_collections
 import optax
 
+from flax_mnv2.data.datasets.records import Dataset
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.tasks.base import Dataset, Task
+from flax_mnv2.tasks.base import Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config, check_parts
 from flax_mnv2.training.config.durations import in_steps

@@ -11,20 +11,20 @@ _TESTS = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def archives() -> ModuleType:
-    """The helpers in tests/voc_archives.py."""
+    """The helpers in tests/helpers/voc_archives.py."""
     return voc_archives
 
 
 @pytest.fixture(scope="session")
 def imagenet() -> ModuleType:
-    """The helpers in tests/imagenet_archives.py."""
+    """The helpers in tests/helpers/imagenet_archives.py."""
     return imagenet_archives
 
 
 @pytest.fixture
 def load(tmp_path):
     """load_segmentation into a fresh data_dir, for archives of three classes unless told otherwise."""
-    from flax_mnv2.data.datasets.load import load_segmentation
+    from flax_mnv2.data.datasets.registry import load_segmentation
 
     def call(**data):
         defaults = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.data.datasets.load import load_classification
+from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.training.evaluate import evaluate_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -16,14 +16,15 @@ import pytest
 from PIL import Image
 
 from flax_mnv2 import ConfigError
-from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tools.tpu_compile import command as compile_check
-from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep, batch_shapes, known_num_classes, lower_train_step
+from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep, known_num_classes, lower_train_step
 from flax_mnv2.tools.tpu_compile.chips import CHIPS, lower_bounds, sent_bytes
 from flax_mnv2.tools.tpu_compile.command import DoesNotFitError, check, does_not_fit
 from flax_mnv2.tools.tpu_compile.report import format_report, make_report
 from flax_mnv2.tools.tpu_compile.slices import CompilerMissingError, Slice, open_slice
+from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import JitParallel
 from flax_mnv2.training.state import TrainState
@@ -162,12 +163,12 @@ def test_batch_shapes_are_those_of_the_segmentation_pipeline(tiny_config):
     with task.train_batches(load_segmentation(tiny_config.data), start_step=0) as batches:
         batch = next(batches)
     expected = {name: (batch[name].shape, batch[name].dtype) for name in task.batch_fields}
-    assert {name: (each.shape, each.dtype) for name, each in batch_shapes(tiny_config).items()} == expected
+    assert {name: (each.shape, each.dtype) for name, each in task.batch_shapes(tiny_config).items()} == expected
 
 
-def test_batch_shapes_are_those_of_the_classification_pipeline(tiny_config):
-    tiny_config.task = "classification"
-    tiny_config.data.train_size = 40
+def test_batch_shapes_are_those_of_the_classification_pipeline(tiny_blocks):
+    tiny_config = default_config("classification")
+    tiny_config.batch_size, tiny_config.data.num_threads, tiny_config.data.train_size = 8, 1, 40
     file = io.BytesIO()
     Image.fromarray(np.zeros((64, 80, 3), np.uint8)).save(file, "JPEG")
     examples = [{"image": file.getvalue(), "label": 1, "file_name": "x.jpg"}] * 8
@@ -175,7 +176,7 @@ def test_batch_shapes_are_those_of_the_classification_pipeline(tiny_config):
     with task.train_batches(SimpleNamespace(source=lambda split: examples), start_step=0) as batches:
         batch = next(batches)
     expected = {name: (batch[name].shape, batch[name].dtype) for name in task.batch_fields}
-    assert {name: (each.shape, each.dtype) for name, each in batch_shapes(tiny_config).items()} == expected
+    assert {name: (each.shape, each.dtype) for name, each in task.batch_shapes(tiny_config).items()} == expected
 
 
 def test_a_sharded_optimizer_is_counted_by_its_share(known_program):

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from flax_mnv2 import ConfigError
-from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from flax_mnv2.data.archives.archive import FileTree
+from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.errors import DataError
 
 TRAIN, EVALUATION = "train", ("val", "validation", "test")
@@ -31,14 +31,14 @@ class FolderLayout:
 
 
 def find_layout(tree: FileTree, *, holdout: float) -> FolderLayout:
-    """The images by split and class, in the layout ``train/CLASS/…`` or, with all of them in train, ``CLASS/…``.
+    """Returns the images by split and class, in the layout ``train/CLASS/…`` or, with all in train, ``CLASS/…``.
 
     Both may lie below folders that hold nothing else. Hidden files and those that desktops leave behind are skipped;
     all other files of a class are taken for images, at any depth.
 
     Args:
       tree: the opened folder or archive.
-      holdout: the share of each class of train that becomes ``val`` where there is no split for evaluation; 0 is
+      holdout: the fraction of each class of train that becomes ``val`` where there is no split for evaluation; 0 is
         none. Which images depends on their class and name alone, and a class of one image keeps it in train.
 
     Raises:
@@ -148,12 +148,12 @@ def _classes(tree: FileTree, names: list[str], folders: list[str], prefix: str) 
 
 
 def _hold_out(
-    tree: FileTree, classes: dict[str, list[str]], prefix: str, share: float
+    tree: FileTree, classes: dict[str, list[str]], prefix: str, fraction: float
 ) -> dict[str, dict[str, list[str]]]:
     """Train without, and ``val`` with, the images of each class whose digests come first."""
     train, held_out = {}, {}
     for label, names in classes.items():
-        count = min(max(1, round(share * len(names))), len(names) - 1)
+        count = min(max(1, round(fraction * len(names))), len(names) - 1)
         ranked = sorted(names, key=lambda name: hashlib.sha256(name.removeprefix(prefix).encode()).digest())
         held_out[label], train[label] = ranked[:count], ranked[count:]
     if not any(held_out.values()):

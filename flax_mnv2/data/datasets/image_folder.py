@@ -4,35 +4,49 @@ Neither building nor reading needs TensorFlow. Image files are stored as they ar
 """
 
 import concurrent.futures
-import contextlib
 import functools
-import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.archives.archive import FileTree, archive_stem, identity, open_tree
-from flax_mnv2.data.datasets.examples import check_image, classification_info
+from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
+from flax_mnv2.data.archives.tree import FileTree
+from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
 from flax_mnv2.data.datasets.folder_files import FolderLayout, find_layout
-from flax_mnv2.data.datasets.prepared import is_prepared
-from flax_mnv2.errors import DataError
+from flax_mnv2.data.datasets.prepared import is_prepared, prepared
+from flax_mnv2.data.datasets.records import ClassificationDataset, opened
+from flax_mnv2.errors import ConfigError, DataError
 
 _READ_AHEAD = 256  # images read and checked together
 
 
-def make_builder(archive: str | os.PathLike[str], data_dir: Path, *, holdout: float) -> tfds.core.DatasetBuilder:
+def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDataset:
+    """Opens the images at ``data["archive"]``, and stores them first if they are not yet; see ``registry.Entry.load``.
+
+    ``data["holdout"]`` is the fraction of each class of train that becomes ``val`` if the archive has no split for
+    evaluation (default 0.1; 0 is none).
+    """
+    archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
+    if not archive:
+        raise ConfigError(
+            f"config.data.archive is empty, but {name} needs the path of a folder, tar or zip of images. Set "
+            "--config.data.archive=PATH."
+        )
+    if not 0 <= holdout < 1:
+        raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
+    builder = prepared(lambda: _make_builder(archive, data_dir, holdout=holdout), data_dir)
+    labels = tuple(builder.info.features["label"].names)
+    return ClassificationDataset(name=name, labels=labels, builders=opened(builder.info.splits, builder))
+
+
+def _make_builder(archive: str | os.PathLike[str], data_dir: Path, *, holdout: float) -> tfds.core.DatasetBuilder:
     """The builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
 
     Its config is named after a digest of the archive's path, size and time of change (of all files, for a folder) and
     of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew.
-
-    Args:
-      archive: folder, tar (compressed or not) or zip.
-      data_dir: folder of prepared data sets.
-      holdout: share of train to hold out as ``val`` where there is no split for evaluation.
 
     Raises:
       DataError: nothing is there, the archive is damaged, its layout is another one, or ``data_dir`` lies in it.
@@ -43,8 +57,7 @@ def make_builder(archive: str | os.PathLike[str], data_dir: Path, *, holdout: fl
             f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
             "Set --config.data.data_dir to another place."
         )
-    key = f"{identity(path)}\0{holdout}"
-    name = f"{archive_stem(path)}_{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+    name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout)}"
     target = data_dir / ImageFolder.name / name / str(ImageFolder.VERSION)
     if is_prepared(target):
         return tfds.builder_from_directory(target)
@@ -58,39 +71,31 @@ def make_builder(archive: str | os.PathLike[str], data_dir: Path, *, holdout: fl
     return ImageFolder(tree=tree, layout=layout, config=config, data_dir=data_dir)
 
 
-class ImageFolder(tfds.core.GeneratorBasedBuilder):
-    """Images with the names of their folders as labels; made by :func:`make_builder`.
+class ImageFolder(LocalBuilder):
+    """Images with the names of their folders as labels.
 
     Args:
       tree: the opened folder or archive; closed when the data set is built.
       layout: which of its files belong to which split and class.
-      file_format: ArrayRecord unless stated.
       **kwargs: as for every TFDS builder.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
-
-    def __init__(self, *, tree: FileTree, layout: FolderLayout, file_format: Any = None, **kwargs: Any):
+    def __init__(self, *, tree: FileTree, layout: FolderLayout, **kwargs: Any):
         self._tree = tree
         self._layout = layout
-        super().__init__(file_format=file_format or "array_record", **kwargs)
-
-    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
-        del version
-        return builder_config  # spares the user TFDS's warning that it is not one of the built-in configs
+        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         labels = self._layout.labels
-        return classification_info(self, description=f"Images of {len(labels)} classes.", labels=labels)
+        return self._classification_info(description=f"Images of {len(labels)} classes.", labels=labels)
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """Build the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
+        """Builds the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
 
         Raises:
           DataError: a file is not an image, or the archive is damaged. Nothing is left behind.
         """
-        with contextlib.closing(self._tree):
+        with self._tree:
             super().download_and_prepare(**kwargs)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:

@@ -6,21 +6,24 @@ the archives where they lie, and stores the JPEG files as they are.
 
 import dataclasses
 import functools
-import hashlib
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.archives import archive as archive_lib
-from flax_mnv2.data.datasets.examples import classification_info
-from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, CONVERTED_FOLDER, file_formats, is_prepared
+from flax_mnv2.data.archives.archive import fingerprint, identity, open_tree
+from flax_mnv2.data.archives.tar import inner_files
+from flax_mnv2.data.archives.tree import FileTree
+from flax_mnv2.data.datasets.examples import LocalBuilder
+from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, CONVERTED_FOLDER, file_formats, is_prepared, prepared
+from flax_mnv2.data.datasets.records import ClassificationDataset, opened
 from flax_mnv2.errors import DataError
 
+NUM_CLASSES = 1000
 SPLITS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 _HOMEPAGE = "https://image-net.org/download-images"
 _TFDS_FILES = "datasets/imagenet2012"  # in the tensorflow_datasets package
@@ -33,9 +36,34 @@ _CITATION = """@article{ILSVRC15,
   pages = {211--252}}"""
 
 
+def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDataset:
+    """Finds ImageNet, and builds a split from its archive when it is first asked for; see ``registry.Entry.load``.
+
+    ``data["archive"]`` is the folder of the official archives, of which one is enough for its split. Empty: TFDS's own
+    ``imagenet2012``, if it is prepared in ``data_dir`` as ArrayRecord, else what ``flax_mnv2.data.prepare`` built
+    there, else the archives in the folder ``downloads/manual`` there.
+    """
+    archive = data.get("archive") or ""
+    place = manual_dir(archive, data_dir)
+    existing = None if archive else prepared_by_tfds(data_dir)
+    if existing is not None:
+        builders = opened(existing.info.splits, existing)
+    else:
+        builders = {
+            split: functools.partial(prepared, functools.partial(_make_builder, split, tar, data_dir), data_dir)
+            for split, tar in find_archives(place).items()
+        }
+        if not archive:
+            builders |= _installed(data_dir)
+    builders = {split: builders[split] for split in SPLITS if split in builders}
+    if not builders:
+        raise no_archives(place)
+    return ClassificationDataset(name=name, labels=imagenet_labels(), builders=builders)
+
+
 @functools.cache
 def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 synset ids, sorted; the index is the label (the order of TFDS, and of the models' class names)."""
+    """Returns the 1000 synset ids, sorted: the index is the label, as in TFDS and in the models' class names."""
     return tuple(tfds.core.tfds_path(f"{_TFDS_FILES}/labels.txt").read_text().split())
 
 
@@ -46,17 +74,17 @@ def _validation_labels() -> tuple[str, ...]:
 
 
 def manual_dir(folder: str | os.PathLike[str], data_dir: Path) -> Path:
-    """Where the official archives lie: ``folder``, or else ``downloads/manual`` in ``data_dir``, as in TFDS."""
+    """Returns where the official archives lie: ``folder``, or else ``downloads/manual`` in ``data_dir``, as in TFDS."""
     return Path(folder).expanduser() if folder else data_dir / "downloads" / "manual"
 
 
 def find_archives(place: Path) -> dict[str, Path]:
-    """The official archives by split, those that are there."""
+    """Returns the official archives by split, those that are there."""
     return {split: place / name for split, name in SPLITS.items() if (place / name).is_file()}
 
 
 def no_archives(place: Path) -> DataError:
-    """What to say where :func:`find_archives` finds nothing."""
+    """Returns what to say where :func:`find_archives` finds nothing."""
     return DataError(
         f"No ImageNet in {place}: expected the file {SPLITS['validation']} (50,000 images) or {SPLITS['train']} "
         f"(a tar of 1000 tars), or both. They come from {_HOMEPAGE}, where an account is needed. Put them there, "
@@ -64,27 +92,28 @@ def no_archives(place: Path) -> DataError:
     )
 
 
-def make_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
+def _make_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
     """The builder of one split.
 
     Its config is named after a digest of the archive's path, size and time of change, so that two archives never
     share a prepared data set, and a changed one is built anew.
     """
-    key = hashlib.sha256(f"{split}\0{archive_lib.identity(archive)}".encode()).hexdigest()
-    return _builder(f"{split}_{key[:10]}", split, archive, data_dir)
+    return _builder(f"{split}_{fingerprint(split, identity(archive))}", split, archive, data_dir)
 
 
 def make_installed_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
-    """The builder of one split for good: it is found in ``data_dir`` whether its archive is still there or not."""
+    """Returns the builder of one split for good: it is found whether its archive is still there or not."""
     return _builder(split, split, archive, data_dir)
 
 
-def installed(data_dir: Path) -> dict[str, tfds.core.DatasetBuilder]:
-    """By split, what :func:`make_installed_builder` has built in ``data_dir``."""
-    folders = {
-        split: data_dir / Imagenet2012Archive.name / split / str(Imagenet2012Archive.VERSION) for split in SPLITS
-    }
-    return {split: tfds.builder_from_directory(path) for split, path in folders.items() if is_prepared(path)}
+def _installed(data_dir: Path) -> dict[str, Callable[[], tfds.core.DatasetBuilder]]:
+    """What :func:`make_installed_builder` has built in ``data_dir``, as ``Dataset.builders``."""
+    found: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {}
+    for split in SPLITS:
+        folder = data_dir / Imagenet2012Archive.name / split / str(Imagenet2012Archive.VERSION)
+        if is_prepared(folder):
+            found |= opened([split], tfds.builder_from_directory(folder))
+    return found
 
 
 def _builder(name: str, split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
@@ -93,7 +122,7 @@ def _builder(name: str, split: str, archive: Path, data_dir: Path) -> "Imagenet2
 
 
 def prepared_by_tfds(data_dir: Path) -> tfds.core.DatasetBuilder | None:
-    """TFDS's own ``imagenet2012`` in ``data_dir``, or None where it has not been prepared.
+    """Returns TFDS's own ``imagenet2012`` in ``data_dir``, or None where it has not been prepared.
 
     Of several versions the newest that is stored as ArrayRecord, be it converted or not.
 
@@ -129,22 +158,11 @@ class ImagenetConfig(tfds.core.BuilderConfig):
     archive: str = ""
 
 
-class Imagenet2012Archive(tfds.core.GeneratorBasedBuilder):
-    """One split of ImageNet, in the order of its archive; made by :func:`make_builder`."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
-
-    def __init__(self, *, file_format: Any = None, **kwargs: Any):
-        super().__init__(file_format=file_format or "array_record", **kwargs)
-
-    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
-        del version
-        return builder_config  # spares the user TFDS's warning that it is not one of the built-in configs
+class Imagenet2012Archive(LocalBuilder):
+    """One split of ImageNet, in the order of its archive."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return classification_info(
-            self,
+        return self._classification_info(
             description="ILSVRC 2012: images of 1000 classes.",
             labels=imagenet_labels(),
             encoding_format="jpeg",
@@ -159,29 +177,26 @@ class Imagenet2012Archive(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
         read = {"train": _train_images, "validation": _validation_images}[config.split]
-        tree = archive_lib.open_tree(config.archive)
-        try:
+        with open_tree(config.archive) as tree:
             for index, (file_name, label, image) in enumerate(read(tree)):
                 yield index, {"image": image, "label": label, "file_name": file_name}
-        finally:
-            tree.close()
 
 
-def _train_images(tree: archive_lib.FileTree) -> Iterator[tuple[str, str, bytes]]:
+def _train_images(tree: FileTree) -> Iterator[tuple[str, str, bytes]]:
     """(file name, synset id, JPEG) of every image in a tar of tars ``nXXXXXXXX.tar``."""
     known = set(imagenet_labels())
     for name in _names(tree):
         path = PurePosixPath(name)
         if path.suffix != ".tar" or path.stem not in known:
             raise _unexpected(tree, name, "nXXXXXXXX.tar, named after one of the 1000 synsets")
-        for inner, image in archive_lib.inner_files(tree, name):
+        for inner, image in inner_files(tree, name):
             file_name = PurePosixPath(inner).name
             if not file_name.startswith(f"{path.stem}_"):
                 raise _unexpected(tree, f"{name}: {inner}", f"{path.stem}_NUMBER.JPEG")
             yield file_name, path.stem, image
 
 
-def _validation_images(tree: archive_lib.FileTree) -> Iterator[tuple[str, str, bytes]]:
+def _validation_images(tree: FileTree) -> Iterator[tuple[str, str, bytes]]:
     """(file name, synset id, JPEG) of every image; the synset ids are TFDS's list, by the number in the name."""
     labels = _validation_labels()
     for name in _names(tree):
@@ -192,14 +207,14 @@ def _validation_images(tree: archive_lib.FileTree) -> Iterator[tuple[str, str, b
         yield file_name, labels[int(match[1]) - 1], tree.read(name)
 
 
-def _names(tree: archive_lib.FileTree) -> list[str]:
+def _names(tree: FileTree) -> list[str]:
     names = tree.names()
     if not names:
         raise DataError(f"{tree.path} holds no files. Copy or download it again from {_HOMEPAGE}.")
     return names
 
 
-def _unexpected(tree: archive_lib.FileTree, name: str, expected: str) -> DataError:
+def _unexpected(tree: FileTree, name: str, expected: str) -> DataError:
     return DataError(
         f"{tree.path} holds {name}, expected {expected}. It is not the official archive ({_HOMEPAGE}); for other "
         "images use --config.data.dataset=image_folder."

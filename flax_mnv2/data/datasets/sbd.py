@@ -1,16 +1,13 @@
 """Masks of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), which extends VOC's train split."""
 
+import io
 import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from flax_mnv2.data.archives.archive import open_tree
-from flax_mnv2.data.archives.archive_limits import MAX_LIST_BYTES
-from flax_mnv2.data.archives.matlab import read_field
 from flax_mnv2.errors import DataError
-
-_MAX_MASK_BYTES = 1 << 26  # SBD's largest has some 0.3 MB
 
 
 class SbdMasks:
@@ -44,30 +41,21 @@ class SbdMasks:
         self._tree.close()
 
     def ids(self) -> set[str]:
-        """Ids with a mask: SBD's train and val, or every PNG.
+        """Returns the ids with a mask: SBD's train and val, or every PNG.
 
         Raises:
           DataError: a list is not text.
         """
         if not self._lists:
             return set(self._files)
-        found = set()
-        for name in self._lists:
-            try:
-                lines = self._tree.read(name, limit=MAX_LIST_BYTES).decode().splitlines()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{self.path}: {name} is not UTF-8 text ({error.reason}). Get the archive again."
-                ) from error
-            found.update(line.strip() for line in lines)
-        return found - {""}
+        return {image_id for name in self._lists for image_id in self._tree.read_lines(name)}
 
     def name(self, image_id: str) -> str:
         """Archive and member of a mask, for messages."""
         return f"{self.path}: {self._files.get(image_id, image_id)}"
 
     def mask(self, image_id: str) -> np.ndarray | bytes:
-        """A mask: class indices as uint8 (H, W) from a ``.mat`` file, or the bytes of a PNG.
+        """Returns a mask: class indices as uint8 (H, W) from a ``.mat`` file, or the bytes of a PNG.
 
         Raises:
           DataError: the mask is missing or not in SBD's format.
@@ -75,7 +63,7 @@ class SbdMasks:
         if image_id not in self._files:
             raise DataError(f"{self.path} lists the id {image_id!r} but holds no mask for it. Get the archive again.")
         name = self._files[image_id]
-        data = self._tree.read(name, limit=_MAX_MASK_BYTES)
+        data = self._tree.read(name)
         return _read_matlab(data, self.name(image_id)) if name.endswith(".mat") else data
 
 
@@ -88,10 +76,14 @@ def _is_of_interest(name: str) -> bool:
 
 def _read_matlab(data: bytes, name: str) -> np.ndarray:
     """``GTcls.Segmentation`` of a file in SBD's ``cls`` folder."""
+    from scipy.io import loadmat
+
     try:
-        mask = read_field(data, "GTcls", "Segmentation")
-        if mask.size and not np.array_equal(mask, mask.astype(np.uint8)):
+        mask = loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"].item()
+        if mask.ndim != 2 or not np.array_equal(mask, mask.astype(np.uint8)):
             raise ValueError("it holds numbers that are no classes")
         return np.ascontiguousarray(mask, dtype=np.uint8)
-    except ValueError as error:
-        raise DataError(f"{name}: no readable GTcls.Segmentation ({error}). Get the archive again.") from error
+    except Exception as error:  # scipy reports damage by whatever it stumbles over
+        raise DataError(
+            f"{name}: no readable GTcls.Segmentation ({type(error).__name__}: {error}). Get the archive again."
+        ) from error

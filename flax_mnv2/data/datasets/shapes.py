@@ -1,13 +1,16 @@
 """An embedded data set: drawn shapes to segment, for the quickstart and for tests. Nothing is downloaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.datasets.examples import encode_mask, largest, segmentation_info
+from flax_mnv2.data.datasets.examples import LocalBuilder, encode_mask, largest
+from flax_mnv2.data.datasets.prepared import prepared
+from flax_mnv2.data.datasets.records import SegmentationDataset
 
 SHAPES_LABELS = ("background", "disc", "square", "triangle")
 SHAPES_IGNORE_LABEL = 255
@@ -21,21 +24,20 @@ _CORNERS = {1: 48, 2: 4, 3: 3}
 _RADII = {1: (0.16, 0.32), 2: (0.20, 0.38), 3: (0.26, 0.46)}  # of the circle around it; areas are alike
 
 
-class ShapesSegmentation(tfds.core.GeneratorBasedBuilder):
+def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationDataset:
+    """Draws the data set unless it is there; see ``registry.Entry.load``."""
+    del name, data  # there is only one of it
+    return SegmentationDataset.of(prepared(lambda: ShapesSegmentation(data_dir=data_dir), data_dir))
+
+
+class ShapesSegmentation(LocalBuilder):
     """One to three discs, squares and triangles on a noisy ground, with a thin void border as VOC has.
 
     Classes differ in form and, less reliably, in hue. Example ``i`` of a split depends on ``i`` alone.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
-
-    def __init__(self, *, file_format: Any = None, **kwargs: Any):
-        super().__init__(file_format=file_format or "array_record", **kwargs)
-
     def _info(self) -> tfds.core.DatasetInfo:
-        return segmentation_info(
-            self,
+        return self._segmentation_info(
             description="Drawn discs, squares and triangles on noisy backgrounds, with class masks.",
             labels=SHAPES_LABELS,
             ignore_label=SHAPES_IGNORE_LABEL,

@@ -5,22 +5,22 @@ TFDS' own ``voc`` has no masks. This builder needs no TensorFlow, neither to bui
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.archives import archive as archive_lib
-from flax_mnv2.data.datasets.examples import checked_mask, encode_mask, largest, segmentation_info
+from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity
+from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask, encode_mask, largest
+from flax_mnv2.data.datasets.prepared import prepared
+from flax_mnv2.data.datasets.records import SegmentationDataset
 from flax_mnv2.data.datasets.sbd import SbdMasks
 from flax_mnv2.data.datasets.voc_files import VocFiles
 from flax_mnv2.data.prepare.download import OfficialFile, obtain
-from flax_mnv2.errors import DataError
+from flax_mnv2.errors import ConfigError, DataError
 
 # The class order of the VOC 2012 development kit; the index is the pixel value.
 VOC_LABELS = (
@@ -58,6 +58,52 @@ _CITATION = """@misc{pascal-voc-2012,
 _AUG_NAMES = ("SegmentationClassAug", "SegmentationClassAug.zip")
 
 
+def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationDataset:
+    """Opens VOC 2012 or an archive in its layout, and stores it first where it is not yet; see ``registry.Entry.load``.
+
+    ``data`` has for ``custom`` the ``archive`` (or folder), ``labels`` (a text file with one name per line, or names
+    separated by commas), ``num_classes`` (0 is the number of labels; with no labels, names become class_0, class_1, …)
+    and ``ignore_label`` (mask value without a class, default 255); for the others optionally ``archive``, the path of
+    the official VOC tar, and ``sbd_archive``, that of SBD's benchmark.tgz or of SegmentationClassAug masks.
+    """
+    return SegmentationDataset.of(prepared(lambda: _make_builder(name, data, data_dir), data_dir))
+
+
+def _make_builder(name: str, data: Mapping[str, Any], data_dir: Path) -> "VocSegmentation":
+    config = name.partition("/")[2]
+    if config == "custom":
+        return VocSegmentation(config=_custom_config(data), data_dir=data_dir)
+    archives = {key: data.get(key) or "" for key in ("archive", "sbd_archive")}
+    return VocSegmentation(config=config, data_dir=data_dir, **archives)
+
+
+def _labels(text: str, num_classes: int) -> tuple[str, ...]:
+    """Label names from a file or a list in one string, or made up from their number."""
+    if not text:
+        if num_classes <= 0:
+            raise ConfigError(
+                "config.data.labels and config.data.num_classes are both empty. Give the label names (a text "
+                "file with one name per line, or names separated by commas), or at least their number."
+            )
+        labels = tuple(f"class_{index}" for index in range(num_classes))
+    else:
+        path = Path(text).expanduser()
+        if "," not in text and not path.is_file():
+            raise ConfigError(
+                f"config.data.labels is {text!r}, which is neither a file nor several names separated by commas."
+            )
+        names = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else text.split(",")
+        labels = tuple(name.strip() for name in names if name.strip())
+    if num_classes and num_classes != len(labels):
+        raise ConfigError(
+            f"config.data.num_classes is {num_classes}, but config.data.labels names {len(labels)} classes "
+            f"({', '.join(labels)}). Correct one of them, or set num_classes to 0."
+        )
+    if not 1 <= len(labels) <= 256:
+        raise ConfigError(f"config.data.labels names {len(labels)} classes; masks of 8 bits hold 1 to 256.")
+    return labels
+
+
 @dataclasses.dataclass(eq=False, kw_only=True)
 class VocConfig(tfds.core.BuilderConfig):
     """Which images and masks to build; ``archive`` is set only for data of the user's own."""
@@ -67,20 +113,24 @@ class VocConfig(tfds.core.BuilderConfig):
     archive: str = ""
 
 
-def custom_config(archive: str | os.PathLike[str], *, labels: tuple[str, ...], ignore_label: int) -> VocConfig:
-    """The config of any archive or folder in VOC layout.
+def _custom_config(data: Mapping[str, Any]) -> VocConfig:
+    """The config of an archive or folder in VOC layout.
 
     Its name is the archive's stem and a digest of its path, size, time of change, and of the labels, so
     that two archives never share a prepared data set, and a changed one is built anew.
-
-    Raises:
-      DataError: there is nothing at ``archive``.
     """
+    archive, ignore_label = data.get("archive") or "", data.get("ignore_label", VOC_IGNORE_LABEL)
+    if not archive:
+        raise ConfigError(
+            "config.data.archive is empty, but voc_segmentation/custom needs the path of an archive or "
+            "folder in VOC layout. Set --config.data.archive=PATH."
+        )
+    labels = _labels(data.get("labels") or "", data.get("num_classes") or 0)
+    if not 0 <= ignore_label <= 255:
+        raise ConfigError(f"config.data.ignore_label is {ignore_label}, expected a pixel value from 0 to 255.")
     path = Path(archive).expanduser().resolve()
-    key = "\0".join((archive_lib.identity(path), str(ignore_label), *labels))
-    stem = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(\.tar)?\.\w+$", "", path.name.lower())).strip("_")[:40]
     return VocConfig(
-        name=f"{stem or 'archive'}_{hashlib.sha256(key.encode()).hexdigest()[:10]}",
+        name=f"{archive_stem(path)}_{fingerprint(identity(path), ignore_label, *labels)}",
         description=f"{len(labels)} classes from {path}",
         labels=labels,
         ignore_label=ignore_label,
@@ -88,49 +138,35 @@ def custom_config(archive: str | os.PathLike[str], *, labels: tuple[str, ...], i
     )
 
 
-class VocSegmentation(tfds.core.GeneratorBasedBuilder):
+class VocSegmentation(LocalBuilder):
     """Images and class masks of PASCAL VOC 2012, or of an archive in its layout.
 
     Configs: ``2012`` has the splits train (1464 examples), val (1449) and trainval (2913); ``2012_aug``
     adds trainaug (10,582): VOC train and SBD, without VOC val; masks are VOC's own where it has one.
-    :func:`custom_config` makes configs for other archives, with every split found there.
+    A config with ``archive`` is for another archive, with every split found there.
 
     Args:
       archive: path of the official VOC tar, where it is not in ``<data_dir>/downloads/manual``.
       sbd_archive: path of SBD's ``benchmark.tgz``, or of a folder or archive of ``SegmentationClassAug``
         PNGs; its contents are checked example by example, not by digest.
-      file_format: ArrayRecord unless stated: it is the format that gives random access.
       **kwargs: as for every TFDS builder.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
-    BUILDER_CONFIGS = [  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a plain class attribute)
         VocConfig(name="2012", description="VOC 2012: train, val, trainval."),
         VocConfig(name="2012_aug", description="VOC 2012 and SBD: train, val, trainval, trainaug."),
     ]
 
     def __init__(
-        self,
-        *,
-        archive: str | os.PathLike[str] = "",
-        sbd_archive: str | os.PathLike[str] = "",
-        file_format: Any = None,
-        **kwargs: Any,
+        self, *, archive: str | os.PathLike[str] = "", sbd_archive: str | os.PathLike[str] = "", **kwargs: Any
     ):
         self._archive = archive
         self._sbd_archive = sbd_archive
         self._open_files = contextlib.ExitStack()
-        super().__init__(file_format=file_format or "array_record", **kwargs)
-
-    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
-        if isinstance(builder_config, VocConfig) and builder_config.archive:
-            return builder_config  # spares the user TFDS' warning that it is not one of the built-in configs
-        return super()._create_builder_config(builder_config, version)
+        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return segmentation_info(
-            self,
+        return self._segmentation_info(
             description="Images and class masks in the layout of PASCAL VOC segmentation.",
             labels=self.builder_config.labels,
             ignore_label=self.builder_config.ignore_label,
@@ -139,7 +175,7 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
         )
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """Build the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
+        """Builds the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
 
         Raises:
           DataError: an archive is missing or damaged, or an example in it is wrong. Nothing is left behind.

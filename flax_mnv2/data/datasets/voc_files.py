@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from flax_mnv2.data.archives.archive import open_tree
-from flax_mnv2.data.archives.archive_limits import MAX_LIST_BYTES, MAX_NAME_BYTES
 from flax_mnv2.errors import DataError
 
 _SPLITS, _IMAGES, _MASKS = "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"
@@ -44,7 +43,7 @@ class VocFiles:
         self._tree.close()
 
     def splits(self) -> dict[str, list[str]]:
-        """Image ids of every split, in the order of its file.
+        """Returns the image ids of every split, in the order of its file.
 
         Raises:
           DataError: a split is empty, lists an id twice, is not text, or has a name that TFDS cannot use. That each id
@@ -76,17 +75,11 @@ class VocFiles:
         where = f"{self.path}: {file}"
         if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
             raise DataError(f"{where}: {split!r} cannot name a split. Use letters, digits and underscores.")
-        try:
-            lines = self._tree.read(file, limit=MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not a text file in UTF-8 ({error.reason}). Write one id per line.") from error
-        ids = [line.strip() for line in lines if line.strip()]
+        ids = self._tree.read_lines(file)
         if not ids:
             raise DataError(f"{where} lists no image ids. Write one id per line, or remove the file.")
         seen = set()
         for image_id in ids:
-            if len(image_id) > MAX_NAME_BYTES:
-                raise DataError(f"{where} has a line of {len(image_id):,} characters. Write one id per line.")
             if image_id in seen:
                 raise DataError(f"{where} lists {image_id!r} more than once. Remove the repeated lines.")
             seen.add(image_id)

@@ -39,7 +39,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to the encoded examples of a split, dicts as ``flax_mnv2.data.datasets.load`` describes them."""
+    """Random access to the encoded examples of a split, dicts as ``flax_mnv2.data.datasets.records`` describes them."""
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -32,7 +32,7 @@ def classification_train_batches(
     """Endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
 
     Args:
-      source: the split, of :class:`~flax_mnv2.data.datasets.load.LabeledExample`.
+      source: the split, of :class:`~flax_mnv2.data.datasets.records.LabeledExample`.
       transform: encoded image and a generator → uint8 (h, w, 3), all of one size; it can be pickled.
       batch_size: as in :func:`~flax_mnv2.data.loader.batches.shuffled_batches`, with all that follow.
       seed: of order and augmentation.
@@ -90,7 +90,7 @@ def classification_eval_batches(
     The last global batch is filled up with black rows whose mask is False, label 0 and index -1.
 
     Args:
-      source: the split, of :class:`~flax_mnv2.data.datasets.load.LabeledExample`.
+      source: the split, of :class:`~flax_mnv2.data.datasets.records.LabeledExample`.
       transform: decoded RGB image → uint8 (height, width, 3); it can be pickled.
       size: height and width that ``transform`` gives.
       batch_size: as in :func:`~flax_mnv2.data.loader.batches.every_example_once`, with all that follow.

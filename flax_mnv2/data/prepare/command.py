@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import pathlib
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.datasets import imagenet
-from flax_mnv2.data.datasets.load import DATASETS, load_classification, load_segmentation
 from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, default_data_dir, prepared
+from flax_mnv2.data.datasets.registry import DATASETS, load
 from flax_mnv2.data.prepare import conversion
 from flax_mnv2.errors import USER_ERROR_STATUS, DataError, UserError
 
 INTERRUPTED_STATUS = 130  # the shell's for SIGINT
 _COMMAND = "python -m flax_mnv2.data.prepare"
+_IMAGENET = "imagenet2012"
+_FIELDS = {  # of config.data: metavar and type
+    "archive": ("PATH", str),
+    "sbd_archive": ("PATH", str),
+    "labels": ("NAMES", str),
+    "num_classes": ("N", int),
+    "ignore_label": ("N", int),
+    "holdout": ("FRACTION", float),
+}
 _DESCRIPTION = """\
 Build a data set ahead of training, as ArrayRecord files that training reads without
 TensorFlow. NAME is what config.data.dataset will be; or "convert", for a data set that
@@ -71,13 +82,11 @@ def _prepare_imagenet(arguments: argparse.Namespace) -> list[str]:
         raise imagenet.no_archives(place)
     if not arguments.without_tensorflow:
         return _report(dict.fromkeys(archives, _build_by_tfds(place, archives, data_dir)))
-    return _report(
-        {split: prepared(_installer(split, archive, data_dir), data_dir) for split, archive in archives.items()}
-    )
-
-
-def _installer(split: str, archive: pathlib.Path, data_dir: pathlib.Path) -> Callable[[], tfds.core.DatasetBuilder]:
-    return lambda: imagenet.make_installed_builder(split, archive, data_dir)
+    makers = {
+        split: functools.partial(imagenet.make_installed_builder, split, archive, data_dir)
+        for split, archive in archives.items()
+    }
+    return _report({split: prepared(make, data_dir) for split, make in makers.items()})
 
 
 def _build_by_tfds(
@@ -104,30 +113,18 @@ def _build_by_tfds(
     )
 
 
-def _prepare_image_folder(arguments: argparse.Namespace) -> list[str]:
-    dataset = load_classification({"dataset": "image_folder", **_settings(arguments)})
+def _prepare(arguments: argparse.Namespace) -> list[str]:
+    fields = {key: value for key, value in vars(arguments).items() if key in ("data_dir", *_FIELDS)}
+    dataset = load({"dataset": arguments.name, **{key: value for key, value in fields.items() if value is not None}})
+    labels = ", ".join(dataset.labels[:8]) + (" …" if len(dataset.labels) > 8 else "")
     builders = {split: builder() for split, builder in dataset.builders.items()}
-    return [*_report(builders), f"classes     {len(dataset.labels)}: {_shortened(dataset.labels)}"]
-
-
-def _prepare_segmentation(arguments: argparse.Namespace) -> list[str]:
-    dataset = load_segmentation({"dataset": arguments.name, **_settings(arguments)})
-    return [
-        *_report(dict.fromkeys(dataset.split_names, dataset.builder)),
-        f"classes     {len(dataset.labels)}: {_shortened(dataset.labels)}",
-    ]
+    return [*_report(builders), f"classes     {len(dataset.labels)}: {labels}"]
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:
     folder = conversion.convert(arguments.folder, data_dir=arguments.data_dir, num_workers=arguments.num_workers)
     builder = tfds.builder_from_directory(folder)
     return _report(dict.fromkeys(builder.info.splits, builder))
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, object]:
-    """The fields of config.data among the arguments, those that were given."""
-    keys = ("data_dir", "archive", "sbd_archive", "labels", "num_classes", "ignore_label", "holdout")
-    return {key: value for key, value in vars(arguments).items() if key in keys and value is not None}
 
 
 def _report(builders: dict[str, tfds.core.DatasetBuilder]) -> list[str]:
@@ -141,10 +138,6 @@ def _report(builders: dict[str, tfds.core.DatasetBuilder]) -> list[str]:
     return [*folders, *lines]
 
 
-def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=_COMMAND,
@@ -154,20 +147,37 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, entry in DATASETS.items():
+        command = _add(names, name, entry.summary, _prepare_imagenet if name == _IMAGENET else _prepare)
+        if name == _IMAGENET:
+            _add_imagenet_flags(command)
+            continue
+        for field, what in entry.fields.items():
+            metavar, kind = _FIELDS[field]
+            needed = field == "archive" and not entry.fixed  # there is nothing but the user's own data
+            command.add_argument(f"--{field}", type=kind, metavar=metavar, help=what, required=needed)
+    command = _add(names, "convert", "a data set that TFDS prepared as TFRecord, to ArrayRecord", _convert)
+    command.add_argument(
+        "folder", metavar="FOLDER", type=pathlib.Path, help="its dataset_info.json's, such as …/imagenet2012/5.1.0"
+    )
+    command.add_argument("--num_workers", type=int, metavar="N", help="threads (default: one for each core)")
+    return parser.parse_args(argv)
 
-    def add(name: str, prepare: Callable[[argparse.Namespace], list[str]], summary: str) -> argparse.ArgumentParser:
-        default_place = "beside FOLDER" if name == "convert" else "$TFDS_DATA_DIR or ~/tensorflow_datasets"
-        command = names.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        command.set_defaults(prepare=prepare)
-        command.add_argument(
-            "--data_dir",
-            default="",
-            metavar="DIR",
-            help=f"where prepared data sets live, as config.data.data_dir (default: {default_place})",
-        )
-        return command
 
-    command = add("imagenet2012", _prepare_imagenet, "ImageNet (ILSVRC 2012) from its official archives")
+def _add(names: Any, name: str, summary: str, prepare: Callable[..., list[str]]) -> argparse.ArgumentParser:
+    default_place = "beside FOLDER" if name == "convert" else "$TFDS_DATA_DIR or ~/tensorflow_datasets"
+    command = names.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    command.set_defaults(prepare=prepare)
+    command.add_argument(
+        "--data_dir",
+        default="",
+        metavar="DIR",
+        help=f"where prepared data sets live, as config.data.data_dir (default: {default_place})",
+    )
+    return command
+
+
+def _add_imagenet_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--manual_dir",
         default="",
@@ -180,24 +190,3 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="build with this project's builder: the same features, the archives' order, files as they are; "
         "by default TFDS builds it, which needs TensorFlow",
     )
-    command = add("image_folder", _prepare_image_folder, "images in folders by split and class, of your own")
-    command.add_argument("--archive", required=True, metavar="PATH", help="folder, tar or zip of train/CLASS/IMAGE …")
-    command.add_argument(
-        "--holdout", type=float, metavar="SHARE", help="of train, where there is no other split (default: 0.1)"
-    )
-    for name in DATASETS:
-        command = add(name, _prepare_segmentation, "images and class masks")
-        if name.startswith("voc_segmentation"):
-            command.add_argument("--archive", metavar="PATH", help="folder, tar or zip in VOC's layout")
-        if name == "voc_segmentation/2012_aug":
-            command.add_argument("--sbd_archive", metavar="PATH", help="SBD's benchmark.tgz, or its masks as PNG")
-        if name == "voc_segmentation/custom":
-            command.add_argument("--labels", metavar="NAMES", help="a text file with one name per line, or a,b,c")
-            command.add_argument("--num_classes", type=int, metavar="N", help="in place of --labels")
-            command.add_argument("--ignore_label", type=int, metavar="N", help="pixels without a class (default: 255)")
-    command = add("convert", _convert, "a data set that TFDS prepared as TFRecord, to ArrayRecord")
-    command.add_argument(
-        "folder", metavar="FOLDER", type=pathlib.Path, help="its dataset_info.json's, such as …/imagenet2012/5.1.0"
-    )
-    command.add_argument("--num_workers", type=int, metavar="N", help="processes (default: by cores and shards)")
-    return parser.parse_args(argv)

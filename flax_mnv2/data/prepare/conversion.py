@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -31,7 +30,6 @@ from flax_mnv2.data.prepare.tfrecord import read_records
 from flax_mnv2.errors import DataError
 
 _TFRECORD = "tfrecord"
-_SHARDS_PER_WORKER = 16  # starting a process takes as long as converting a few
 _WRITER_OPTIONS = "group_size:1"  # as TFDS writes: every record can be read alone
 
 
@@ -43,13 +41,13 @@ class _Shard:
 
 
 def convert(source: str | os.PathLike[str], *, data_dir: str = "", num_workers: int | None = None) -> Path:
-    """Convert one version of a data set; it has the same splits, shards and examples, in the same order.
+    """Converts one version of a data set; it has the same splits, shards and examples, in the same order.
 
     Args:
       source: its folder, with ``dataset_info.json``, such as ``~/tensorflow_datasets/imagenet2012/5.1.0``; only read.
       data_dir: folder of data sets to write to, as ``NAME[/CONFIG]/VERSION``; "" writes beside the source, to
         ``array_record/VERSION``, where ``config.data.dataset=imagenet2012`` finds it.
-      num_workers: processes; None follows from the cores and the number of shards.
+      num_workers: threads; None is one for each core. ArrayRecord's writer compresses in threads of its own.
 
     Returns:
       The folder of the converted data set; ``tfds.builder_from_directory`` opens it.
@@ -150,21 +148,15 @@ def _shards(info: tfds.core.DatasetInfo, source: Path, folder: Path) -> list[_Sh
 
 
 def _convert_shards(shards: list[_Shard], num_workers: int | None) -> None:
-    if num_workers is None:
-        num_workers = min(os.cpu_count() or 1, len(shards) // _SHARDS_PER_WORKER)
-    with contextlib.ExitStack() as stack:
-        if num_workers > 1:
-            context = multiprocessing.get_context("spawn")
-            pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(_convert_shard, shards)
-        else:
-            results = map(_convert_shard, shards)
-        try:
-            for _ in tqdm(results, total=len(shards), unit=" shards", desc="Converting", disable=None):
-                pass
-        except RuntimeError as error:  # of ArrayRecord's writer, such as a full disk; or of a worker that was killed
-            raise OSError(str(error)) from error
+    pool = concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count())
+    try:
+        results = pool.map(_convert_shard, shards)
+        for _ in tqdm(results, total=len(shards), unit=" shards", desc="Converting", disable=None):
+            pass
+    except RuntimeError as error:  # of ArrayRecord's writer, such as a full disk
+        raise OSError(str(error)) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _convert_shard(shard: _Shard) -> None:

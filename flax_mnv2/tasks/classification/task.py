@@ -15,7 +15,8 @@ from PIL import Image
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.augment.central_crop import CentralCrop
 from flax_mnv2.data.augment.transform import make_train_transform
-from flax_mnv2.data.datasets.load import ClassificationDataset, ExampleSource, load_classification
+from flax_mnv2.data.datasets.records import ClassificationDataset, ExampleSource
+from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.data.loader.bad_examples import FaultRules
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.data.loader.classification import classification_eval_batches, classification_train_batches

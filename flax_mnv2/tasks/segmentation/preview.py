@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from flax_mnv2.data.augment.segmentation import decode_image
-from flax_mnv2.data.datasets.load import ExampleSource
+from flax_mnv2.data.datasets.records import ExampleSource
 from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
 
 

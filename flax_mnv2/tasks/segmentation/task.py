@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.load import ExampleSource, SegmentationDataset, load_segmentation
+from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.data.loader.bad_examples import FaultRules
 from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
 from flax_mnv2.errors import ConfigError

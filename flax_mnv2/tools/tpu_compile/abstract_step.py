@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from flax_mnv2.data.datasets.shapes import SHAPES_LABELS
-from flax_mnv2.data.datasets.voc import VOC_LABELS
+from flax_mnv2.data.datasets import registry
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
@@ -21,12 +20,6 @@ from flax_mnv2.training.run import check_batches
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import configured_train_step
 
-NUM_CLASSES = {
-    "imagenet2012": 1000,
-    "shapes_segmentation": len(SHAPES_LABELS),
-    "voc_segmentation/2012": len(VOC_LABELS),
-    "voc_segmentation/2012_aug": len(VOC_LABELS),
-}
 IMAGENET_EXAMPLES = 1_281_167  # stands for any data set: only constants of schedules follow from the length of an epoch
 
 
@@ -94,7 +87,7 @@ def known_num_classes(config: ml_collections.ConfigDict) -> int:
       ConfigError: only the data itself would tell.
     """
     name = config.data.dataset
-    count = config.data.num_classes or NUM_CLASSES.get(name, 0)
+    count = config.data.num_classes or registry.known_num_classes(name)
     if count < 1:
         raise ConfigError(
             f"How many classes {name} has is known only from its data, which is not read here. Give --num_classes=N."

@@ -13,7 +13,8 @@ from PIL import Image
 
 from flax_mnv2.data.augment.segmentation import decode_image
 from flax_mnv2.data.datasets import image_folder
-from flax_mnv2.data.datasets.load import load_classification
+from flax_mnv2.data.datasets.prepared import LOCK_FILE
+from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.data.loader.classification import decode_rgb
 from flax_mnv2.errors import ConfigError, DataError
 
@@ -51,7 +52,7 @@ def names(dataset, split):
 
 
 def left_behind(tmp_path):
-    return [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
+    return [path for path in (tmp_path / "prepared").rglob("*") if path.is_file() and path.name != LOCK_FILE]
 
 
 @pytest.mark.parametrize("kind", ["folder", "x.tar", "x.tgz", "x.zip"])
@@ -301,7 +302,7 @@ def test_damaged_archive(archives, tmp_path, load):
         ({"archive": ""}, "config.data.archive is empty, but image_folder needs"),
         ({"labels": "a,b"}, "the labels of image_folder are fixed"),
         ({"num_classes": 3}, "num_classes is 3, but image_folder has 2"),
-        ({"holdout": 1.0}, "config.data.holdout is 1.0, expected a share"),
+        ({"holdout": 1.0}, "config.data.holdout is 1.0, expected a fraction"),
         ({"holdout": -0.1}, "config.data.holdout is -0.1"),
     ],
 )

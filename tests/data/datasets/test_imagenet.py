@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from flax_mnv2.data.datasets.examples import LocalInfo
 from flax_mnv2.data.datasets.imagenet import imagenet_labels
-from flax_mnv2.data.datasets.load import load_classification
+from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.errors import ConfigError, DataError
 
 
@@ -187,7 +187,7 @@ def test_prepared_by_tfds(imagenet, tmp_path, load, prepared_by_tfds):
     assert len(load(archive=str(official)).source("validation")) == 5  # what is asked for goes first
     info = folder / "dataset_info.json"
     info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
-    with pytest.raises(DataError, match=f"stored as tfrecord, .*flax_mnv2.data.prepare.command convert {folder}"):
+    with pytest.raises(DataError, match=f"stored as tfrecord, .*flax_mnv2.data.prepare convert {folder}"):
         load()
     info.write_text(json.dumps({**json.loads(info.read_text()), "alternativeFileFormats": ["array_record"]}))
     assert load().source("validation")[0]["label"] == 2  # as TFDS's own converter leaves it

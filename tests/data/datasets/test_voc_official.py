@@ -4,13 +4,19 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import io
+import multiprocessing
+import os
 import threading
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from flax_mnv2.data.augment.segmentation import decode_mask
 from flax_mnv2.data.datasets import voc as voc_segmentation
+from flax_mnv2.data.datasets.registry import load_segmentation
+from flax_mnv2.data.datasets.sbd import SbdMasks
 from flax_mnv2.errors import DataError
 
 VOC_NAME = "VOCtrainval_11-May-2012.tar"
@@ -18,18 +24,27 @@ NO_SERVER = "http://127.0.0.1:9/x"  # the discard port: refuses at once
 
 
 @pytest.fixture
-def server(tmp_path):
+def asked():
+    """The paths that the server was asked for."""
+    return []
+
+
+@pytest.fixture
+def server(tmp_path, asked):
     """A folder served on 127.0.0.1, and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, *_):
+            asked.append(self.path)
+
         def log_message(self, *_):
             pass
 
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield folder, f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
@@ -141,6 +156,55 @@ def test_damaged_sbd(archives, official, tmp_path, load, change, message):
         )
 
 
+def _mat(**fields):
+    contents = {"Boundaries": np.zeros((20, 1)).astype(object), "Segmentation": np.eye(3, 4, dtype=np.uint8)} | fields
+    buffer = io.BytesIO()
+    savemat(buffer, {"other": 1, "GTcls": contents}, do_compression=True)
+    return buffer.getvalue()
+
+
+def _other_variable():
+    buffer = io.BytesIO()
+    savemat(buffer, {"other": 1})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "f4", "f8"])
+def test_sbd_masks_of_any_type(archives, tmp_path, dtype):
+    pixels = np.arange(35 * 50).reshape(35, 50) % 21
+    files = archives.sbd_files(["a"], ["b"], {"a": (2, 3), "b": (2, 3)})
+    files["benchmark_RELEASE/dataset/cls/a.mat"] = _mat(Segmentation=pixels.astype(dtype))
+    with SbdMasks(archives.write(tmp_path / "x.tgz", files)) as masks:
+        assert masks.mask("a").dtype == np.uint8
+        np.testing.assert_array_equal(masks.mask("a"), pixels)
+        assert (masks.mask("b") == 7).all()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _mat(Segmentation=np.full((2, 3), 300.0)),
+        _mat(Segmentation="hello"),
+        _mat(Segmentation=np.zeros((2, 2)).astype(object)),
+        _mat(Segmentation=np.zeros((2, 2, 2))),
+        _mat()[:-40],
+        _mat()[:128],
+        _other_variable(),
+        b"",
+    ],
+    ids=["no classes", "text", "cells", "3D", "cut", "header", "other", "empty"],
+)
+def test_damaged_sbd_masks(archives, tmp_path, data):
+    files = archives.sbd_files(["a"], ["b"], {"a": (2, 3), "b": (2, 3)})
+    files["benchmark_RELEASE/dataset/cls/a.mat"] = data
+    files["benchmark_RELEASE/dataset/val.txt"] = b"\xff\xfe"
+    with SbdMasks(archives.write(tmp_path / "x.tgz", files)) as masks:
+        with pytest.raises(DataError, match=r"x\.tgz: .*a\.mat: no readable GTcls\.Segmentation"):
+            masks.mask("a")
+        with pytest.raises(DataError, match=r"val\.txt is not UTF-8"):
+            masks.ids()
+
+
 def _known(archives, official, files):
     """Write a VOC archive and make its digest the official one (the official fixture undoes it)."""
     path = archives.write(official / VOC_NAME, files)
@@ -195,6 +259,30 @@ def test_download_with_mirrors(official, server, tmp_path, load, monkeypatch):
     assert dataset.num_examples["trainaug"] == 4
     manual = tmp_path / "prepared" / "downloads" / "manual"
     assert sorted(path.name for path in manual.iterdir()) == sorted([VOC_NAME, "benchmark.tgz"])
+
+
+def _load_in_child(url, voc_file, data_dir, queue):
+    os.environ["no_proxy"] = "127.0.0.1"
+    voc_segmentation.VOC2012_FILE = dataclasses.replace(voc_file, urls=(url,))
+    data = {"dataset": "voc_segmentation/2012", "data_dir": data_dir}
+    queue.put(load_segmentation(data).num_examples)
+
+
+def test_two_processes_download_once(official, server, asked, tmp_path):
+    """The second waits while the first downloads and prepares, and takes what it has got."""
+    folder, address = server
+    (official / VOC_NAME).rename(folder / VOC_NAME)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = (f"{address}/{VOC_NAME}", voc_segmentation.VOC2012_FILE, str(tmp_path / "prepared"), queue)
+    children = [context.Process(target=_load_in_child, args=arguments) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=120)["train"] for _ in children] == [2, 2]
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert asked == [f"/{VOC_NAME}"]
 
 
 def test_every_mirror_fails(official, server, load, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from stuck_input import Row
 
 from flax_mnv2.data.augment.random_crop import decode_random_crop
 from flax_mnv2.data.augment.segmentation import check_mask, decode_image, decode_mask
-from flax_mnv2.data.datasets.load import ExampleSource, load_segmentation
+from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.data.encoded_image import check_encoded
 from flax_mnv2.data.loader.bad_examples import BadExampleError, FaultRules, report
 from flax_mnv2.data.loader.batches import eval_batches, shuffled_batches, train_batches
@@ -442,7 +442,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture
 def record_file(shapes):
     """The file of the training split, to be damaged; it is whole again afterwards."""
-    path = pathlib.Path(shapes.builder.info.splits["train"].filepaths[0])
+    path = pathlib.Path(shapes.builders["train"]().info.splits["train"].filepaths[0])
     data = path.read_bytes()
     yield path
     path.write_bytes(data)
@@ -481,18 +481,12 @@ def test_a_file_cut_short_stops_even_when_skipping(shapes, record_file, keep):
         segmentation(source, 1, rules=SKIP, num_classes=256)
 
 
-def test_a_record_without_a_feature_is_named():
-    class Records(list):
-        place, folder = "here, split train", "here"
-
-        def name(self, index):
-            return f"record {index} of file"
-
-    features = ("image", "label", "file_name")
-    records = Records([{"image": b"x", "label": 0, "file_name": b"a"}, {"image": None, "file_name": b"b"}])
-    source = ExampleSource(records, features=features, text="file_name")
-    assert source[0] == {"image": b"x", "label": 0, "file_name": "a"}
-    with pytest.raises(BadExampleError, match="'record 1 of file': its record has no image, label"):
+def test_a_record_without_a_feature_is_named(shapes, monkeypatch):
+    source = shapes.source("train")
+    whole, lacking = {"image": b"x", "segmentation_mask": b"y", "image_id": b"a"}, {"image": None, "image_id": b"b"}
+    monkeypatch.setattr(source, "_records", [whole, lacking])
+    assert source[0] == {"image": b"x", "segmentation_mask": b"y", "image_id": "a"}
+    with pytest.raises(BadExampleError, match=r"'record 1 of .*array_record.*': its record has no image, segmentation"):
         source[1]
 
 

@@ -1,4 +1,4 @@
-"""Downloads from a server that cuts, lies, redirects and refuses: only the file ever gets its name."""
+"""Downloads from a server that cuts, errs, redirects and refuses: only the right file ever gets its name."""
 
 import dataclasses
 import hashlib
@@ -201,41 +201,6 @@ def test_a_file_of_another_size_is_not_even_fetched(server, offered, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [len(CONTENTS), None])
-def test_a_server_without_end_is_cut_off(server, offered, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(download, "_MAX_BYTES", 400_000)
-
-    def endless(handler):
-        handler.head(200)
-        try:
-            while True:
-                handler.wfile.write(bytes(10_000))
-        except OSError:
-            pass  # the client has hung up
-
-    server.answers["/x"] = endless
-    with pytest.raises(DataError, match=r"it sends more than the [34]00,000 bytes expected"):
-        obtain(offered("/x", size=size), places=[], target=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_server_that_drips_is_given_up(server, offered, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_SLOW_SECONDS", 0.1)
-
-    def drip(handler):
-        handler.head(200, Content_Length=len(CONTENTS))
-        try:
-            while True:
-                handler.wfile.write(b"?")
-                time.sleep(0.01)
-        except OSError:
-            pass
-
-    server.answers |= {"/slow": drip, "/x": whole}
-    monkeypatch.setattr(download, "_MAX_ATTEMPTS", 2)
-    check(obtain(offered("/slow", "/x"), places=[], target=tmp_path), tmp_path)
-
-
 def test_a_silent_server_is_given_up(server, offered, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_TIMEOUT_SECONDS", (5, 0.1))
     released = threading.Event()
@@ -246,28 +211,13 @@ def test_a_silent_server_is_given_up(server, offered, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("location", "reason"),
-    [("file:///etc/hostname", "neither http nor https"), ("ftp://127.0.0.1/x", "neither"), ("/x", "on and on")],
+    [("file:///etc/hostname", "InvalidSchema"), ("ftp://127.0.0.1/x", "InvalidSchema"), ("/x", "TooManyRedirects")],
 )
 def test_redirects_stay_on_http(server, offered, tmp_path, location, reason):
     server.answers["/x"] = lambda handler: handler.head(302, Location=location, Content_Length=0)
     with pytest.raises(DataError, match=reason):
         obtain(offered("/x"), places=[], target=tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_body_of_a_redirect_is_not_read(server, offered, tmp_path):
-    def endless(handler):
-        handler.head(302, Location="/y")
-        try:
-            for _ in range(3000):
-                handler.wfile.write(bytes(100_000))
-            server.answers["/y"] = None  # all was read
-        except OSError:
-            pass
-
-    server.answers |= {"/x": endless, "/y": whole}
-    check(obtain(offered("/x"), places=[], target=tmp_path), tmp_path)
-    assert server.answers["/y"] is whole
 
 
 def test_an_honest_redirect_is_followed(server, offered, tmp_path):
@@ -308,7 +258,7 @@ def test_all_fail_in_one_message(server, offered, tmp_path):
     with pytest.raises(DataError) as caught:
         obtain(file, places=[], target=tmp_path)
     message = str(caught.value)
-    for text in ("/a (HTTP 404) or ", "/b (HTTP 503, again and again) or ", "127.0.0.1:9/x (ConnectionError)"):
+    for text in ("/a (HTTP 404) or ", "/b (HTTP 503) or ", "127.0.0.1:9/x (ConnectionError)"):
         assert text in message
     for text in ("150,000 bytes of it are kept in", f"put it at {tmp_path / 'x.tar'}", file.digest, file.size_text):
         assert text in message
@@ -374,37 +324,6 @@ def test_a_killed_download_goes_on(server, offered, tmp_path):
     server.answers["/x"] = whole
     check(obtain(file, places=[], target=tmp_path), tmp_path)
     assert server.ranges("/x") == [None, f"bytes={HALF}-"]
-
-
-def test_two_processes_download_once(server, offered, tmp_path, monkeypatch):
-    """The second waits while the first writes, and takes what it has got."""
-    monkeypatch.setattr(download, "_POLL_SECONDS", 0.05)
-    arrived, released = threading.Event(), threading.Event()
-
-    def pause(handler):
-        arrived.set()
-        released.wait(60)
-        handler.give(CONTENTS)
-
-    server.answers["/x"] = pause
-    file = offered("/x")
-    process = _process(file, tmp_path)
-    try:
-        assert arrived.wait(60)
-        threading.Timer(0.3, released.set).start()
-        check(obtain(file, places=[], target=tmp_path), tmp_path)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-    assert len(server.requests) == 1
-
-
-def test_waiting_for_a_stopped_process_ends(offered, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(download, "_STALLED_SECONDS", 0.1)
-    file = offered("/x")
-    with download._part_of(file, tmp_path), pytest.raises(DataError, match=r"Another process holds .*not grown"):
-        obtain(file, places=[], target=tmp_path)
 
 
 def _process(file, target):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from flax_mnv2.data.datasets.load import load_classification, load_segmentation
+from flax_mnv2.data.datasets.registry import load_classification, load_segmentation
 from flax_mnv2.data.prepare import command as prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -117,7 +117,7 @@ def test_a_tfrecord_copy_is_not_built_again(tmp_path, run):
     (folder / "dataset_info.json").write_text(json.dumps({"name": "imagenet2012", "version": "5.1.0"}))
     status, message = run("imagenet2012", "--without_tensorflow")
     assert status == 2
-    assert f"flax_mnv2.data.prepare.command convert {folder}" in message
+    assert f"flax_mnv2.data.prepare convert {folder}" in message
 
 
 def test_image_folder(archives, tmp_path, run, load):
@@ -151,7 +151,7 @@ def test_segmentation(archives, tmp_path, run):
         (("imagenet2012", "--manual_dir", "absent"), "No ImageNet in absent"),
         (("image_folder", "--archive", "absent"), "Cannot open the data archive"),
         (("convert", "absent"), "Cannot read absent/dataset_info.json"),
-        (("voc_segmentation/custom",), "archive is empty"),
+        (("voc_segmentation/custom", "--archive", "x.tar"), "config.data.labels and config.data.num_classes are both"),
     ],
 )
 def test_a_mistake_is_one_message(run, arguments, message):
@@ -163,7 +163,14 @@ def test_a_mistake_is_one_message(run, arguments, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("cifar10",), ("image_folder",), ("imagenet2012", "--labels", "a"), ("image_folder", "--arch", "x")],
+    [
+        (),
+        ("cifar10",),
+        ("image_folder",),
+        ("voc_segmentation/custom", "--labels", "a,b"),
+        ("imagenet2012", "--labels", "a"),
+        ("image_folder", "--arch", "x"),
+    ],
 )
 def test_arguments_that_do_not_parse(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

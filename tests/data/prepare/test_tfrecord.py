@@ -8,16 +8,16 @@ import shutil
 import struct
 import sys
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from tensorboardX.crc32c import crc32c as peer_crc32c
 from tensorboardX.record_writer import RecordWriter
 
 from flax_mnv2.data.datasets.examples import LocalInfo
+from flax_mnv2.data.datasets.prepared import LOCK_FILE
 from flax_mnv2.data.prepare.conversion import convert
-from flax_mnv2.data.prepare.crc32c import crc32c
 from flax_mnv2.data.prepare.tfrecord import read_records
 from flax_mnv2.errors import DataError
 
@@ -29,28 +29,6 @@ def write_tfrecord(path, records):
     for record in records:
         writer.write(record)
     writer.close()
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", 0),
-        (b"123456789", 0xE3069283),
-        # RFC 3720, appendix B.4
-        (bytes(32), 0x8A9136AA),
-        (b"\xff" * 32, 0x62A8AB43),
-        (bytes(range(32)), 0x46DD794E),
-        (bytes(range(31, -1, -1)), 0x113FDB5C),
-    ],
-)
-def test_published_checksums(data, expected):
-    assert crc32c(data) == expected
-
-
-def test_checksums_of_every_length():
-    data = np.random.default_rng(0).bytes(40_000)
-    for length in (*range(200), 1023, 1024, 1025, 4095, 32 * 255, 39_999, 40_000):
-        assert crc32c(data[-length:] if length else b"") == peer_crc32c(data[-length:] if length else b"")
 
 
 def test_read_records(tmp_path):
@@ -84,6 +62,17 @@ def test_a_cut_file_is_always_found(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match="the file ends within"):
             list(read_records(path))
+
+
+@pytest.mark.parametrize("length", [5, 1 << 31, (1 << 64) - 1])
+def test_lengths_are_checked_against_the_file(tmp_path, length):
+    """Even where the checksum of the length is right."""
+    start = struct.pack("<Q", length)
+    checksum = google_crc32c.value(start)
+    masked = ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    (tmp_path / "x").write_bytes(start + struct.pack("<I", masked) + b"abc")
+    with pytest.raises(DataError, match=rf"should have {length:,} bytes, but the file ends"):
+        list(read_records(tmp_path / "x"))
 
 
 class _Numbers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -140,8 +129,8 @@ def prepared(tmp_path):
     return source, array
 
 
-def everything_in(folder):
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+def left_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
 
 
 def test_conversion(prepared):
@@ -153,7 +142,7 @@ def test_conversion(prepared):
     assert {split: len(examples) for split, examples in read(target).items()} == {"train": 20, "test": 3}
     assert sorted(path.name for path in target.iterdir()) == sorted(path.name for path in array.iterdir())
     assert {path: path.read_bytes() for path in source.iterdir()} == before
-    assert [path.name for path in target.parent.iterdir()] == ["2.1.0"]
+    assert sorted(path.name for path in target.parent.iterdir()) == [LOCK_FILE, "2.1.0"]
     assert "tensorflow" not in sys.modules
     with pytest.raises(DataError, match="is there already"):
         convert(source)
@@ -192,17 +181,17 @@ DAMAGE = {
 }
 
 
-@pytest.mark.slow
-def test_conversion_by_several_processes(prepared):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_conversion_by_several_threads(prepared, num_workers):
     source, array = prepared
     path = source / "numbers-train.tfrecord-00000-of-00003"
     whole = path.read_bytes()
     _flip(path)
     with pytest.raises(DataError, match="the checksum of its"):
-        convert(source, num_workers=2)
-    assert not everything_in(source.parent / "array_record")
+        convert(source, num_workers=num_workers)
+    assert not left_in(source.parent / "array_record")
     path.write_bytes(whole)
-    assert read(convert(source, num_workers=2)) == read(array)
+    assert read(convert(source, num_workers=num_workers)) == read(array)
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -216,8 +205,8 @@ def test_damage_leaves_nothing(prepared, tmp_path, case):
         convert(source)
     with pytest.raises(DataError, match=message):
         convert(source, data_dir=str(tmp_path / "other"))
-    assert not everything_in(tmp_path / "other")
-    assert not list(source.parent.glob("array_record/**/*"))
+    assert not left_in(tmp_path / "other")
+    assert [path.name for path in (source.parent / "array_record").iterdir()] == [LOCK_FILE]
     path.write_bytes(whole)
     assert len(read(convert(source))["train"]) == 20
 
@@ -241,7 +230,7 @@ def test_a_writer_that_fails(prepared, monkeypatch):
     monkeypatch.setattr("flax_mnv2.data.prepare.conversion.array_record_module.ArrayRecordWriter", Full)
     with pytest.raises(DataError, match=r"Cannot prepare the ArrayRecord copy .*No space left on device"):
         convert(source)
-    assert not everything_in(source.parent / "array_record")
+    assert not left_in(source.parent / "array_record")
 
 
 def test_an_interruption_leaves_nothing(prepared, monkeypatch):
@@ -254,7 +243,7 @@ def test_an_interruption_leaves_nothing(prepared, monkeypatch):
     monkeypatch.setattr("flax_mnv2.data.prepare.conversion.read_records", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(source)
-    assert not list(source.parent.glob("array_record/**/*"))
+    assert [path.name for path in (source.parent / "array_record").iterdir()] == [LOCK_FILE]
 
 
 @pytest.mark.parametrize("text", [None, "not json", "[]"])
@@ -263,3 +252,29 @@ def test_no_data_set(tmp_path, text):
         (tmp_path / "dataset_info.json").write_text(text)
     with pytest.raises(DataError, match=r"Cannot read .*dataset_info\.json"):
         convert(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"name": "../../evil"}, "cannot name a folder"),
+        ({"name": "/tmp/evil"}, "cannot name a folder"),
+        ({"splits": [{"name": "train", "shardLengths": ["1"], "filepathTemplate": "../x"}]}, "not in it|Cannot"),
+        ({"splits": [{"name": "train", "shardLengths": ["1"], "filepathTemplate": "{NONE}"}]}, "Cannot open"),
+        ({"splits": [{"name": "../train", "shardLengths": ["1"]}]}, "not in it|Cannot"),
+        ({"splits": 7}, "Cannot open"),
+        ({"version": "x"}, "Cannot open"),
+    ],
+)  # fmt: skip
+def test_descriptions_do_not_lead_outside(tmp_path, change, match):
+    """``dataset_info.json`` of a data set to convert may say anything; nothing appears but in the target."""
+    source = tmp_path / "deep" / "mine" / "1.0.0"
+    source.mkdir(parents=True)
+    description = {"name": "mine", "version": "1.0.0", "fileFormat": "tfrecord", "splits": []} | change
+    (source / "dataset_info.json").write_text(json.dumps(description))
+    kind = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    (source / "features.json").write_text(json.dumps({"pythonClassName": kind, "featuresDict": {}}))
+    with pytest.raises(DataError, match=match):
+        convert(source, data_dir=str(tmp_path / "deep" / "out"))
+    left = {path.relative_to(tmp_path).as_posix() for path in left_in(tmp_path)}
+    assert left == {"deep/mine/1.0.0/dataset_info.json", "deep/mine/1.0.0/features.json"}

@@ -1,18 +1,80 @@
-import multiprocessing
 import sys
+import threading
+import time
 
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
 from flax_mnv2.data.augment.segmentation import decode_image, decode_mask
-from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.data.datasets import registry
+from flax_mnv2.data.datasets.examples import LocalBuilder
+from flax_mnv2.data.datasets.imagenet import imagenet_labels
+from flax_mnv2.data.datasets.prepared import alone_for, prepared
+from flax_mnv2.data.datasets.records import ClassificationDataset, SegmentationDataset, opened
+from flax_mnv2.data.datasets.registry import known_num_classes, load_segmentation
+from flax_mnv2.data.prepare import command
 from flax_mnv2.errors import ConfigError, DataError
 
 MASK = "VOCdevkit/VOC2012/SegmentationClass/b.png"
 IMAGE = "VOCdevkit/VOC2012/JPEGImages/b.jpg"
+
+
+def test_the_table():
+    assert registry.names_of(ClassificationDataset) == ("imagenet2012", "image_folder")
+    assert registry.names_of(SegmentationDataset) == (
+        "voc_segmentation/2012",
+        "voc_segmentation/2012_aug",
+        "voc_segmentation/custom",
+        "shapes_segmentation",
+    )
+    numbers = {name: known_num_classes(name) for name in (*registry.DATASETS, "unknown")}
+    assert numbers == {
+        "imagenet2012": len(imagenet_labels()),
+        "image_folder": 0,
+        "voc_segmentation/2012": 21,
+        "voc_segmentation/2012_aug": 21,
+        "voc_segmentation/custom": 0,
+        "shapes_segmentation": 4,
+        "unknown": 0,
+    }
+
+
+def test_a_data_set_is_a_module_and_a_row(tmp_path, monkeypatch, capsys):
+    """What a module of one's own would hold, and its row: training and the prepare command know it by that."""
+
+    class Dots(LocalBuilder, skip_registration=True):
+        def _info(self):
+            return self._classification_info(labels=("even", "odd"), description="Dots.")
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(self.builder_config.count)}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                yield index, {"image": bytes([index]), "label": index % 2, "file_name": f"{index}"}
+
+    def load(name, data, data_dir):
+        config = tfds.core.BuilderConfig(name=f"of_{data['num_classes']}")
+        config.count = data["num_classes"]
+        builder = prepared(lambda: Dots(config=config, data_dir=data_dir), data_dir)
+        return ClassificationDataset(name=name, labels=("even", "odd"), builders=opened(builder.info.splits, builder))
+
+    entry = registry.Entry(
+        kind=ClassificationDataset, load=load, summary="dots", fields={"num_classes": "of dots"}, fixed={"holdout": 0}
+    )
+    monkeypatch.setitem(registry.DATASETS, "dots", entry)
+    data = {"dataset": "dots", "data_dir": str(tmp_path), "num_classes": 2}
+    assert registry.load_classification(data).source("train")[1]["file_name"] == "1"
+    with pytest.raises(ConfigError, match=r"config\.data\.holdout is 0\.5, but dots has 0"):
+        registry.load(data | {"holdout": 0.5})
+    with pytest.raises(ConfigError, match=r"'dots', expected one of voc_segmentation/2012, .* for segmentation"):
+        load_segmentation(data)
+    assert command.main(["dots", "--num_classes", "2", "--data_dir", str(tmp_path)]) == 0
+    assert "train       2 examples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["folder", "x.tar", "x.tgz", "x.zip"])
@@ -31,7 +93,7 @@ def test_custom_archive(archives, tmp_path, load, kind):
     stored = cv2.imdecode(np.frombuffer(source[1]["segmentation_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(stored, archives.mask_array(21, 30))
     assert "tensorflow" not in sys.modules
-    with pytest.raises(DataError, match=r"no split 'test'; it has .*train"):
+    with pytest.raises(DataError, match=r"no split 'test' here; it has .*train"):
         dataset.source("test")
 
 
@@ -50,7 +112,7 @@ def test_config_dict_and_empty_data_dir(archives, tmp_path, monkeypatch):
     data.crop_size = 321
     dataset = load_segmentation(data)
     assert dataset.labels == ("class_0", "class_1", "class_2")
-    assert dataset.builder.data_dir.startswith(str(tmp_path / "tfds" / "voc_segmentation" / "x_"))
+    assert dataset.builders["train"]().data_dir.startswith(str(tmp_path / "tfds" / "voc_segmentation" / "x_"))
 
 
 def test_prepared_once_and_rebuilt_after_a_change(archives, tmp_path, load):
@@ -204,27 +266,30 @@ def test_damaged_prepared_files(archives, tmp_path, load):
         load(archive=archive).source("train")
 
 
-def _load_in_child(data, queue):
-    queue.put(load_segmentation(data).num_examples)
+def test_the_second_waits_for_the_first(archives, tmp_path, load, capsys):
+    """As two processes would: each holds a lock of its own on the file."""
+    archive = str(archives.write(tmp_path / "x.tar", archives.voc_files()))
+    found, printed = [], ""
+    thread = threading.Thread(target=lambda: found.append(load(archive=archive)))
+    with alone_for(tmp_path / "prepared" / "other", tmp_path / "prepared", what="other"):
+        thread.start()
+        deadline = time.monotonic() + 60
+        while "waiting for it to end" not in printed:
+            assert time.monotonic() < deadline
+            printed += capsys.readouterr().out
+            time.sleep(0.01)
+        assert not found
+    thread.join(60)
+    assert found[0].num_examples["train"] == 3
+    assert f"Another process prepares a data set in {tmp_path / 'prepared'}" in printed
 
 
-def test_two_processes_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    data = {"dataset": "shapes_segmentation", "data_dir": str(tmp_path)}
-    children = [context.Process(target=_load_in_child, args=(data, queue)) for _ in range(2)]
-    for child in children:
-        child.start()
-    assert [queue.get(timeout=60) for _ in children] == [{"train": 400, "val": 80}] * 2
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
-
-
-def test_shapes(tmp_path, load):
+def test_shapes(tmp_path, load, monkeypatch):
+    """An example depends on its split and index alone, not on how many there are."""
     dataset = load(dataset="shapes_segmentation", labels="")
     assert dataset.labels == ("background", "disc", "square", "triangle")
     assert dataset.num_examples == {"train": 400, "val": 80}
+    monkeypatch.setattr("flax_mnv2.data.datasets.shapes.SHAPES_NUM_EXAMPLES", {"train": 20, "val": 20})
     again = load(dataset="shapes_segmentation", labels="", data_dir=str(tmp_path / "other"))
     found = np.zeros(256, int)
     for split in dataset.split_names:

@@ -154,3 +154,27 @@ def test_no_room_to_decompress(archives, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", _FullDisk)
     with pytest.raises(DataError, match=r"No room in .*Set TMPDIR"):
         VocFiles(path)
+
+
+def _with_list(archives, tmp_path, text):
+    files = archives.voc_files()
+    files[f"{archives.ROOT}/ImageSets/Segmentation/val.txt"] = text.encode()
+    return VocFiles(archives.write(tmp_path / "x.tar", files))
+
+
+@pytest.mark.parametrize(
+    "image_id", ["../../../etc/passwd", "/etc/passwd", "a/../b", "a\x00", "\ud7ff", "a\x1b[2J", "."]
+)
+def test_ids_are_only_looked_up(archives, tmp_path, image_id):
+    with _with_list(archives, tmp_path, image_id) as voc:
+        assert voc.splits()["val"] == [image_id]
+        for read in (voc.read_image, voc.read_mask):
+            with pytest.raises(DataError, match="lists the id") as caught:
+                read(image_id)
+            assert str(caught.value).isprintable()
+
+
+def test_a_repeated_id_is_found_in_a_long_list(archives, tmp_path):
+    many = "".join(f"{index}\n" for index in range(200_000)) + "199999\n"  # without comparing all with all
+    with _with_list(archives, tmp_path, many) as voc, pytest.raises(DataError, match="'199999' more than once"):
+        voc.splits()

@@ -1,0 +1,126 @@
+"""A tar as a tree of files, and the tars inside it.
+
+``tarfile`` reads the headers; the bytes of a member are read from its place in the file, by any number of threads.
+"""
+
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from flax_mnv2.data.archives.tree import FileTree, Keep, check_size, damage_named, open_regular, usable_name
+
+_PIECE_BYTES = 1 << 20
+
+
+class TarTree(FileTree):
+    """The files of a tar.
+
+    The kept members of a compressed tar are copied into an anonymous temporary file, so that they can be read in any
+    order.
+    """
+
+    def __init__(self, path: Path, keep: Keep, decompress: Callable[[IO[bytes]], IO[bytes]] | None):
+        """Reads the headers.
+
+        Args:
+          path: of the tar.
+          keep: see ``FileTree``.
+          decompress: opens a compressed file, as ``gzip.open`` does; None for a plain tar.
+
+        Raises:
+          Exception: see ``FileTree``.
+        """
+        self._decompress = decompress
+        super().__init__(path, keep)
+
+    def _list(self) -> None:
+        if self._decompress:
+            self._file = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (entered)
+            with open_regular(self.path) as packed, self._decompress(packed) as stream:
+                self._copy_from(stream)
+        else:
+            self._file = self._open.enter_context(open_regular(self.path))
+            for name, member in self._kept(self._file):
+                self._add_file(name, (member.offset_data, member.size))
+
+    def _copy_from(self, stream: IO[bytes]) -> None:
+        for name, member in self._kept(stream):
+            data = stream.read(member.size)
+            if len(data) < member.size:
+                raise EOFError(f"{name[:80]!a} is cut short")
+            self._add_file(name, (self._file.tell(), member.size))
+            self._file.write(data)
+        while stream.read(_PIECE_BYTES):  # to the end, where the checksum is
+            pass
+        self._file.flush()
+
+    def _kept(self, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+        """The plain files of interest; the folders between them are noted."""
+        for member in _members(file):
+            name = usable_name(self.path, member.name)
+            if name and member.isdir():
+                self._folders.add(name)
+            elif name and self._keep(name):
+                check_size(self.path, name, member.size)
+                yield name, member
+
+    def read(self, name: str) -> bytes:
+        """See ``FileTree``."""
+        offset, size = self._files[name]
+        with damage_named(self.path, name):
+            data = os.pread(self._file.fileno(), size, offset)
+            if len(data) != size:
+                raise EOFError(f"{len(data)} of {size} bytes")
+            return data
+
+
+def inner_files(tree: FileTree, name: str) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the plain files of a tar that lies inside ``tree``, in their order.
+
+    The inner tar is held in memory.
+
+    Raises:
+      DataError: it is damaged; the message names both archives.
+    """
+    data = tree.read(name)
+    with damage_named(tree.path, name):
+        for member in _members(io.BytesIO(data)):
+            inner = usable_name(tree.path, member.name)
+            if inner and member.isreg():
+                yield inner, data[member.offset_data : member.offset_data + member.size]
+
+
+def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """The plain files and folders of a tar in their order; links, devices and the like are passed over.
+
+    Before the next one is asked for, the caller may read the member's bytes, which begin at the file's position.
+    """
+    reader = _Remembering(file)
+    with tarfile.open(fileobj=reader, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # tarfile keeps them all: a gigabyte for the images of ImageNet
+            if member.size < 0:
+                raise tarfile.ReadError("a member has a negative size")
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name[:80]!a} is stored as a sparse file, which is not supported")
+            if member.isreg() or member.isdir():
+                yield member
+    if any(reader.last):  # tarfile takes a damaged header, or half of one, for the end
+        raise tarfile.ReadError("a header is damaged or cut short")
+
+
+class _Remembering:
+    """A file for ``tarfile``, which tells what was read last: zeros or nothing where the tar ends as it should."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        self.last = self._file.read(size)
+        return self.last

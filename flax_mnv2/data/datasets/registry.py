@@ -1,0 +1,144 @@
+"""The data sets by name: from ``config.data`` to a prepared data set. A new one is a module here and a row below."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax_mnv2.data.datasets import image_folder, imagenet, shapes, voc
+from flax_mnv2.data.datasets.prepared import default_data_dir
+from flax_mnv2.data.datasets.records import ClassificationDataset, Dataset, SegmentationDataset
+from flax_mnv2.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+      kind: class of what it gives, by the kind of its examples.
+      load: (name, ``config.data``, folder of prepared data sets) → the data set, built if it is not there yet. Raises
+        ConfigError for a wrong field, and DataError for data that is missing, damaged or cannot be stored.
+      summary: what it is, in a few words.
+      fields: those of ``config.data`` that it reads, beside ``dataset`` and ``data_dir``, and what they are. Where
+        ``labels`` is not among them, they are the data's own.
+      fixed: what other fields must say if they say anything.
+    """
+
+    kind: type[Dataset]
+    load: Callable[[str, Mapping[str, Any], Path], Dataset]
+    summary: str
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+_VOC = {"num_classes": len(voc.VOC_LABELS), "ignore_label": voc.VOC_IGNORE_LABEL}
+_VOC_ARCHIVE = {
+    "archive": "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
+}
+
+DATASETS: dict[str, Entry] = {
+    "imagenet2012": Entry(
+        kind=ClassificationDataset,
+        load=imagenet.load,
+        summary="ImageNet (ILSVRC 2012) from its official archives",
+        fields={"archive": "folder of the official archives (default: downloads/manual in the data_dir)"},
+        fixed={"num_classes": imagenet.NUM_CLASSES},
+    ),
+    "image_folder": Entry(
+        kind=ClassificationDataset,
+        load=image_folder.load,
+        summary="images in folders by split and class, of your own",
+        fields={
+            "archive": "folder, tar or zip of train/CLASS/IMAGE …",
+            "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
+        },
+    ),
+    "voc_segmentation/2012": Entry(
+        kind=SegmentationDataset,
+        load=voc.load,
+        summary="PASCAL VOC 2012: images and class masks",
+        fields=_VOC_ARCHIVE,
+        fixed=_VOC,
+    ),
+    "voc_segmentation/2012_aug": Entry(
+        kind=SegmentationDataset,
+        load=voc.load,
+        summary="PASCAL VOC 2012 with the masks of SBD: images and class masks",
+        fields={**_VOC_ARCHIVE, "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG"},
+        fixed=_VOC,
+    ),
+    "voc_segmentation/custom": Entry(
+        kind=SegmentationDataset,
+        load=voc.load,
+        summary="images and class masks in VOC's layout, of your own",
+        fields={
+            "archive": "folder, tar or zip in VOC's layout",
+            "labels": "a text file with one name per line, or a,b,c",
+            "num_classes": "in place of --labels",
+            "ignore_label": "pixels without a class (default: 255)",
+        },
+    ),
+    "shapes_segmentation": Entry(
+        kind=SegmentationDataset,
+        load=shapes.load,
+        summary="drawn shapes and class masks, for trying things out",
+        fixed={"num_classes": len(shapes.SHAPES_LABELS), "ignore_label": shapes.SHAPES_IGNORE_LABEL},
+    ),
+}
+
+
+def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:
+    """Prepares a data set of images with masks if it is not yet prepared, and opens it; see :func:`load`."""
+    return load(data, SegmentationDataset)
+
+
+def load_classification(data: Mapping[str, Any]) -> ClassificationDataset:
+    """Finds a data set of images with labels, and prepares it: ImageNet by split when asked for; see :func:`load`."""
+    return load(data, ClassificationDataset)
+
+
+def load(data: Mapping[str, Any], kind: type[Dataset] = Dataset) -> Any:
+    """Opens a data set, and builds it first where it is not prepared yet.
+
+    Args:
+      data: ``config.data``, a ConfigDict or any mapping with ``dataset``, one of :data:`DATASETS`; with ``data_dir``,
+        where prepared data sets live ("" is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``); and with the fields that
+        the data set's own module describes. Absent fields are empty, others are ignored.
+      kind: what is wanted.
+
+    Returns:
+      A data set of that kind.
+
+    Raises:
+      ConfigError: a field is wrong, or two contradict each other.
+      DataError: the data is missing, damaged or inconsistent, or cannot be stored.
+    """
+    name, names = data.get("dataset", ""), names_of(kind)
+    if name not in names:
+        wanted = f" for {kind.kind}" if kind is not Dataset else ""
+        raise ConfigError(f"config.data.dataset is {name!r}, expected one of {', '.join(names)}{wanted}.")
+    entry = DATASETS[name]
+    if data.get("labels") and "labels" not in entry.fields:
+        raise ConfigError(f"config.data.labels is set, but the labels of {name} are fixed. Set it to ''.")
+    _check_fixed(name, data, entry.fixed)
+    dataset = entry.load(name, data, default_data_dir(data.get("data_dir") or ""))
+    _check_fixed(name, data, {"num_classes": len(dataset.labels)})
+    return dataset
+
+
+def names_of(kind: type[Dataset] = Dataset) -> tuple[str, ...]:
+    """Returns the names of the data sets of a kind."""
+    return tuple(name for name, entry in DATASETS.items() if issubclass(entry.kind, kind))
+
+
+def known_num_classes(name: str) -> int:
+    """Returns the number of classes of a data set, or 0 where only the data itself tells."""
+    return DATASETS[name].fixed.get("num_classes", 0) if name in DATASETS else 0
+
+
+def _check_fixed(name: str, data: Mapping[str, Any], fixed: Mapping[str, int]) -> None:
+    for key, expected in fixed.items():
+        value = data.get(key)
+        if value not in (None, expected) and not (key == "num_classes" and value == 0):
+            raise ConfigError(f"config.data.{key} is {value}, but {name} has {expected}.")
