@@ -22,7 +22,7 @@ from flax_mnv2.predict.records import RECORDS_NAME, Records, format_record
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
 from flax_mnv2.tasks.stream import Predictor, predict_files
-from flax_mnv2.weights.pretrained import from_pretrained, load_processor
+from flax_mnv2.weights.pretrained import from_pretrained, open_weights
 
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
 DEFAULT_SEGMENTATION_OUTPUT = "predictions"
@@ -106,10 +106,11 @@ def load_predictor(
       CheckpointError: no such model, or no processor beside it.
       ConfigError: a model for something else.
     """
-    model, variables = from_pretrained(id_or_folder, task=task, revision=revision, dtype=dtype)
+    source = open_weights(id_or_folder, revision=revision)
+    model, variables = from_pretrained(source, task=task, dtype=dtype)
     if model.config.num_channels != 3:
         raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
-    processor = load_processor(id_or_folder, revision=revision)
+    processor = source.processor()
     if isinstance(model, MobileNetV2ForSemanticSegmentation):
         return SegmentationPredictor(model, variables, processor)
     if isinstance(model, MobileNetV2ForImageClassification):
@@ -170,7 +171,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         default=DEFAULT_MODEL,
         metavar="FOLDER",
-        help="model folder, a run's WORKDIR/checkpoints/STEP, or Hugging Face hub id (default: %(default)s)",
+        help="model folder or file of weights, a run's WORKDIR/checkpoints/STEP, or hub id (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument(

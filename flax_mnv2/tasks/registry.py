@@ -20,6 +20,7 @@ from flax_mnv2.tasks.classification.task import ClassificationTask
 from flax_mnv2.tasks.segmentation import task as segmentation
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.weights.pretrained import load_processor
+from flax_mnv2.weights.source import Source
 
 Dataset = SegmentationDataset | ClassificationDataset
 Task = SegmentationTask | ClassificationTask
@@ -80,7 +81,7 @@ def make_eval_task(
     )
 
 
-def processor_of(pretrained: str, task: str) -> MobileNetV2ImageProcessor | None:
+def processor_of(pretrained: str | Source, task: str) -> MobileNetV2ImageProcessor | None:
     """The processor that belongs to pretrained weights, where ``task`` needs one.
 
     Raises:

@@ -20,7 +20,7 @@ from flax_mnv2.training.evaluation import Evaluation, evaluate
 from flax_mnv2.training.parallel import check_divisible, make_parallel
 from flax_mnv2.training.run_checkpoints import EMA, FOLDER_NAME, VARIABLES, Checkpoints
 from flax_mnv2.training.step import make_eval_step
-from flax_mnv2.weights.pretrained import from_pretrained
+from flax_mnv2.weights.pretrained import from_pretrained, open_weights
 
 WEIGHTS = ("auto", "raw", "ema")
 
@@ -43,7 +43,7 @@ def evaluate_run(
       config: the run's, or for ``pretrained`` any that names the data.
       workdir: of a training run; or
       checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/STEP``; or
-      pretrained: a Hugging Face folder or hub id.
+      pretrained: a hub id, a folder or a file of weights: whatever ``from_pretrained`` takes.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
       weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
         for the average where the run keeps one.
@@ -74,9 +74,10 @@ def evaluate_run(
         dataset.source(split)  # fails early on an unknown split
 
     if pretrained:
-        model, variables = from_pretrained(pretrained, task=config.task)
+        source = open_weights(pretrained)
+        model, variables = from_pretrained(source, task=config.task)
         model_config, name, default_output = model.config, pretrained, pathlib.Path("evaluation")
-        processor = processor_of(pretrained, config.task)
+        processor = processor_of(source, config.task)
     else:
         checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
         model_config, processor = MobileNetV2Config.from_dict(checkpoints.about(at)["model"]), None

@@ -19,7 +19,7 @@ from flax_mnv2.training.evaluation import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import Blame
 from flax_mnv2.training.faults.run_lock import only_run
-from flax_mnv2.training.initial_weights import initial_variables, origin_notes
+from flax_mnv2.training.initial_weights import initial_weights
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
@@ -97,9 +97,9 @@ def train(
     ):
         # ---- State: from the newest checkpoint, else from pretrained weights, else random -------------------
         resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
-        variables = task.init_variables(config.seed)
+        variables, notes = task.init_variables(config.seed), []
         if resume_step is None and config.init_from:
-            variables = initial_variables(config, task, variables)
+            variables, notes = initial_weights(config, task, variables)
         state = parallel.put_state(TrainState.create(variables, optimizer, ema=keeps_ema))
         if resume_step is not None:
             state = parallel.put_state(checkpoints.restore(parallel.global_view(state), resume_step))
@@ -111,7 +111,7 @@ def train(
             f"{len(dataset.labels)} classes"
         )
         say(_describe(task, state, parallel, config))
-        for note in origin_notes(config) if resume_step is None else ():
+        for note in notes:
             say(note)
         say(
             f"{_origin(config, resume_step)}; {config.num_steps - step} steps to go, the first one compiles", flush=True

@@ -7,6 +7,7 @@ which no model of ours reads and which is kept so that a checkpoint comes back a
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -37,11 +38,17 @@ class Naming:
 
     Attributes:
       key_of: its name for the tensor at a path.
+      backbone: how the names of the backbone's tensors begin, as a regular expression.
       torch_layout: convolutions are OIHW and matrices (out, in); off, the arrays lie as in Flax.
     """
 
     key_of: Callable[[Path], str]
+    backbone: str
     torch_layout: bool = True
+
+    def is_backbone(self, key: str) -> bool:
+        """Whether a name is one of the backbone's, and of no head's."""
+        return re.match(self.backbone, key) is not None
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape in the library's layout of a tensor with ``shape`` in ours."""
@@ -64,17 +71,22 @@ class Naming:
         return turned.get(rank, tuple(range(rank)))
 
 
-def torch_naming(prefix_of: Callable[[Path], str]) -> Naming:
-    """The naming of a PyTorch library, whose modules ``prefix_of`` names from ours."""
+def torch_naming(prefix_of: Callable[[Path], str | None], *, backbone: str) -> Naming:
+    """The naming of a PyTorch library.
+
+    Args:
+      prefix_of: its name for a module of ours; None for one that it does not have, which keeps its own.
+      backbone: as in ``Naming``.
+    """
 
     def key_of(path: Path) -> str:
         collection, *modules, leaf = path
-        return f"{prefix_of(tuple(modules))}.{_TORCH_LEAVES[collection, leaf]}"
+        return f"{prefix_of(tuple(modules)) or '.'.join(modules)}.{_TORCH_LEAVES[collection, leaf]}"
 
-    return Naming(key_of)
+    return Naming(key_of, backbone)
 
 
-FLAX_NAMING = Naming("/".join, torch_layout=False)
+FLAX_NAMING = Naming("/".join, r"\w+/mobilenet_v2/", torch_layout=False)
 
 
 def widen(key: str, array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from flax_mnv2 import MobileNetV2Config, MobileNetV2ImageProcessor, UserError
 from flax_mnv2.config import MAX_WEIGHTS_IN_FILE
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.config.recorded import config_for_evaluation
-from flax_mnv2.weights import formats
+from flax_mnv2.weights.opening import open_weights
 
 FIELDS = [*MobileNetV2Config().to_dict(), "num_labels", "batch_norm_momentum", "pool_window", "layer_depth_multiplier",
           "problem_type", "extra", "architectures", "architecture", "size", "crop_size", "image_mean", "resample",
@@ -97,7 +97,7 @@ def test_text_of_every_kind(tmp_path):
     readers = (
         lambda: MobileNetV2Config.from_json_file(tmp_path / "config.json"),
         lambda: MobileNetV2ImageProcessor.from_pretrained(tmp_path),
-        lambda: formats.open_source(tmp_path),
+        lambda: open_weights(tmp_path),
     )
 
     @cases(2000)

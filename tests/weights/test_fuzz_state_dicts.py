@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from flax_mnv2 import MobileNetV2Config, UserError, from_state_dict
-from flax_mnv2.weights import files, hugging_face, timm, torchvision
+from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.checkpoint import make_model, variable_shapes
+from flax_mnv2.weights.formats import hugging_face, timm, torchvision
 from flax_mnv2.weights.tensors import write_state
 
 MAX_GROWTH_KIB = 400_000
@@ -169,7 +170,7 @@ def _fuzz_file(path, contents, count):
         path.write_bytes(_edited(content, edits))
         state, message = {}, ""
         try:
-            state = files.read_tensor_file(path).state
+            state = tensor_files.read_tensor_file(path).state
         except UserError as error:
             message = str(error)
         assert len(message) < 1500
@@ -207,7 +208,7 @@ def test_safetensors_with_any_header(tmp_path):
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
         try:
-            files.read_tensor_file(path)
+            tensor_files.read_tensor_file(path)
             outcomes.append(True)
         except UserError:
             outcomes.append(False)

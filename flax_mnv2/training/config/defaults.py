@@ -49,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.parallel = "jit"  # jit over a mesh, or pmap
     config.shard_optimizer_state = False  # split it over the devices, which saves memory (jit, and batch_norm.sync)
 
-    # Where the weights come from: a local Hugging Face folder or a hub id; empty starts from random ones.
+    # Weights to start from: a folder or file of any library, a run's checkpoint or a hub id; empty: random ones.
     config.init_from = ""
     config.init_scope = "backbone"  # backbone: the head starts fresh; all: the labels must match
 
