@@ -82,15 +82,12 @@ def stated_task(config: MobileNetV2Config) -> str | None:
     """The task that a config's ``architectures`` names; None if it names none."""
     stated = config.extra.get("architectures") or ()
     names = stated if isinstance(stated, (list, tuple)) else (stated,)
-    return next((task for task, cls in MODEL_CLASSES.items() if cls.__name__ in names), None)
+    tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
+    return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
 
 
 def task_of(config: MobileNetV2Config) -> str:
-    """The task that a config's ``architectures`` names.
-
-    Raises:
-      ConfigError: it names none.
-    """
+    """The task that a config's ``architectures`` names, or a ConfigError."""
     task = stated_task(config)
     if task is None:
         raise ConfigError(

@@ -54,14 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(
     weights: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
 ) -> None:
-    """Reads, checks, writes, and prints what it did.
-
-    Args:
-      weights: folder, file or hub id.
-      destination: where to write.
-      source_format: what the source must be; ``"auto"`` for whatever it is.
-      to: format to write; None follows from the destination.
-      overwrite: whether something may lie at the destination.
+    """Does what the command line says, and prints it.
 
     Raises:
       UserError: anything that is not as it should be; nothing is written then.

@@ -46,22 +46,18 @@ def open_weights(
     if isinstance(weights, Source):
         return weights
     path = expand_user(weights)
-    if os.path.isfile(path) or (path.suffix in FILE_SUFFIXES and not os.path.isdir(path)):
-        return _open_file(path)
-    return _open_folder(_fetch(weights, revision=revision, cache_dir=cache_dir))
+    is_file = os.path.isfile(path) or (path.suffix in FILE_SUFFIXES and not os.path.isdir(path))
+    if not is_file:
+        path = _fetch(weights, revision=revision, cache_dir=cache_dir)
+    elif not os.path.exists(path):
+        raise CheckpointError(f"No file or folder {path}.")
+    folder = path.parent if is_file else path
+    found = Found(path, folder, _peek(folder / CONFIG_NAME), read_tensor_file(path) if is_file else None)
+    return _recognise(found).open(found)
 
 
 def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None = None) -> Source:
-    """Opens a state dict in memory, recognised by its names.
-
-    Args:
-      state: PyTorch tensors or arrays by name.
-      config: of a model of transformers, whose tensors do not say it; None for torchvision and timm, whose do.
-
-    Raises:
-      CheckpointError: of no known format, or the config is missing.
-      ConfigError: a config where the tensors say it themselves.
-    """
+    """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
     found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)).unwrapped(), config)
     form = _recognise(found)
     if config is not None and not form.needs_config:
@@ -77,32 +73,19 @@ def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
     return resolve_folder(weights, files=(*_HUB_FILES, *_HUB_PICKLES), **options)
 
 
-def _open_folder(folder: pathlib.Path) -> Source:
-    found = Found(folder, folder, _peek(folder / CONFIG_NAME))
-    form = next((form for form in FORMATS.values() if form.recognises(found)), None)
-    if form is not None:
-        return form.open(found)
-    steps = [*folder.glob("checkpoints/*/variables"), *folder.glob("*/variables")]
-    steps = sorted((path.parent for path in steps if re.search(r"\d$", path.parent.name)), key=_step_of)
-    if steps:
-        raise CheckpointError(
-            f"{folder} holds the checkpoints of a training run; name one of them, such as {steps[-1]}."
-        )
-    return FORMATS["hf"].open(found)  # whose error says what such a folder lacks
-
-
-def _open_file(path: pathlib.Path) -> Source:
-    if not os.path.exists(path):
-        raise CheckpointError(f"No file or folder {path}.")
-    found = Found(path, path.parent, _peek(path.parent / CONFIG_NAME), read_tensor_file(path))
-    return _recognise(found).open(found)
-
-
 def _recognise(found: Found) -> Format:
-    """The format whose tensor names these are."""
+    """The format that says yes; a CheckpointError where none does."""
     form = next((form for form in FORMATS.values() if form.recognises(found)), None)
     if form is not None:
         return form
+    if found.tensors is None:
+        items = [*found.where.glob("*/variables"), *found.where.glob("checkpoints/*/variables")]
+        steps = sorted((item.parent for item in items if re.search(r"\d$", item.parent.name)), key=_step_of)
+        if steps:
+            raise CheckpointError(
+                f"{found.where} holds the checkpoints of a training run; name one of them, such as {steps[-1]}."
+            )
+        return FORMATS["hf"]  # whose error says what such a folder lacks
     names = [f"{name} {value.shape}" for name, value in sorted(found.tensors.state.items())]
     examples = "\n".join(f"    {form.name + ':':<12} {form.example}" for form in FORMATS.values() if form.example)
     raise CheckpointError(

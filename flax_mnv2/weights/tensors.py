@@ -58,8 +58,7 @@ class Naming:
         """OIHW → HWIO and (out, in) → (in, out) where the layout is PyTorch's; float32, or the counter's integers."""
         if array.ndim == 0:
             return array
-        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)) if self.torch_layout else None
-        return np.ascontiguousarray(np.transpose(widen(key, array), axes) if axes else widen(key, array))
+        return np.ascontiguousarray(widen(key, array).transpose(np.argsort(self._axes(array.ndim))))
 
     def from_flax(self, array: np.ndarray) -> np.ndarray:
         """The inverse of ``to_flax``; types stay."""
@@ -72,12 +71,7 @@ class Naming:
 
 
 def torch_naming(prefix_of: Callable[[Path], str | None], *, backbone: str) -> Naming:
-    """The naming of a PyTorch library.
-
-    Args:
-      prefix_of: its name for a module of ours; None for one that it does not have, which keeps its own.
-      backbone: as in ``Naming``.
-    """
+    """The naming of a PyTorch library, from its name for a module of ours; one that it does not have keeps its own."""
 
     def key_of(path: Path) -> str:
         collection, *modules, leaf = path

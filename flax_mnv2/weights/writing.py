@@ -31,8 +31,7 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
       keep_processor: whether a ``preprocessor_config.json`` stays where the checkpoint has none.
 
     Raises:
-      ConfigError: the format cannot represent the model, or as for ``check_destination``.
-      CheckpointError: the folder is one of a training run.
+      UserError: the format cannot represent the model, or as for ``check_destination``.
     """
     check_destination(destination, to)
     form = FORMATS[to]

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from flax_mnv2 import MobileNetV2Config, UserError, from_state_dict
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.checkpoint import make_model, variable_shapes
-from flax_mnv2.weights.formats import hugging_face, timm, torchvision
+from flax_mnv2.weights.formats import FORMATS, hugging_face
 from flax_mnv2.weights.tensors import write_state
 
 MAX_GROWTH_KIB = 400_000
@@ -31,14 +31,10 @@ def _peak():
 
 def _state(library):
     """A valid state dict of a tiny network, and the config that goes with it, if one does."""
-    if library == "hf":
-        config, naming = HF, hugging_face.NAMING
-    elif library == "torchvision":
+    config, naming = HF, hugging_face.NAMING
+    if library != "hf":
         config = MobileNetV2Config(num_labels=3, round_widths=False, stem_residual=True)
-        naming = torchvision.naming(len(config.layer_plan.blocks))
-    else:
-        config = MobileNetV2Config(num_labels=3, round_widths=False, stem_residual=True)
-        naming = timm.naming(config)
+        naming = FORMATS[library].naming(config)
     shapes = variable_shapes(make_model(config, "classification"))
     state = write_state({path: np.ones(shape, np.float32) for path, shape in shapes.items()}, naming)
     return state, (HF if library == "hf" else None)

@@ -89,11 +89,7 @@ class FlaxFormat(Format):
 
 
 def read_state(folder: pathlib.Path, about: dict[str, Any] | None) -> StateDict:
-    """All tensors by path, joined by slashes: ``params/mobilenet_v2/…``.
-
-    Args:
-      folder: of the format.
-      about: what ``read_about`` gave.
+    """All tensors by path, joined by slashes: ``params/mobilenet_v2/…``; ``about`` is what ``read_about`` gave.
 
     Raises:
       CheckpointError: Orbax cannot read ``variables/``, or arrays are not what was saved.

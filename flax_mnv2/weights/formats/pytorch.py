@@ -55,12 +55,8 @@ class PyTorchFormat(Format):
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """The config of the network that ``state`` is; where the library has none such, of the nearest that it has.
 
-        Args:
-          state: tensors by name.
-          values: contents of the library's own ``config.json``, if there is one.
-
         Raises:
-          ConfigError: ``values`` are for another model, or for settings that this library does not have.
+          ConfigError: ``values``, of the library's own ``config.json``, are for a network that we do not have.
         """
 
     @abc.abstractmethod
@@ -137,13 +133,7 @@ def state_widths(state: Mapping[str, np.ndarray], naming: Naming, modules: tuple
 
 
 def state_fields(state: Mapping[str, np.ndarray], naming: Naming, *, default_labels: int) -> dict[str, int]:
-    """``num_labels`` and ``num_channels`` as the tensors of the last and the first layer have them.
-
-    Args:
-      state: tensors by name.
-      naming: of ``state``.
-      default_labels: what the library has where there is no classifier.
-    """
+    """``num_labels`` and ``num_channels`` as the last and the first layer have them, or as where there are none."""
     first = state.get(naming.key_of(("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")))
     classifier = [state.get(naming.key_of(("params", "classifier", leaf))) for leaf in ("kernel", "bias")]
     widths = [tensor.shape[0] for tensor in classifier if tensor is not None and tensor.ndim]
@@ -152,11 +142,9 @@ def state_fields(state: Mapping[str, np.ndarray], naming: Naming, *, default_lab
 
 
 def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> MobileNetV2Config:
-    """The same network with the fields that transformers does not know at their default, as far as that can be.
+    """The same network with fields that transformers does not know at their default, as far as that can be.
 
-    Args:
-      config: by these libraries' rule for widths.
-      search: whether another depth multiplier may serve.
+    ``search`` says whether another depth multiplier may serve.
     """
     defaults = {"round_widths": True, "stem_residual": False}
     for own in ({}, {"stem_residual": True}, {"round_widths": False}):

@@ -66,16 +66,13 @@ class TimmFormat(pytorch.PyTorchFormat):
 
     name = "timm"
     example = "conv_stem.weight, blocks.0.0.conv_dw.weight"
+    naming = staticmethod(naming)
 
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its config."""
         if found.tensors is None:
             return found.is_of_timm
         return any(key.startswith("blocks.") or key == "conv_stem.weight" for key in found.tensors.state)
-
-    def naming(self, config: MobileNetV2Config) -> Naming:
-        """Names in the network of ``config``."""
-        return naming(config)
 
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """That of the variant that ``values`` name, or else of the one that ``state`` is like."""

@@ -62,11 +62,7 @@ def fields_of(values: Mapping[str, Any], fields: Mapping[str, int]) -> dict[str,
 
 
 def make_processor(values: Mapping[str, Any]) -> MobileNetV2ImageProcessor:
-    """The image processor that does what timm's evaluation transform does.
-
-    Raises:
-      ConfigError: a config, as for ``fields_of``, has a setting of the wrong form or out of its range.
-    """
+    """The image processor that does what timm's evaluation transform does, or a ConfigError."""
     said = _preprocessing(values)
     crop = said["input_size"][-1]
     try:
@@ -89,11 +85,6 @@ def unsaid_settings(processor: MobileNetV2ImageProcessor) -> list[str]:
 
 def folder_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2ImageProcessor | None) -> str:
     """The ``config.json`` of a timm hub folder: the one that the weights came with, or a new one.
-
-    Args:
-      config: of the model.
-      variant: its name in timm.
-      processor: what prepares its images, if that is known.
 
     Raises:
       ConfigError: the one that the weights came with is damaged.

@@ -23,27 +23,6 @@ _UNEXPANDED = {"conv_3x3": ("0.0", "0.1"), "reduce_1x1": ("1", "2")}
 _EXPANDED = {"expand_1x1": ("0.0", "0.1"), "conv_3x3": ("1.0", "1.1"), "reduce_1x1": ("2", "3")}
 
 
-def naming(num_blocks: int) -> Naming:
-    """Names in a network of ``num_blocks`` blocks beside the unexpanded one."""
-
-    def prefix_of(modules: Path) -> str | None:
-        if modules[0] != "mobilenet_v2":
-            return "classifier.1" if modules == ("classifier",) else None
-        _, block, *rest = modules
-        position = ("convolution", "normalization").index(rest[-1])
-        if block == "conv_1x1":
-            return f"features.{num_blocks + 2}.{position}"
-        if (block, rest[0]) == ("conv_stem", "first_conv"):
-            return f"features.0.{position}"
-        number, places = 1, _UNEXPANDED
-        if block != "conv_stem":
-            number, places = int(block.removeprefix("layer_")) + 2, _EXPANDED
-        known = rest[0] in places and number < num_blocks + 2
-        return f"features.{number}.conv.{places[rest[0]][position]}" if known else None
-
-    return torch_naming(prefix_of, backbone=r"features\.")
-
-
 class TorchvisionFormat(pytorch.PyTorchFormat):
     """A state dict of ``torchvision.models.mobilenet_v2``, in a file or in memory."""
 
@@ -56,8 +35,25 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
         return found.tensors is not None and any(key.startswith("features.") for key in found.tensors.state)
 
     def naming(self, config: MobileNetV2Config) -> Naming:
-        """Names in the network of ``config``."""
-        return naming(len(config.layer_plan.blocks))
+        """Names in a network of as many blocks as ``config`` has."""
+        num_blocks = len(config.layer_plan.blocks)
+
+        def prefix_of(modules: Path) -> str | None:
+            if modules[0] != "mobilenet_v2":
+                return "classifier.1" if modules == ("classifier",) else None
+            _, block, *rest = modules
+            position = ("convolution", "normalization").index(rest[-1])
+            if block == "conv_1x1":
+                return f"features.{num_blocks + 2}.{position}"
+            if (block, rest[0]) == ("conv_stem", "first_conv"):
+                return f"features.0.{position}"
+            number, places = 1, _UNEXPANDED
+            if block != "conv_stem":
+                number, places = int(block.removeprefix("layer_")) + 2, _EXPANDED
+            known = rest[0] in places and number < num_blocks + 2
+            return f"features.{number}.conv.{places[rest[0]][position]}" if known else None
+
+        return torch_naming(prefix_of, backbone=r"features\.")
 
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """By the widths of ``state``; fields that only we have stay at their default where that changes nothing."""
