@@ -33,7 +33,7 @@ def open_weights(
 
     Args:
       weights: a folder of Hugging Face, timm or the flax format; a checkpoint of a training run,
-        ``WORKDIR/checkpoints/STEP``; a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its
+        ``WORKDIR/checkpoints/step_N``; a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its
         ``config.json`` beside it), torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, which
         huggingface_hub downloads and caches; or a source that is open already, which is given back.
       revision: branch, tag or commit of a hub id.

@@ -70,7 +70,7 @@ def from_pretrained(
 
     Args:
       weights: a hub id, a folder or a file of any library, or a checkpoint of a training run
-        (``WORKDIR/checkpoints/STEP``; its moving average, where it has one); as ``open_weights`` takes or gives it.
+        (``WORKDIR/checkpoints/step_N``; its moving average, where it has one); as ``open_weights`` takes or gives it.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
       dtype: type of the computation; the variables are float32.

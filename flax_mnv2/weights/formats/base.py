@@ -36,11 +36,6 @@ class Found:
     tensors: TensorFile | None = None
     config: MobileNetV2Config | None = None
 
-    @property
-    def is_of_timm(self) -> bool:
-        """Whether the ``config.json`` is one of timm's hub folders."""
-        return "architecture" in self.values and "model_type" not in self.values
-
     def read(self) -> TensorFile:
         """The tensors; a CheckpointError where a folder has none that can be read."""
         return tensor_files.read_weights(self.where) if self.tensors is None else self.tensors

@@ -16,6 +16,7 @@ import numpy as np
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.weights.checkpoint import Checkpoint, stated_task, with_pytorch_extras
+from flax_mnv2.weights.formats import timm_config
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format, Found
 from flax_mnv2.weights.source import Source, read_text_file
 from flax_mnv2.weights.tensor_files import find_weights
@@ -46,7 +47,7 @@ class HuggingFaceFormat(Format):
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its weights, where the config is not timm's."""
         if found.tensors is None:
-            return find_weights(found.where) is not None and not found.is_of_timm
+            return find_weights(found.where) is not None and not timm_config.recognises(found.values)
         is_bare = re.compile(r"(conv_stem|layer\.\d+)\.conv_3x3\.")
         return any(key.startswith(PREFIX) or is_bare.match(key) for key in found.tensors.state)
 

@@ -55,8 +55,12 @@ class PyTorchFormat(Format):
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """The config of the network that ``state`` is; where the library has none such, of the nearest that it has.
 
+        Args:
+          state: tensors by name.
+          values: of the ``config.json`` beside them, which the library may know.
+
         Raises:
-          ConfigError: ``values``, of the library's own ``config.json``, are for a network that we do not have.
+          ConfigError: ``values`` are the library's own, for a network that we do not have.
         """
 
     @abc.abstractmethod
@@ -68,10 +72,10 @@ class PyTorchFormat(Format):
         """The nearest network that the library has, for a message, and fields of ``config`` that it must have."""
 
     def open(self, found: Found) -> Source:
-        """Config and processor follow from the tensors, and from the ``config.json`` beside them if it is timm's."""
-        tensors, values = found.read(), found.values if found.is_of_timm else None
-        config, notes = self.config_of(tensors.state, values), tensors.notes
-        processor = self.make_processor(values)
+        """Config and processor follow from the tensors and what lies beside them."""
+        tensors = found.read()
+        config, notes = self.config_of(tensors.state, found.values), tensors.notes
+        processor = self.make_processor(found.values)
         if config.num_channels != 3:
             note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
             processor, notes = None, (*notes, note)

@@ -71,19 +71,19 @@ class TimmFormat(pytorch.PyTorchFormat):
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its config."""
         if found.tensors is None:
-            return found.is_of_timm
+            return timm_config.recognises(found.values)
         return any(key.startswith("blocks.") or key == "conv_stem.weight" for key in found.tensors.state)
 
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """That of the variant that ``values`` name, or else of the one that ``state`` is like."""
-        variant = _nearest_variant(state) if values is None else timm_config.variant_of(values, VARIANTS)
-        config = _variant_config(variant)
+        is_told = timm_config.recognises(values)
+        config = _variant_config(timm_config.variant_of(values, VARIANTS) if is_told else _nearest_variant(state))
         fields = pytorch.state_fields(state, naming(config), default_labels=0)  # num_classes=0: no classifier
-        return config.replace(**(fields if values is None else timm_config.fields_of(values, fields)))
+        return config.replace(**(timm_config.fields_of(values, fields) if is_told else fields))
 
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
         """What timm's evaluation transform does."""
-        return timm_config.make_processor(values or {})
+        return timm_config.make_processor(values if timm_config.recognises(values) else {})
 
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
         """One of the variants."""

@@ -25,6 +25,11 @@ _DEFAULT_PREPROCESSING = {
 }
 
 
+def recognises(values: Mapping[str, Any] | None) -> bool:
+    """Whether the contents of a ``config.json`` are timm's."""
+    return bool(values) and "architecture" in values and "model_type" not in values
+
+
 def variant_of(values: Mapping[str, Any], variants: Container[str]) -> str:
     """The variant that a config names.
 
