@@ -42,7 +42,7 @@ import ml_collections
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.models.variants import VARIANTS, variant_config
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.weights.pytorch import IMAGENET_MEAN, IMAGENET_STD
+from flax_mnv2.weights.formats.pytorch import IMAGENET_MEAN, IMAGENET_STD
 
 
 def get_config(argument: str = ""):

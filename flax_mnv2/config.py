@@ -14,8 +14,8 @@ from typing import Any
 from flax.core import FrozenDict
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.files import find_unplain, read_json, shown
 from flax_mnv2.layer_plan import DEEPLAB_CHANNELS, FeatureSpec, LayerPlan, make_layer_plan
-from flax_mnv2.untrusted import find_unplain, read_json, shown
 
 MODEL_TYPE = "mobilenet_v2"
 OUTPUT_STRIDES = (2, 4, 8, 16, 32)

@@ -8,10 +8,9 @@ import re
 from collections.abc import Sequence
 
 from flax_mnv2.errors import CheckpointError
-from flax_mnv2.untrusted import shown
+from flax_mnv2.files import shown
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
-_OFFLINE = "; HF_HUB_OFFLINE is set, so only its cache was looked at"
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # branch, tag, commit, refs/pr/1
 _MAX_REVISION_LENGTH = 200
 
@@ -60,8 +59,9 @@ def resolve_folder(
             return folder
         exists = folder.exists()
     except (OSError, ValueError) as error:  # not ours to look into, too long, or not a path at all
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"Cannot look for the folder {name}: {reason}.") from None
+        raise CheckpointError(
+            f"Cannot look for the folder {name}: {getattr(error, 'strerror', None) or error}."
+        ) from None
     if exists:
         raise CheckpointError(f"{name} is a file; expected the folder that holds {files[0]}.")
     if not _HUB_ID.fullmatch(str(id_or_folder)) or ".." in name or "--" in name:
@@ -73,6 +73,7 @@ def resolve_folder(
         raise CheckpointError(f"revision must be a branch, a tag or a commit, such as 'main'; found {shown(revision)}.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
     import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
         return pathlib.Path(
@@ -81,19 +82,14 @@ def resolve_folder(
             )
         )
     except Exception as error:  # many types, from the network to the cache; the message must be one
+        offline = "; HF_HUB_OFFLINE is set, so only its cache was looked at" if HF_HUB_OFFLINE else ""
         raise CheckpointError(
             f"{name!r}{f' at revision {revision!r}' if revision else ''} is no local folder and could not be "
-            f"downloaded from the Hugging Face hub ({type(error).__name__}){_OFFLINE if _is_offline() else ''}. Check "
-            f"the spelling and the network, or give a local folder with {files[0]}."
+            f"downloaded from the Hugging Face hub ({type(error).__name__}){offline}. Check the spelling and the "
+            f"network, or give a local folder with {files[0]}."
         ) from None
 
 
 def _is_revision(revision: str) -> bool:
     short = isinstance(revision, str) and len(revision) <= _MAX_REVISION_LENGTH
     return short and _REVISION.fullmatch(revision) is not None and ".." not in revision
-
-
-def _is_offline() -> bool:
-    import huggingface_hub.constants
-
-    return huggingface_hub.constants.HF_HUB_OFFLINE

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "flax_mnv2"
 FLOORS = {
     "version": 0,
     "errors": 0,
-    "untrusted": 0,
+    "files": 0,
     "hub": 0,
     "layer_plan": 0,
     "config": 0,

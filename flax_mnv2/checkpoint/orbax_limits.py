@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
-from flax_mnv2.untrusted import read_json
-from flax_mnv2.weights.safetensors_file import MAX_TENSORS, MAX_WEIGHTS_BYTES
+from flax_mnv2.files import read_json
 
 METADATA_NAME = "_METADATA"
+MAX_WEIGHTS_BYTES = 2**30  # twice what a config.json may describe
+MAX_TENSORS = 10_000  # the deepest network has about 1,700, counters included
 _BYTES_OF_UNKNOWN = 8  # per value of a type that has no fixed size
 
 

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
+from flax_mnv2.files import read_json, shown
 from flax_mnv2.hub import resolve_folder
 from flax_mnv2.image_processing import reading as image_io
 from flax_mnv2.image_processing import steps as image_steps
 from flax_mnv2.image_processing.settings import CHECKS, check_choice, check_data_format, check_target_sizes
-from flax_mnv2.untrusted import read_json, shown
 
 PROCESSOR_NAME = "preprocessor_config.json"
 PROCESSOR_TYPE = "MobileNetV2ImageProcessor"

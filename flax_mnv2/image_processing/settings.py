@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.files import shown
 from flax_mnv2.image_processing.reading import CHANNELS_FIRST, CHANNELS_LAST
 from flax_mnv2.image_processing.steps import MAX_PIXELS
-from flax_mnv2.untrusted import shown
 
 MAX_SIDE = 65_535
 # Pillow's numbers; those of later releases are left out, as older ones and transformers do not know them.

@@ -21,7 +21,7 @@ from flax_mnv2.predict.records import RECORDS_NAME, Records
 from flax_mnv2.predict.stream import predict_files
 from flax_mnv2.tasks.predictor import Predictor
 from flax_mnv2.tasks.registry import TASKS
-from flax_mnv2.weights.pretrained import MODEL_CLASSES, from_pretrained, load_processor
+from flax_mnv2.weights.pretrained import open_weights, task_of
 
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
 DEFAULT_OUTPUT = "predictions"  # where a predictor that writes files does so
@@ -105,14 +105,14 @@ def load_predictor(
       CheckpointError: no such model, or no processor beside it.
       ConfigError: a model for something else.
     """
-    model, variables = from_pretrained(id_or_folder, task=task, revision=revision, dtype=dtype)
-    if model.config.num_channels != 3:
-        raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
-    processor = load_processor(id_or_folder, revision=revision)
-    name = next(name for name, cls in MODEL_CLASSES.items() if type(model) is cls)
+    source = open_weights(id_or_folder, revision=revision)
+    name = task or source.task or task_of(source.config)
     if name not in TASKS:
         raise ConfigError(f"{id_or_folder} is a {name} without a head; expected a model for {' or '.join(TASKS)}.")
-    return TASKS[name].predictor(model, variables, processor, top=top)
+    model, variables = TASKS[name].load_pretrained(source, dtype=dtype)
+    if model.config.num_channels != 3:
+        raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
+    return TASKS[name].predictor(model, variables, source.processor(), top=top)
 
 
 def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -168,7 +168,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         default=DEFAULT_MODEL,
         metavar="FOLDER",
-        help="model folder, a run's WORKDIR/checkpoints/STEP, or Hugging Face hub id (default: %(default)s)",
+        help="model folder or file of weights, a run's WORKDIR/checkpoints/STEP, or hub id (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--task", choices=sorted(TASKS), help="what the model does (default: as its config says)")

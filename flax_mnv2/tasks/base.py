@@ -19,7 +19,8 @@ from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.predictor import Predictor
 from flax_mnv2.tasks.rules import Rule
-from flax_mnv2.weights.pretrained import make_model
+from flax_mnv2.weights.pretrained import from_pretrained, make_model
+from flax_mnv2.weights.source import Source
 
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
@@ -173,6 +174,11 @@ class Task(abc.ABC):
     def make_model(cls, model_config: MobileNetV2Config, **attributes: Any) -> nn.Module:
         """Returns the linen model of this job, with attributes such as ``dtype``."""
         return make_model(model_config, cls.name, **attributes)
+
+    @classmethod
+    def load_pretrained(cls, source: Source, *, dtype: Any = jnp.float32) -> tuple[nn.Module, dict[str, Any]]:
+        """Returns the job's model with its weights, from what ``open_weights`` gave, all tensors of which must fit."""
+        return from_pretrained(source, task=cls.name, dtype=dtype)
 
     @classmethod
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax_mnv2.untrusted import read_json
+from flax_mnv2.files import read_json
 
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp|removing)")
 

@@ -26,7 +26,7 @@ from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
 from flax_mnv2.training.run_checkpoints import EMA, FOLDER_NAME, VARIABLES, Checkpoints
 from flax_mnv2.training.step import make_eval_step
-from flax_mnv2.weights.pretrained import from_pretrained, load_processor
+from flax_mnv2.weights.pretrained import open_weights
 
 WEIGHTS = ("auto", "raw", "ema")
 
@@ -144,7 +144,7 @@ def evaluate_run(
       config: the run's, or for ``pretrained`` any that names the data.
       workdir: of a training run; or
       checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/STEP``; or
-      pretrained: a Hugging Face folder or hub id.
+      pretrained: a hub id, a folder or a file of weights: whatever ``from_pretrained`` takes.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
       weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
         for the average where the run keeps one.
@@ -206,8 +206,9 @@ def evaluate_run(
 
 
 def _pretrained(pretrained: str, job: type[Task]) -> _Subject:
-    model, variables = from_pretrained(pretrained, task=job.name)
-    processor = load_processor(pretrained) if job.uses_processor else None
+    source = open_weights(pretrained)
+    model, variables = job.load_pretrained(source)
+    processor = source.processor() if job.uses_processor else None
     return _Subject(pretrained, model.config, processor, pathlib.Path("evaluation"), lambda _: variables)
 
 

@@ -4,51 +4,96 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
+from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.tasks.base import Task
-from flax_mnv2.weights.pretrained import from_pretrained, load_backbone, load_config, load_processor
+from flax_mnv2.weights.formats.widths import norm_widths
+from flax_mnv2.weights.pretrained import load_backbone, open_weights
+from flax_mnv2.weights.source import Source
+
+# Fields of MobileNetV2Config that decide shapes, and the one that decides a shortcut.
+_SHAPE_FIELDS = (
+    "depth_multiplier",
+    "layer_depth_multiplier",
+    "depth_divisible_by",
+    "min_depth",
+    "expand_ratio",
+    "first_layer_is_expansion",
+    "finegrained_output",
+    "fixed_stem_and_head",
+    "round_widths",
+    "num_channels",
+)
+_STEM_RESIDUAL = "stem_residual"
+_NOTED_FIELDS = ("tf_padding", "layer_norm_eps", "hidden_act")
 
 
-def initial_variables(config: ml_collections.ConfigDict, task: Task, variables: Any) -> Any:
-    """Variables from ``config.init_from``: the backbone alone, or everything."""
+def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: Any) -> tuple[Any, list[str]]:
+    """Reads ``config.init_from``: the backbone alone, or everything.
+
+    Args:
+      config: the run's.
+      task: the run's.
+      variables: of the task's model, for shapes; the backbone alone leaves its head.
+
+    Returns:
+      The variables, and lines to print where the weights learned with other pixels, padding or activations.
+
+    Raises:
+      UserError: ``config.init_from`` cannot be read, or holds another network than ``config.model`` describes.
+    """
+    source, ours = open_weights(config.init_from), task.model.config
+    _check_same_network(config, source.config, ours)
     if config.init_scope == "backbone":
-        return load_backbone(config.init_from, variables)
-    model, loaded = from_pretrained(config.init_from, task=config.task)
-    if model.config.num_labels != task.model.config.num_labels:
-        raise CheckpointError(
-            f"{config.init_from} has {model.config.num_labels} classes and the data {task.model.config.num_labels}; "
-            "use --config.init_scope=backbone to start with a new head."
-        )
-    if jax.tree.map(np.shape, loaded) != jax.tree.map(np.shape, dict(variables)):
-        raise CheckpointError(
-            f"{config.init_from} has layers of other widths than config.model describes; set config.model.* to "
-            "the fields of its config.json."
-        )
-    return loaded
+        variables = load_backbone(source, variables)
+    else:
+        if source.config.num_labels != ours.num_labels:
+            raise CheckpointError(
+                f"{config.init_from} has {source.config.num_labels} classes and the data {ours.num_labels}; "
+                "use --config.init_scope=backbone to start with a new head."
+            )
+        flat = traverse_util.flatten_dict(dict(variables))
+        try:
+            flat = source.select({path: np.shape(value) for path, value in flat.items()})
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\nTo take the backbone alone: --config.init_scope=backbone") from None
+        variables = traverse_util.unflatten_dict(flat)
+    return variables, _origin_notes(config, source, ours)
 
 
-def origin_notes(config: ml_collections.ConfigDict) -> list[str]:
-    """Lines to print where the weights of ``config.init_from`` learned with other pixels, padding or activations."""
-    if not config.init_from:
-        return []
-    theirs, notes = load_config(config.init_from), []
-    for name in ("tf_padding", "layer_norm_eps", "hidden_act"):
-        if getattr(theirs, name) != config.model[name]:
-            notes.append(_note(config, f"model.{name}", getattr(theirs, name), config.model[name]))
-    if "image_mean" not in config.data:  # the job has one scale of pixels
-        return notes
+def _check_same_network(config: ml_collections.ConfigDict, theirs: MobileNetV2Config, ours: MobileNetV2Config) -> None:
+    """Raises a CheckpointError that names the fields to set, unless both backbones have the same shapes."""
+    same_widths = norm_widths(theirs.layer_plan) == norm_widths(ours.layer_plan)
+    if same_widths and theirs.num_channels == ours.num_channels:
+        return
+    names = [name for name in (*_SHAPE_FIELDS, _STEM_RESIDUAL) if getattr(theirs, name) != getattr(ours, name)]
+    rows = "\n".join(f"  {name}: {getattr(theirs, name)} there, {getattr(ours, name)} in this run" for name in names)
+    flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in names if name in config.model)
+    raise CheckpointError(
+        f"{config.init_from} has layers of other widths than config.model describes:\n{rows}\n"
+        f"To start from it: {flags or 'a run of such a network, which this task does not have'}"
+    )
+
+
+def _origin_notes(config: ml_collections.ConfigDict, source: Source, ours: MobileNetV2Config) -> list[str]:
+    theirs, notes = source.config, []
+    names = [name for name in _NOTED_FIELDS if getattr(theirs, name) != getattr(ours, name)]
+    if theirs.layer_plan.stem.residual != ours.layer_plan.stem.residual:
+        names.append(_STEM_RESIDUAL)
+    for name in names:
+        notes.append(_note(config, f"model.{name}", getattr(theirs, name), getattr(ours, name)))
     try:
-        processor = load_processor(config.init_from)
+        processor = source.processor()
     except CheckpointError:  # there is none, and nothing to compare
         return notes
     for name in ("image_mean", "image_std"):
-        expected, ours = tuple(getattr(processor, name)), tuple(config.data[name])
-        if not np.allclose(expected, ours):
-            notes.append(_note(config, f"data.{name}", ",".join(map(str, expected)), ",".join(map(str, ours))))
+        if name in config.data and not np.allclose(getattr(processor, name), config.data[name]):
+            there, here = (",".join(map(str, values)) for values in (getattr(processor, name), config.data[name]))
+            notes.append(_note(config, f"data.{name}", there, here))
     return notes
 
 

@@ -18,7 +18,7 @@ from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import NanSearch
 from flax_mnv2.training.faults.run_lock import only_run
-from flax_mnv2.training.initial_weights import initial_variables, origin_notes
+from flax_mnv2.training.initial_weights import initial_weights
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
@@ -53,8 +53,8 @@ def train(
     """
     run = prepare_run(config, workdir, parallel)
     with only_run(run.workdir), _open_checkpoints(run) as checkpoints:
-        state, resume_step = _first_state(run, checkpoints, strict=strict)
-        _announce(run, state, resume_step)
+        state, resume_step, notes = _first_state(run, checkpoints, strict=strict)
+        _announce(run, state, resume_step, notes)
         loop = _Loop(run, checkpoints, state, resume_step)
         stopped_by = loop.train()
         best_step = checkpoints.best_step()
@@ -193,20 +193,20 @@ def _open_checkpoints(run: Run) -> Checkpoints:
     )
 
 
-def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[TrainState, int | None]:
-    """The state from the newest checkpoint, with its step; else from pretrained weights, else random."""
+def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[TrainState, int | None, list[str]]:
+    """The state from the newest checkpoint, with its step; else from pretrained weights, with notes; else random."""
     config, parallel = run.config, run.parallel
     resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
-    variables = run.task.init_variables(config.seed)
+    variables, notes = run.task.init_variables(config.seed), []
     if resume_step is None and config.init_from:
-        variables = initial_variables(config, run.task, variables)
+        variables, notes = initial_weights(config, run.task, variables)
     state = parallel.put_state(TrainState.create(variables, run.optimizer, ema=config.ema.decay > 0))
     if resume_step is not None:
         state = parallel.put_state(checkpoints.restore(parallel.global_view(state), resume_step))
-    return state, resume_step
+    return state, resume_step, notes
 
 
-def _announce(run: Run, state: TrainState, resume_step: int | None) -> None:
+def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[str]) -> None:
     config, dataset, model, devices = run.config, run.dataset, run.task.model.config, run.parallel.devices
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(
@@ -220,11 +220,11 @@ def _announce(run: Run, state: TrainState, resume_step: int | None) -> None:
     if resume_step is not None:
         origin = f"going on from step {resume_step}"
     elif config.init_from:
-        for note in origin_notes(config):
-            _say(note)
         origin = f"{'backbone' if config.init_scope == 'backbone' else 'all weights'} from {config.init_from}"
     else:
         origin = "random weights"
+    for note in notes:
+        _say(note)
     _say(f"{origin}; {config.num_steps - int(state.step)} steps to go, the first one compiles")
 
 

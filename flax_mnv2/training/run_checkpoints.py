@@ -28,14 +28,14 @@ from flax_mnv2.checkpoint.checksums import (
     named_leaves,
     seal,
 )
-from flax_mnv2.checkpoint.flax_folder import ABOUT_NAME, EMA_NAME, VARIABLES_NAME
 from flax_mnv2.checkpoint.orbax_arrays import leave_out_closed_loops, read_arrays
 from flax_mnv2.errors import CheckpointError
+from flax_mnv2.files import read_json
 from flax_mnv2.training.checkpoint_folder import CheckpointFolder
 from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.state import TrainState
-from flax_mnv2.untrusted import read_json
 from flax_mnv2.weights.diff import check_same_tensors
+from flax_mnv2.weights.formats.flax import ABOUT_NAME, EMA_NAME, VARIABLES_NAME
 
 FOLDER_NAME = "checkpoints"
 SCORE = "score"  # what checkpoints are ranked by, more is better

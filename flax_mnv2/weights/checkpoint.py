@@ -30,7 +30,6 @@ MODEL_CLASSES: dict[str, type[nn.Module]] = {
     "classification": MobileNetV2ForImageClassification,
     "segmentation": MobileNetV2ForSemanticSegmentation,
 }
-_TASK_OF_ARCHITECTURE = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 
 
@@ -42,7 +41,7 @@ class Checkpoint:
       config: the architecture.
       task: one of ``MODEL_CLASSES``.
       tensors: by path, in Flax's layout: the variables of the model in float32, counters, and for segmentation the
-        last 1×1 convolution that the reference declares and nobody reads.
+        last 1×1 convolution that transformers declares and nobody reads.
       config_text: the ``config.json`` that was read, where it still holds.
       processor_text: the ``preprocessor_config.json``, if there is one.
     """
@@ -79,17 +78,24 @@ def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Mo
     return MODEL_CLASSES[task](config, **attributes)
 
 
-def task_of(config: MobileNetV2Config) -> str:
-    """The task that a config's ``architectures`` names."""
+def stated_task(config: MobileNetV2Config) -> str | None:
+    """The task that a config's ``architectures`` names; None if it names none."""
     stated = config.extra.get("architectures") or ()
     names = stated if isinstance(stated, (list, tuple)) else (stated,)
-    for name in names:
-        if isinstance(name, str) and name in _TASK_OF_ARCHITECTURE:
-            return _TASK_OF_ARCHITECTURE[name]
-    raise ConfigError(
-        f"The config's architectures are {list(names)}; expected one of {', '.join(_TASK_OF_ARCHITECTURE)}. "
-        f"Say which model you want: task={' or '.join(map(repr, MODEL_CLASSES))}."
-    )
+    tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
+    return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
+
+
+def task_of(config: MobileNetV2Config) -> str:
+    """The task that a config's ``architectures`` names, or a ConfigError."""
+    task = stated_task(config)
+    if task is None:
+        raise ConfigError(
+            f"The config's architectures are {config.extra.get('architectures') or []}; expected one of "
+            f"{', '.join(cls.__name__ for cls in MODEL_CLASSES.values())}. Say which model you want: "
+            f"task={' or '.join(map(repr, MODEL_CLASSES))}."
+        )
+    return task
 
 
 def variable_shapes(model: nn.Module) -> Shapes:
@@ -122,10 +128,10 @@ def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
     }
 
 
-def with_reference_extras(config: MobileNetV2Config, task: str, variables: Mapping[Path, np.ndarray]) -> Tensors:
+def with_pytorch_extras(config: MobileNetV2Config, task: str, variables: Mapping[Path, np.ndarray]) -> Tensors:
     """The variables of a model of ours, and what a PyTorch checkpoint holds beside them.
 
-    Counters start at 0. For segmentation a fresh last 1×1 convolution is added, drawn from seed 0: the reference
+    Counters start at 0. For segmentation a fresh last 1×1 convolution is added, drawn from seed 0: transformers
     declares one and never reads it.
     """
     extras: Tensors = {}

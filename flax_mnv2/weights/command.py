@@ -12,16 +12,17 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from flax_mnv2.checkpoint import flax_folder
 from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
 from flax_mnv2.hub import expand_user
-from flax_mnv2.weights import files, formats
 from flax_mnv2.weights.checkpoint import Checkpoint
+from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensor_files import FILE_SUFFIXES
 from flax_mnv2.weights.tensors import widened
+from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
 
 INTERRUPTED_STATUS = 130  # the shell's for SIGINT
-_OURS = (formats.CONFIG_NAME, *files.WEIGHT_NAMES, flax_folder.VARIABLES_NAME, flax_folder.EXTRA_NAME)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .pt, .bin) or hub id")
     parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for torchvision and timm")
     parser.add_argument(
-        "--from", dest="source_format", choices=("auto", *formats.FORMATS), default="auto", help="what SRC must be"
+        "--from", dest="source_format", choices=("auto", *FORMATS), default="auto", help="what SRC must be"
     )
     parser.add_argument(
-        "--to", choices=formats.FORMATS, help="format of DST; a folder is flax by default, and hf where SRC is flax"
+        "--to", choices=tuple(FORMATS), help="format of DST; a folder is flax by default, and hf where SRC is flax"
     )
     parser.add_argument("--overwrite", action="store_true", help="write where something lies already")
     options = parser.parse_args(arguments)
@@ -51,47 +52,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(
-    source: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
+    weights: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
 ) -> None:
-    """Reads, checks, writes, and prints what it did.
-
-    Args:
-      source: folder, file or hub id.
-      destination: where to write.
-      source_format: what the source must be; ``"auto"`` for whatever it is.
-      to: format to write; None follows from the destination.
-      overwrite: whether something may lie at the destination.
+    """Does what the command line says, and prints it.
 
     Raises:
       UserError: anything that is not as it should be; nothing is written then.
     """
     destination = pathlib.Path(os.path.normpath(expand_user(destination)))
-    if to is None and destination.suffix in formats.FILE_SUFFIXES:
+    if to is None and destination.suffix in FILE_SUFFIXES:
         raise ConfigError(
             f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
         )
-    path = expand_user(source)
-    is_local = path.exists() or path.suffix in formats.FILE_SUFFIXES
-    opened = formats.open_source(path if is_local else formats.fetch(source))
-    if source_format not in ("auto", opened.format):
-        raise CheckpointError(f"{source} is in the format {opened.format}, not {source_format} as --from says.")
-    to = to or ("hf" if opened.format == "flax" else "flax")
-    formats.check_destination(destination, to)
-    _check_destination(opened.where, destination, overwrite=overwrite)
-    checkpoint = opened.checkpoint()
-    formats.write(checkpoint, destination, to, keep_processor=False)
-    print("\n".join(_report(opened, checkpoint, destination, to)))
+    source = open_weights(weights)
+    if source_format not in ("auto", source.format):
+        raise CheckpointError(f"{weights} is in the format {source.format}, not {source_format} as --from says.")
+    to = to or ("hf" if source.format == "flax" else "flax")
+    check_destination(destination, to)
+    _check_free(source.where, destination, overwrite=overwrite)
+    checkpoint = source.checkpoint()
+    write(checkpoint, destination, to)
+    print("\n".join(_report(source, checkpoint, destination, to)))
 
 
-def _check_destination(source: pathlib.Path, destination: pathlib.Path, *, overwrite: bool) -> None:
+def _check_free(source: pathlib.Path, destination: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises a ConfigError where the source lies at the destination, or something else that is to stay."""
     own, target = source.resolve(), destination.resolve()
     files_of_source = [path.resolve() for path in own.iterdir()] if own.is_dir() else []
     if target in (own.parent, *files_of_source) or target.is_relative_to(own):
         raise ConfigError(f"{destination} is where the source lies; name another place.")
-    taken = not formats.is_empty(destination) if destination.is_dir() else destination.exists()
+    taken = not is_empty(destination) if destination.is_dir() else destination.exists()
     if taken and not overwrite:
         raise ConfigError(f"{destination} exists and is not empty; name another place, or pass --overwrite.")
-    if destination.is_dir() and not any((destination / name).exists() for name in _OURS) and taken:
+    if destination.is_dir() and not any((destination / name).exists() for name in MODEL_NAMES) and taken:
         raise ConfigError(f"{destination} holds no model, so --overwrite does not write there; name another folder.")
 
 
@@ -116,5 +109,5 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
     if not source.complete:
         fresh = ", and conv_1x1 is a fresh one that nothing reads" if checkpoint.task == "segmentation" else ""
         notes.append(f"counters start at 0{fresh if others else ''}")
-    notes += formats.left_behind(checkpoint, destination, to)
+    notes += FORMATS[to].left_behind(checkpoint, is_file=destination.suffix in FILE_SUFFIXES)
     return lines + [f"note        {note}" for note in notes]

@@ -1,4 +1,4 @@
-"""A folder or hub id ↔ a model and its variables."""
+"""Weights of any source ↔ a model and its variables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from flax_mnv2.checkpoint import flax_folder
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
-from flax_mnv2.hub import expand_user
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.untrusted import shown
-from flax_mnv2.weights import formats
 from flax_mnv2.weights.checkpoint import (
     MODEL_CLASSES,
     Checkpoint,
@@ -28,12 +24,14 @@ from flax_mnv2.weights.checkpoint import (
     make_model,
     task_of,
     variable_shapes,
-    with_reference_extras,
+    with_pytorch_extras,
 )
 from flax_mnv2.weights.diff import check_same_tensors
+from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.opening import open_state_dict, open_weights
 from flax_mnv2.weights.source import Source
-from flax_mnv2.weights.tensors import Path, Shapes, StateDict, Tensors
-from flax_mnv2.weights.torch_file import tensor_to_numpy
+from flax_mnv2.weights.tensors import Path, Shapes, Tensors
+from flax_mnv2.weights.writing import write
 
 __all__ = [
     "MODEL_CLASSES",
@@ -43,6 +41,7 @@ __all__ = [
     "load_config",
     "load_processor",
     "make_model",
+    "open_weights",
     "save_pretrained",
     "task_of",
     "to_state_dict",
@@ -50,13 +49,14 @@ __all__ = [
 ]
 
 Variables = dict[str, Any]
+Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
 LAYOUTS = ("hf", "flax")
 _HEAD_SEED = 0  # of tensors that are started afresh
 _SHOWN = 8
 
 
 def from_pretrained(
-    id_or_folder: str | pathlib.Path,
+    weights: Weights,
     *,
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
@@ -69,9 +69,8 @@ def from_pretrained(
     """Loads a MobileNetV2 checkpoint.
 
     Args:
-      id_or_folder: a folder of Hugging Face's layout or of the flax format, a checkpoint of a training run
-        (``WORKDIR/checkpoints/STEP``; its moving average, where it has one), or a hub id such as
-        ``google/mobilenet_v2_1.0_224``, which huggingface_hub downloads and caches.
+      weights: a hub id, a folder or a file of any library, or a checkpoint of a training run
+        (``WORKDIR/checkpoints/step_N``; its moving average, where it has one); as ``open_weights`` takes or gives it.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
       dtype: type of the computation; the variables are float32.
@@ -89,7 +88,7 @@ def from_pretrained(
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
       ConfigError: the config is not a MobileNetV2's, or an override is unknown or out of range.
     """
-    source = _open(id_or_folder, revision=revision, cache_dir=cache_dir)
+    source = open_weights(weights, revision=revision, cache_dir=cache_dir)
     config = source.config
     if num_labels is not None and num_labels != config.num_labels:
         config_overrides["num_labels"] = num_labels
@@ -118,39 +117,6 @@ def from_pretrained(
     return model, traverse_util.unflatten_dict(flat)
 
 
-def save_pretrained(
-    folder: str | pathlib.Path,
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    processor: MobileNetV2ImageProcessor | None = None,
-    *,
-    layout: str = "hf",
-) -> None:
-    """Writes a model to a folder; an interrupted save leaves no folder that looks whole.
-
-    With ``layout="hf"`` transformers loads it, nothing missing or unexpected, and gives the same logits. A
-    segmentation model has no last 1×1 convolution, which the reference's class declares without reading it; it is
-    written as a freshly initialised one.
-
-    Args:
-      folder: made if it is not there; weights that lie there are replaced.
-      model: one of this library's models.
-      variables: its ``params`` and ``batch_stats``.
-      processor: what prepares images for it, written as ``preprocessor_config.json``.
-      layout: ``"hf"``, or ``"flax"`` for Orbax, which can hold what transformers cannot represent.
-
-    Raises:
-      ConfigError: transformers cannot represent the model, or it is not one of ``MODEL_CLASSES``.
-      CheckpointError: ``variables`` are not the model's; every difference is named, and nothing is written.
-    """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
-    checkpoint = _checkpoint_of(model, variables)
-    if processor is not None:
-        checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
-    formats.write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
-
-
 def from_state_dict(
     state: Mapping[str, Any],
     *,
@@ -174,11 +140,81 @@ def from_state_dict(
       CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
       ConfigError: a config that is needed is missing, or the reverse.
     """
-    source = formats.open_state(_as_arrays(state), config)
-    task = task or source.task or source.task_of_names()
-    model = make_model(source.config, task, dtype=dtype)
-    flat = source.select(variable_shapes(model), backbone_only=task == "backbone")
-    return model, traverse_util.unflatten_dict(flat)
+    source = open_state_dict(state, config)
+    return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype)
+
+
+def load_backbone(weights: Weights, variables: Mapping[str, Any]) -> Variables:
+    """Replaces the backbone of ``variables`` by that of a checkpoint; the head stays as it is.
+
+    For training with other labels, or a segmentation head on an ImageNet backbone. The head of the checkpoint
+    is not looked at; its backbone must fit exactly.
+
+    Args:
+      weights: as for ``from_pretrained``.
+      variables: ``params`` and ``batch_stats`` of the model that gets the backbone.
+
+    Returns:
+      New variables, NumPy arrays where they come from the checkpoint.
+
+    Raises:
+      CheckpointError: the backbone's tensors are missing, left over or of another shape, each named.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
+    flat |= open_weights(weights).select(wanted, backbone_only=True)
+    return traverse_util.unflatten_dict(flat)
+
+
+def load_config(weights: Weights) -> MobileNetV2Config:
+    """The architecture of a checkpoint; arguments and errors as for ``from_pretrained``."""
+    return open_weights(weights).config
+
+
+def load_processor(
+    weights: Weights, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
+) -> MobileNetV2ImageProcessor:
+    """The processor that belongs to a checkpoint: its file's, the run's, or what torchvision or timm does.
+
+    Arguments as for ``from_pretrained``; who has opened the weights already asks them: ``source.processor()``.
+
+    Raises:
+      CheckpointError: nothing readable there, or nothing is known of its processor.
+    """
+    return open_weights(weights, revision=revision, cache_dir=cache_dir).processor()
+
+
+def save_pretrained(
+    folder: str | pathlib.Path,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    processor: MobileNetV2ImageProcessor | None = None,
+    *,
+    layout: str = "hf",
+) -> None:
+    """Writes a model to a folder; an interrupted save leaves no folder that looks whole.
+
+    With ``layout="hf"`` transformers loads it, nothing missing or unexpected, and gives the same logits. A
+    segmentation model has no last 1×1 convolution, which transformers' class declares without reading it; it is
+    written as a freshly initialised one.
+
+    Args:
+      folder: made if it is not there; weights that lie there are replaced.
+      model: one of this library's models.
+      variables: its ``params`` and ``batch_stats``.
+      processor: what prepares images for it, written as ``preprocessor_config.json``.
+      layout: ``"hf"``, or ``"flax"`` for Orbax, which can hold what transformers cannot represent.
+
+    Raises:
+      ConfigError: transformers cannot represent the model, or it is not one of ``MODEL_CLASSES``.
+      CheckpointError: ``variables`` are not the model's; every difference is named, and nothing is written.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
+    checkpoint = _checkpoint_of(model, variables)
+    if processor is not None:
+        checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
+    write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
 
 
 def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) -> dict[str, np.ndarray]:
@@ -193,70 +229,12 @@ def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) 
       CheckpointError: ``variables`` are not the model's.
       ConfigError: the library cannot represent the model; the message says in what.
     """
-    return formats.to_state(_checkpoint_of(model, variables), library)
-
-
-def load_backbone(id_or_folder: str | pathlib.Path, variables: Mapping[str, Any]) -> Variables:
-    """Replaces the backbone of ``variables`` by that of a checkpoint; the head stays as it is.
-
-    For training with other labels, or a segmentation head on an ImageNet backbone. The head of the checkpoint
-    is not looked at; its backbone must fit exactly.
-
-    Args:
-      id_or_folder: as for ``from_pretrained``.
-      variables: ``params`` and ``batch_stats`` of the model that gets the backbone.
-
-    Returns:
-      New variables, NumPy arrays where they come from the checkpoint.
-
-    Raises:
-      CheckpointError: the backbone's tensors are missing, left over or of another shape, each named.
-    """
-    flat = traverse_util.flatten_dict(dict(variables))
-    wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
-    flat |= _open(id_or_folder).select(wanted, backbone_only=True)
-    return traverse_util.unflatten_dict(flat)
-
-
-def load_config(id_or_folder: str | pathlib.Path) -> MobileNetV2Config:
-    """The architecture of a checkpoint; arguments and errors as for ``from_pretrained``."""
-    return _open(id_or_folder).config
-
-
-def load_processor(
-    id_or_folder: str | pathlib.Path, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
-) -> MobileNetV2ImageProcessor:
-    """The processor that belongs to a checkpoint; arguments as for ``from_pretrained``.
-
-    Raises:
-      CheckpointError: there is none; a run's checkpoint needs none, as the run noted it.
-    """
-    folder = expand_user(id_or_folder)
-    if flax_folder.is_run_checkpoint(folder):
-        return flax_folder.run_processor(flax_folder.read_about(folder))
-    return MobileNetV2ImageProcessor.from_pretrained(id_or_folder, revision=revision, cache_dir=cache_dir)
-
-
-def _open(id_or_folder: str | pathlib.Path, **hub_options: Any) -> Source:
-    folder = formats.fetch(id_or_folder, **hub_options)
-    source = formats.open_source(folder)
-    if source.format not in LAYOUTS:
-        raise CheckpointError(
-            f"{folder} is in {source.format}'s format; convert it first: python -m flax_mnv2.convert {folder} FOLDER"
-        )
-    return source
-
-
-def _as_arrays(state: Mapping[str, Any]) -> StateDict:
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError("A state dict must map names to tensors; pass module.state_dict().")
-    arrays = {}
-    for key, value in state.items():
-        try:
-            arrays[key] = tensor_to_numpy(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"Tensor {shown(key)} is no plain array: {shown(str(error))}.") from None
-    return arrays
+    *names, last = (name for name, form in FORMATS.items() if form.example)
+    if library not in (*names, last):
+        raise ConfigError(f"The library must be {', '.join(names)} or {last}; found {library!r}.")
+    checkpoint = _checkpoint_of(model, variables)
+    FORMATS[library].check_target(checkpoint)
+    return FORMATS[library].content(checkpoint).state
 
 
 def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
@@ -284,18 +262,12 @@ def _advice(source: Source, task: str, *, mismatched: bool) -> str:
 
 
 def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
+    """The model and exactly its variables; every difference is named."""
     task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
     if task is None:
         known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
         raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
     flat = traverse_util.flatten_dict(dict(variables))
-    _check_variables(model, flat)
-    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
-    return Checkpoint(model.config, task, with_reference_extras(model.config, task, flat))
-
-
-def _check_variables(model: nn.Module, flat: Mapping[Path, Any]) -> None:
-    """Raises a CheckpointError with every difference, unless these are the variables of ``model``."""
     collections = {str(path[0]) for path in flat}
     others = sorted(collections - {"params", "batch_stats"})
     more = f"; leave out {', '.join(others)}" if others and "params" in collections else ""
@@ -306,6 +278,8 @@ def _check_variables(model: nn.Module, flat: Mapping[Path, Any]) -> None:
         owner="variables have",
         advice=f'Pass the {{"params": …, "batch_stats": …}} of this model, as its init returns them{more}.',
     )
+    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
+    return Checkpoint(model.config, task, with_pytorch_extras(model.config, task, flat))
 
 
 def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:

@@ -7,6 +7,7 @@ which no model of ours reads and which is kept so that a checkpoint comes back a
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -37,11 +38,17 @@ class Naming:
 
     Attributes:
       key_of: its name for the tensor at a path.
+      backbone: how the names of the backbone's tensors begin, as a regular expression.
       torch_layout: convolutions are OIHW and matrices (out, in); off, the arrays lie as in Flax.
     """
 
     key_of: Callable[[Path], str]
+    backbone: str
     torch_layout: bool = True
+
+    def is_backbone(self, key: str) -> bool:
+        """Whether a name is one of the backbone's, and of no head's."""
+        return re.match(self.backbone, key) is not None
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape in the library's layout of a tensor with ``shape`` in ours."""
@@ -51,8 +58,7 @@ class Naming:
         """OIHW → HWIO and (out, in) → (in, out) where the layout is PyTorch's; float32, or the counter's integers."""
         if array.ndim == 0:
             return array
-        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)) if self.torch_layout else None
-        return np.ascontiguousarray(np.transpose(widen(key, array), axes) if axes else widen(key, array))
+        return np.ascontiguousarray(widen(key, array).transpose(np.argsort(self._axes(array.ndim))))
 
     def from_flax(self, array: np.ndarray) -> np.ndarray:
         """The inverse of ``to_flax``; types stay."""
@@ -64,17 +70,17 @@ class Naming:
         return turned.get(rank, tuple(range(rank)))
 
 
-def torch_naming(prefix_of: Callable[[Path], str]) -> Naming:
-    """The naming of a PyTorch library, whose modules ``prefix_of`` names from ours."""
+def torch_naming(prefix_of: Callable[[Path], str | None], *, backbone: str) -> Naming:
+    """The naming of a PyTorch library, from its name for a module of ours; one that it does not have keeps its own."""
 
     def key_of(path: Path) -> str:
         collection, *modules, leaf = path
-        return f"{prefix_of(tuple(modules))}.{_TORCH_LEAVES[collection, leaf]}"
+        return f"{prefix_of(tuple(modules)) or '.'.join(modules)}.{_TORCH_LEAVES[collection, leaf]}"
 
-    return Naming(key_of)
+    return Naming(key_of, backbone)
 
 
-FLAX_NAMING = Naming("/".join, torch_layout=False)
+FLAX_NAMING = Naming("/".join, r"\w+/mobilenet_v2/", torch_layout=False)
 
 
 def widen(key: str, array: np.ndarray) -> np.ndarray:

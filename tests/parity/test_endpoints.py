@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from flax_mnv2 import MobileNetV2Backbone, from_pretrained
-from flax_mnv2.weights import formats
+from flax_mnv2.weights.opening import open_weights
+from flax_mnv2.weights.writing import write
 
 
 def test_expansions_are_those_of_the_reference(transformers, randomize, assert_close, tmp_path):
@@ -43,8 +44,8 @@ def test_features_are_those_of_timm(timm, randomize, assert_close, tmp_path):
     with torch.no_grad():
         theirs = pyramid(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
-    checkpoint = formats.open_source(tmp_path / "model.pth").checkpoint()
-    formats.write(checkpoint, tmp_path / "flax", "flax", keep_processor=False)
+    checkpoint = open_weights(tmp_path / "model.pth").checkpoint()
+    write(checkpoint, tmp_path / "flax", "flax")
     classifier, variables = from_pretrained(tmp_path / "flax")
     model = MobileNetV2Backbone(classifier.config)
     ours = jax.jit(model.apply)(variables, images)

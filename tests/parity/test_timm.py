@@ -8,8 +8,10 @@ import pytest
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights import formats
-from flax_mnv2.weights import timm as ours
+from flax_mnv2.weights.formats import timm as ours
+from flax_mnv2.weights.formats import timm_config
+from flax_mnv2.weights.opening import open_weights
+from flax_mnv2.weights.writing import write
 
 SIZES = {
     "mobilenetv2_035": (97, 130),
@@ -50,7 +52,7 @@ def test_every_variant_is_here(timm):
 @pytest.mark.parametrize("variant", SIZES)
 def test_same_features_and_logits(saved, compare_classifiers, variant):
     module, path = saved(variant)
-    compare_classifiers(formats.open_source(path).checkpoint(), module.forward_features, module, SIZES[variant])
+    compare_classifiers(open_weights(path).checkpoint(), module.forward_features, module, SIZES[variant])
 
 
 @pytest.mark.parametrize("variant", SIZES)
@@ -59,8 +61,8 @@ def test_every_variant_comes_back_bit_for_bit(timm, saved, tmp_path, variant):
     import torch
 
     module, path = saved(variant)
-    formats.write(formats.open_source(path).checkpoint(), tmp_path / "flax", "flax", keep_processor=False)
-    formats.write(formats.open_source(tmp_path / "flax").checkpoint(), tmp_path / "timm", "timm", keep_processor=False)
+    write(open_weights(path).checkpoint(), tmp_path / "flax", "flax")
+    write(open_weights(tmp_path / "flax").checkpoint(), tmp_path / "timm", "timm")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     assert loaded.state_dict().keys() == module.state_dict().keys()
     for key, value in module.state_dict().items():
@@ -70,7 +72,7 @@ def test_every_variant_comes_back_bit_for_bit(timm, saved, tmp_path, variant):
 
 def test_the_config_says_what_timm_does(saved):
     module, path = saved("mobilenetv2_110d")
-    config = formats.open_source(path).config
+    config = open_weights(path).config
     assert config.layer_norm_eps == module.bn1.eps
     assert config.batch_norm_momentum == 1 - module.bn1.momentum
     assert (config.tf_padding, config.num_labels, config.classifier_dropout_prob) == (False, 6, 0.2)
@@ -82,7 +84,7 @@ def test_preprocessing_is_that_of_its_evaluation(timm, saved):
 
     module, path = saved("mobilenetv2_100")
     resize, crop, *_, normalize = create_transform(**resolve_data_config({}, model=module)).transforms
-    values = json.loads(formats.open_source(path).processor_text)
+    values = json.loads(open_weights(path).processor_text)
     assert values["size"] == {"shortest_edge": resize.size}
     assert values["crop_size"] == dict(zip(("height", "width"), crop.size, strict=True))
     assert (resize.interpolation.value, values["resample"]) == ("bicubic", 3)
@@ -97,7 +99,7 @@ def test_preprocessing_that_is_written_is_what_timm_does(timm, crop, edge):
     from timm.data import create_transform, resolve_data_config
 
     processor = MobileNetV2ImageProcessor(size=edge, crop_size=crop, image_mean=[0.4, 0.5, 0.6], image_std=0.25)
-    text = ours.folder_config_text(MobileNetV2Config(), "mobilenetv2_100", processor)
+    text = timm_config.folder_text(MobileNetV2Config(), "mobilenetv2_100", processor)
     transform = create_transform(**resolve_data_config(pretrained_cfg=json.loads(text)["pretrained_cfg"]))
     assert transform.transforms[0].size == edge
     pixels = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
@@ -111,12 +113,12 @@ def test_a_folder_that_timm_saved_comes_back_with_its_config(timm, saved, tmp_pa
     module, _ = saved("mobilenetv2_050")
     labels = {"label_names": list("abcdef"), "label_descriptions": {"a": "ant"}}
     timm.models.save_for_hf(module, tmp_path / "saved", model_config=dict(labels), safe_serialization=True)
-    source = formats.open_source(tmp_path / "saved")
+    source = open_weights(tmp_path / "saved")
     assert source.format == "timm"
     assert source.config.id2label[0] == "ant"
     assert source.config.id2label[5] == "f"
-    formats.write(source.checkpoint(), tmp_path / "hf", "hf", keep_processor=False)
-    formats.write(formats.open_source(tmp_path / "hf").checkpoint(), tmp_path / "back", "timm", keep_processor=False)
+    write(source.checkpoint(), tmp_path / "hf", "hf")
+    write(open_weights(tmp_path / "hf").checkpoint(), tmp_path / "back", "timm")
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("saved", "back"))
     assert before == after
 
@@ -125,7 +127,7 @@ def test_transformers_loads_the_converted_folder(transformers, saved, tmp_path, 
     import torch
 
     module, path = saved("mobilenetv2_075")
-    formats.write(formats.open_source(path).checkpoint(), tmp_path / "hf", "hf", keep_processor=False)
+    write(open_weights(path).checkpoint(), tmp_path / "hf", "hf")
     theirs, report = transformers.MobileNetV2ForImageClassification.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
@@ -143,7 +145,7 @@ def test_training_normalises_as_timm_does(saved):
     from flax_mnv2.weights.checkpoint import make_model
 
     module, path = saved("mobilenetv2_035")
-    checkpoint = formats.open_source(path).checkpoint()
+    checkpoint = open_weights(path).checkpoint()
     images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
     stem = torch.nn.Sequential(module.conv_stem, module.bn1).train()
     before = module.bn1.running_mean.clone(), module.bn1.running_var.clone()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import from_pretrained
-from flax_mnv2.weights import formats
+from flax_mnv2.weights.opening import open_weights
+from flax_mnv2.weights.writing import write
 
 CASES = [(0.25, (97, 130)), (0.35, (64, 70)), (0.68125, (97, 130)), (1.0, (224, 224)), (1.4, (100, 158))]
 
@@ -41,7 +42,7 @@ def saved(torchvision, randomize, tmp_path_factory):
 @pytest.mark.parametrize(("width_mult", "size"), CASES)
 def test_same_features_and_logits(saved, compare_classifiers, width_mult, size):
     module, path = saved(width_mult)
-    checkpoint = formats.open_source(path).checkpoint()
+    checkpoint = open_weights(path).checkpoint()
     compare_classifiers(checkpoint, module.features, module, size)
 
 
@@ -50,8 +51,8 @@ def test_every_width_comes_back_bit_for_bit(saved, tmp_path, width_mult):
     import torch
 
     module, path = saved(width_mult)
-    checkpoint = formats.open_source(path).checkpoint()
-    formats.write(checkpoint, tmp_path / "back.pt", "torchvision", keep_processor=False)
+    checkpoint = open_weights(path).checkpoint()
+    write(checkpoint, tmp_path / "back.pt", "torchvision")
     state = torch.load(tmp_path / "back.pt", weights_only=True)
     assert state.keys() == module.state_dict().keys()
     for key, value in module.state_dict().items():
@@ -62,7 +63,7 @@ def test_every_width_comes_back_bit_for_bit(saved, tmp_path, width_mult):
 
 def test_the_config_says_what_torchvision_does(saved):
     module, path = saved(1.0)
-    checkpoint = formats.open_source(path).checkpoint()
+    checkpoint = open_weights(path).checkpoint()
     config = checkpoint.config
     norm = module.features[0][1]
     assert config.depth_multiplier == 1.0
@@ -77,14 +78,14 @@ def test_the_config_says_what_torchvision_does(saved):
     ("width_mult", "own"), [(0.25, {"stem_residual": True}), (0.68125, {}), (0.1, {"stem_residual": True})]
 )
 def test_fields_of_ours_are_set_only_where_they_matter(saved, width_mult, own):
-    config = formats.open_source(saved(width_mult)[1]).config
+    config = open_weights(saved(width_mult)[1]).config
     defaults = {"round_widths": True, "stem_residual": False, "layer_depth_multiplier": 1.0}
     assert {name: getattr(config, name) for name in defaults} == defaults | own
 
 
 def test_preprocessing_is_that_of_its_weights(torchvision, saved):
     transform = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
-    values = json.loads(formats.open_source(saved(1.0)[1]).processor_text)
+    values = json.loads(open_weights(saved(1.0)[1]).processor_text)
     assert values["size"] == {"shortest_edge": transform.resize_size[0]}
     assert values["crop_size"] == {"height": transform.crop_size[0], "width": transform.crop_size[0]}
     assert (values["image_mean"], values["image_std"]) == (transform.mean, transform.std)
@@ -95,7 +96,7 @@ def test_transformers_and_we_load_the_converted_folder(transformers, saved, tmp_
     import torch
 
     module, path = saved(1.0)
-    formats.write(formats.open_source(path).checkpoint(), tmp_path / "hf", "hf", keep_processor=False)
+    write(open_weights(path).checkpoint(), tmp_path / "hf", "hf")
     theirs, report = transformers.MobileNetV2ForImageClassification.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
@@ -107,9 +108,7 @@ def test_transformers_and_we_load_the_converted_folder(transformers, saved, tmp_
     model, variables = from_pretrained(tmp_path / "hf")
     ours = jax.jit(model.apply)(variables, images.transpose(0, 2, 3, 1)).logits
     assert_close(ours, expected, name="ours")
-    formats.write(
-        formats.open_source(tmp_path / "hf").checkpoint(), tmp_path / "b.pth", "torchvision", keep_processor=False
-    )
+    write(open_weights(tmp_path / "hf").checkpoint(), tmp_path / "b.pth", "torchvision")
     state = torch.load(tmp_path / "b.pth", weights_only=True)
     assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from flax_mnv2 import MobileNetV2Config
 from flax_mnv2.losses import segmentation_cross_entropy_sums
-from flax_mnv2.weights import hugging_face
+from flax_mnv2.weights.formats import hugging_face
 from flax_mnv2.weights.pretrained import make_model, variable_shapes
 
 MOMENTUM, LEARNING_RATE, LABELS = 0.9, 0.05, 5

@@ -6,14 +6,16 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import flax_mnv2.training.evaluate as evaluate_run_module
-from flax_mnv2 import CheckpointError, DataError, MobileNetV2Config, save_pretrained
+from flax_mnv2 import CheckpointError, DataError, MobileNetV2Config, save_pretrained, to_state_dict
 from flax_mnv2.data.loader.classification import decode_rgb
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.parallel import make_parallel
+from flax_mnv2.weights.command import main as convert
 from flax_mnv2.weights.pretrained import make_model
 
 PROCESSOR = MobileNetV2ImageProcessor(size=40, crop_size={"height": 32, "width": 40}, image_mean=0.4, image_std=0.3)
@@ -102,3 +104,19 @@ def test_a_corrupt_image_is_named(config, weights, imagenet, tmp_path):
     imagenet.write(tmp_path / "official", validation=files)
     with pytest.raises(DataError, match=r"Example 'ILSVRC2012_val_00000004\.JPEG': corrupt image"):
         evaluate_run(config, pretrained=weights)
+
+
+def test_a_file_of_torchvision_is_evaluated_as_what_it_converts_to(config, model, tmp_path):
+    fields = {"depth_multiplier": 0.35, "num_labels": 1000, "tf_padding": False, "layer_norm_eps": 1e-5}
+    module = make_model(MobileNetV2Config(**fields), "classification")
+    head = {name: value[..., 1:] for name, value in model[1]["params"]["classifier"].items()}
+    variables = {**model[1], "params": {**model[1]["params"], "classifier": head}}
+    save_file(to_state_dict(module, variables, "torchvision"), tmp_path / "weights.safetensors")
+    assert convert([str(tmp_path / "weights.safetensors"), str(tmp_path / "flax")]) == 0
+    file, folder = (
+        evaluate_run(config, pretrained=str(tmp_path / name), output=str(tmp_path / f"report_{name}"))
+        for name in ("weights.safetensors", "flax")
+    )
+    assert file.pop("model") != folder.pop("model")
+    assert file == folder
+    assert file["num_top1"] == 1

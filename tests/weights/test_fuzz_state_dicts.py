@@ -1,7 +1,6 @@
 """State dicts and files of tensors that were tampered with: the model's tensors, or a UserError.
 
-The cases follow from a seed in the code: 2,000 state dicts over the three libraries, 2,000 safetensors files with bytes
-changed, 1,000 with any header, 500 PyTorch files with bytes changed.
+The cases follow from a seed in the code.
 """
 
 import io
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from flax_mnv2 import MobileNetV2Config, UserError, from_state_dict
-from flax_mnv2.weights import files, hugging_face, timm, torchvision
+from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.checkpoint import make_model, variable_shapes
+from flax_mnv2.weights.formats import FORMATS, hugging_face
 from flax_mnv2.weights.tensors import write_state
 
 MAX_GROWTH_KIB = 400_000
@@ -30,14 +30,10 @@ def _peak():
 
 def _state(library):
     """A valid state dict of a tiny network, and the config that goes with it, if one does."""
-    if library == "hf":
-        config, naming = HF, hugging_face.NAMING
-    elif library == "torchvision":
+    config, naming = HF, hugging_face.NAMING
+    if library != "hf":
         config = MobileNetV2Config(num_labels=3, round_widths=False, stem_residual=True)
-        naming = torchvision.naming(len(config.layer_plan.blocks))
-    else:
-        config = MobileNetV2Config(num_labels=3, round_widths=False, stem_residual=True)
-        naming = timm.naming(config)
+        naming = FORMATS[library].naming(config)
     shapes = variable_shapes(make_model(config, "classification"))
     state = write_state({path: np.ones(shape, np.float32) for path, shape in shapes.items()}, naming)
     return state, (HF if library == "hf" else None)
@@ -96,10 +92,10 @@ changes = st.lists(
 @pytest.mark.parametrize(("library", "count"), [("hf", 1000), ("torchvision", 500), ("timm", 500)])
 def test_state_dicts(tiny_blocks, library, count):
     whole, config = _state(library)
-    outcomes = []
+    outcomes, settings = [], cases(count)
     before = _peak()
 
-    @cases(count)
+    @settings
     @hypothesis.given(changes)
     def fuzz(edits):
         state = dict(whole)
@@ -123,7 +119,7 @@ def test_state_dicts(tiny_blocks, library, count):
 
     fuzz()
     assert 0 < sum(outcomes) < len(outcomes)
-    assert len(outcomes) >= 0.9 * count
+    assert len(outcomes) >= 0.9 * settings.max_examples
     assert _peak() - before < MAX_GROWTH_KIB
 
 
@@ -160,16 +156,16 @@ def _edited(content, edits):
 
 
 def _fuzz_file(path, contents, count):
-    outcomes = []
+    outcomes, settings = [], cases(count)
     before = _peak()
 
-    @cases(count)
+    @settings
     @hypothesis.given(st.sampled_from(contents), byte_edits)
     def fuzz(content, edits):
         path.write_bytes(_edited(content, edits))
         state, message = {}, ""
         try:
-            state = files.read_tensor_file(path).state
+            state = tensor_files.read_tensor_file(path).state
         except UserError as error:
             message = str(error)
         assert len(message) < 1500
@@ -178,7 +174,7 @@ def _fuzz_file(path, contents, count):
 
     fuzz()
     assert 0 < sum(outcomes) < len(outcomes)
-    assert len(outcomes) >= 0.9 * count
+    assert len(outcomes) >= 0.9 * settings.max_examples
     assert _peak() - before < MAX_GROWTH_KIB
 
 
@@ -207,7 +203,7 @@ def test_safetensors_with_any_header(tmp_path):
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
         try:
-            files.read_tensor_file(path)
+            tensor_files.read_tensor_file(path)
             outcomes.append(True)
         except UserError:
             outcomes.append(False)

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from flax_mnv2 import CheckpointError, ConfigError, DataError, MobileNetV2Config, MobileNetV2ImageProcessor, hub
-from flax_mnv2.checkpoint import flax_folder
+from flax_mnv2 import CheckpointError, ConfigError, DataError, MobileNetV2Config, MobileNetV2ImageProcessor
 from flax_mnv2.config import MAX_WEIGHTS_IN_FILE
+from flax_mnv2.files import MAX_JSON_BYTES, MAX_JSON_DEPTH, parse_json, read_json, shown
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.predict.inputs import result_stems
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
@@ -20,8 +20,8 @@ from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.config.recorded import config_for_evaluation
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter, read_metrics
 from flax_mnv2.training.workdir import open_workdir
-from flax_mnv2.untrusted import MAX_JSON_BYTES, MAX_JSON_DEPTH, parse_json, read_json, shown
-from flax_mnv2.weights import files
+from flax_mnv2.weights import tensor_files
+from flax_mnv2.weights.formats import flax
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def test_a_small_folder_does_not_allocate_gigabytes(tmp_path):
         "architectures": ["MobileNetV2ForImageClassification"]
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
-    files.write_tensor_file(
+    tensor_files.write_tensor_file(
         tmp_path / "model.safetensors", {"mobilenet_v2.conv_1x1.normalization.bias": np.ones(3, np.float32)}
     )
     script = (
@@ -184,59 +184,7 @@ def test_the_note_of_a_run_is_checked(tmp_path, about):
     (tmp_path / "about").mkdir()
     (tmp_path / "about" / "metadata").write_text(about)
     with pytest.raises(CheckpointError, match="It is damaged, or not by this library"):
-        flax_folder.read_about(tmp_path)
-
-
-# ----------------------------------------------------------------------------------------------- hub
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../x", "a/b/c", "a//b", "/a", "a/", "https://example.org/x", "file:///etc", "gs://x/y", "a\x00b", "a/b\n",
-        " a/b", "g\u043e\u043egle/x", "a/..", "../../etc/passwd", "a..b/c", "a--b/c", "-rf", "--help", ".git/x",
-        "a" * 97, "a/" + "b" * 97, "a" * 100_000, "", ".", "a/b?x", "a/b#x", "a:b@c/d", "a\\b", "$HOME/x", "\udcff/x",
-        "models--a--b",
-    ],
-    ids=_id,
-)  # fmt: skip
-def test_hostile_hub_ids_ask_nobody(tmp_path, monkeypatch, name):
-    import huggingface_hub
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("was asked for"))
-    (tmp_path / "config.json").touch()
-    if name in ("", "."):
-        assert hub.resolve_folder(name, files=("config.json",)).samefile(tmp_path)
-        return
-    with pytest.raises(CheckpointError) as caught:
-        hub.resolve_folder(name, files=("config.json",))
-    assert len(str(caught.value)) < 600
-
-
-@pytest.mark.parametrize(
-    "revision",
-    ["../../x", "..", "a/../b", "-rf", "", " ", "a b", "/etc", "refs//x", "refs/", "a" * 201, "a\x00", "a\n", "v1;ls",
-     3],
-    ids=_id,
-)  # fmt: skip
-def test_hostile_revisions_ask_nobody(monkeypatch, revision):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("was asked for"))
-    with pytest.raises(CheckpointError, match="revision must be a branch"):
-        hub.resolve_folder("owner/name", revision=revision, files=("config.json",))
-
-
-def test_downloads_are_anonymous_and_of_named_files_only(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path))
-    hub.resolve_folder("owner/name", revision="refs/pr/1", files=("config.json", "model.safetensors"))
-    options = {"revision": "refs/pr/1", "cache_dir": None, "token": False}
-    assert asked == [(("owner/name",), options | {"allow_patterns": ["config.json", "model.safetensors"]})]
+        flax.read_about(tmp_path)
 
 
 # ------------------------------------------------------------------------------- workdirs and outputs

@@ -25,7 +25,7 @@ from flax_mnv2 import (
 )
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2Backbone
-from flax_mnv2.weights import hugging_face
+from flax_mnv2.weights.formats import hugging_face
 from flax_mnv2.weights.pretrained import variable_shapes
 
 CONFIG = MobileNetV2Config(depth_multiplier=0.35, num_labels=6)
@@ -328,40 +328,6 @@ def test_shards_are_loaded(segmentation_folder):
         save_file({key: state[key] for key in state if names[key] == name}, folder / name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     _assert_same(from_pretrained(folder)[1], variables)
-
-
-def test_hub_downloads_prefer_safetensors(segmentation_folder, tmp_path, monkeypatch):
-    import fnmatch
-    import shutil
-
-    import huggingface_hub
-
-    folder, variables = segmentation_folder
-    asked = []
-
-    def download(name, *, revision, cache_dir, allow_patterns, token):
-        assert token is False
-        asked.append((name, revision, cache_dir))
-        target = tmp_path / f"download_{len(asked)}"
-        target.mkdir()
-        for path in folder.iterdir():
-            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
-                shutil.copy(path, target)
-        return str(target)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    (folder / "pytorch_model.bin").write_bytes(b"must not be fetched")
-    _assert_same(from_pretrained("owner/name", revision="v1", cache_dir="cache")[1], variables)
-    assert asked == [("owner/name", "v1", "cache")]
-    assert not (tmp_path / "download_1" / "pytorch_model.bin").exists()
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"Cannot read .*pytorch_model\.bin"):
-        from_pretrained("owner/name")
-
-
-def test_a_hub_id_without_network_is_explained(tmp_path):
-    with pytest.raises(CheckpointError, match=r"could not be downloaded .* give a local folder"):
-        from_pretrained("nobody/nothing", cache_dir=tmp_path)
 
 
 def test_a_config_without_architecture_asks_for_the_task(segmentation_folder):

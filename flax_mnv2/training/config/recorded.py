@@ -9,10 +9,10 @@ from typing import Any
 import ml_collections
 
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.files import shown
 from flax_mnv2.tasks.rules import flatten
 from flax_mnv2.training.config.defaults import default_config, fields_of_other_tasks
 from flax_mnv2.training.workdir import CONFIG_NAME, read_config
-from flax_mnv2.untrusted import shown
 
 
 def config_for_evaluation(

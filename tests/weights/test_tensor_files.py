@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from flax_mnv2 import CheckpointError
-from flax_mnv2.weights import files
+from flax_mnv2.files import write_text
+from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.tensors import widen
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2, np.float32)}
@@ -37,8 +38,8 @@ def test_what_is_written_is_read(tmp_path, suffix):
     if suffix != ".safetensors":
         pytest.importorskip("torch")
     path = tmp_path / f"weights{suffix}"
-    files.write_tensor_file(path, STATE | {"n": np.asarray(7, np.int64)})
-    found = files.read_tensor_file(path)
+    tensor_files.write_tensor_file(path, STATE | {"n": np.asarray(7, np.int64)})
+    found = tensor_files.read_tensor_file(path)
     assert found.state.pop("n") == 7
     _same(found.state)
     assert found.notes == ()
@@ -47,10 +48,10 @@ def test_what_is_written_is_read(tmp_path, suffix):
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
-    files.write_tensor_file(path, STATE)
+    tensor_files.write_tensor_file(path, STATE)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        files.write_tensor_file(path, {"b": np.zeros(1, np.float32)})
+        tensor_files.write_tensor_file(path, {"b": np.zeros(1, np.float32)})
     _same(load_file(path))
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
@@ -58,14 +59,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
 def test_weights_inside_a_training_checkpoint_are_taken_out(tmp_path, torch, key):
     torch.save({"epoch": 3, key: _tensors(torch), "optimizer": {"lr": 0.1}}, tmp_path / "last.pth")
-    found = files.read_tensor_file(tmp_path / "last.pth")
+    found = tensor_files.read_tensor_file(tmp_path / "last.pth")
     _same(found.state)
     assert found.notes == (f"took the weights from '{key}' in the file",)
 
 
 def test_the_prefix_of_data_parallel_is_dropped(tmp_path, torch):
     torch.save({f"module.{key}": value for key, value in _tensors(torch).items()}, tmp_path / "last.pt")
-    found = files.read_tensor_file(tmp_path / "last.pt")
+    found = tensor_files.read_tensor_file(tmp_path / "last.pt")
     _same(found.state)
     assert found.notes == ("dropped 'module.' before every name",)
 
@@ -83,7 +84,7 @@ def test_half_precision_keeps_its_type_and_widens_exactly(tmp_path, suffix, kind
         torch.save({"w": torch.from_numpy(values.astype(np.float32)).to(getattr(torch, kind))}, tmp_path / "w.pth")
     else:
         save_file({"w": values}, tmp_path / "w.safetensors")
-    found = files.read_tensor_file(tmp_path / f"w{suffix}").state["w"]
+    found = tensor_files.read_tensor_file(tmp_path / f"w{suffix}").state["w"]
     assert found.dtype == dtype
     np.testing.assert_array_equal(widen("w", found), values.astype(np.float32), strict=True)
     np.testing.assert_array_equal(widen("w", found).astype(dtype), values)
@@ -112,7 +113,7 @@ def test_nothing_in_a_pickle_runs(tmp_path, torch, wrap, form):
     else:
         path.write_bytes(pickle.dumps(wrap(_Trap(sprung)), protocol=2))
     with pytest.raises(CheckpointError, match="never executed"):
-        files.read_tensor_file(path)
+        tensor_files.read_tensor_file(path)
     assert not sprung.exists()
 
 
@@ -120,17 +121,17 @@ def test_what_is_no_state_dict_is_refused(tmp_path, torch):
     for index, content in enumerate(([torch.zeros(2)], {"w": 3}, {"state_dict": {"w": "x"}}, {0: torch.zeros(1)})):
         torch.save(content, tmp_path / f"{index}.pth")
         with pytest.raises(CheckpointError, match=r"is not a state dict .* save model.state_dict"):
-            files.read_tensor_file(tmp_path / f"{index}.pth")
+            tensor_files.read_tensor_file(tmp_path / f"{index}.pth")
 
 
 def test_other_suffixes_and_damage_are_named(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"ends in \.h5; expected a file of weights"):
-        files.read_tensor_file(tmp_path / "weights.h5")
+        tensor_files.read_tensor_file(tmp_path / "weights.h5")
     for content in (b"", b"\xff" * 100, b"\x00" * 100):
         (tmp_path / "w.safetensors").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"Cannot read .*w\.safetensors.*damaged"):
-            files.read_tensor_file(tmp_path / "w.safetensors")
+            tensor_files.read_tensor_file(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_types_that_numpy_does_not_have_are_named(tmp_path, kind, bits):
     header = json.dumps({"w": {"dtype": kind, "shape": [8], "data_offsets": [0, bits]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(bits))
     with pytest.raises(CheckpointError, match=f"unsupported type, '{kind}' of 'w'; weights must be float32") as caught:
-        files.read_tensor_file(tmp_path / "w.safetensors")
+        tensor_files.read_tensor_file(tmp_path / "w.safetensors")
     assert "damaged" not in str(caught.value)
 
 
@@ -151,8 +152,8 @@ def test_files_have_the_permissions_of_new_files(tmp_path, suffix, umask, mode):
         pytest.importorskip("torch")
     before = os.umask(umask)
     try:
-        files.write_tensor_file(tmp_path / f"w{suffix}", STATE)
-        files.write_text(tmp_path / "config.json", "{}")
+        tensor_files.write_tensor_file(tmp_path / f"w{suffix}", STATE)
+        write_text(tmp_path / "config.json", "{}")
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
@@ -162,7 +163,7 @@ def _shard(folder, stem="model", suffix=".safetensors"):
     """The two tensors in two files, and their index."""
     names = [f"{stem}-0000{number}-of-00002{suffix}" for number in (1, 2)]
     for name, key in zip(names, STATE, strict=True):
-        files.write_tensor_file(folder / name, {key: STATE[key]})
+        tensor_files.write_tensor_file(folder / name, {key: STATE[key]})
     index = folder / f"{stem}{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip(STATE, names, strict=True))}))
     return index, names
@@ -173,30 +174,30 @@ def test_shards_are_put_together(tmp_path, stem, suffix):
     if suffix == ".bin":
         pytest.importorskip("torch")
     _shard(tmp_path, stem, suffix)
-    _same(files.read_weights(tmp_path).state)
+    _same(tensor_files.read_weights(tmp_path).state)
 
 
 def test_safetensors_go_first(tmp_path, torch):
     torch.save({"other": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
-    assert list(files.read_weights(tmp_path).state) == ["other"]
+    assert list(tensor_files.read_weights(tmp_path).state) == ["other"]
     _shard(tmp_path)
-    _same(files.read_weights(tmp_path).state)
-    files.write_tensor_file(tmp_path / "model.safetensors", {"whole": np.zeros(1, np.float32)})
-    assert list(files.read_weights(tmp_path).state) == ["whole"]
+    _same(tensor_files.read_weights(tmp_path).state)
+    tensor_files.write_tensor_file(tmp_path / "model.safetensors", {"whole": np.zeros(1, np.float32)})
+    assert list(tensor_files.read_weights(tmp_path).state) == ["whole"]
 
 
 def test_a_missing_shard_is_named(tmp_path):
     _, names = _shard(tmp_path)
     (tmp_path / names[1]).unlink()
     with pytest.raises(CheckpointError, match=f"names the shard '{names[1]}', which is not there"):
-        files.read_weights(tmp_path)
+        tensor_files.read_weights(tmp_path)
 
 
 def test_a_shard_without_its_tensor_is_named(tmp_path):
     _, names = _shard(tmp_path)
-    files.write_tensor_file(tmp_path / names[0], {"b": np.zeros(1, np.float32)})
+    tensor_files.write_tensor_file(tmp_path / names[0], {"b": np.zeros(1, np.float32)})
     with pytest.raises(CheckpointError, match=rf"{names[0]} holds a\.weight, which it does not"):
-        files.read_weights(tmp_path)
+        tensor_files.read_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +208,11 @@ def test_a_shard_stays_in_its_folder(tmp_path, name):
     save_file(STATE, tmp_path.parent / "x.safetensors")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(STATE, name)}))
     with pytest.raises(CheckpointError, match="must be a plain file name"):
-        files.read_weights(tmp_path)
+        tensor_files.read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "\x00"])
 def test_a_damaged_index_is_named(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"Cannot read .*index\.json"):
-        files.read_weights(tmp_path)
+        tensor_files.read_weights(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 
 from flax_mnv2.config import MAX_WIDTH_FACTOR, MobileNetV2Config
@@ -56,7 +55,10 @@ def find_depth_multiplier(base: MobileNetV2Config, widths: Widths) -> float | No
 
     low = _smallest(lambda multiplier: compare(multiplier)[0])
     high = _smallest(lambda multiplier: compare(multiplier)[1])
-    return _shortest_decimal(low, high) if widths and low < high else None
+    if not widths or low >= high:
+        return None
+    decimals = (round((low + high) / 2, digits) for digits in range(17))
+    return next((decimal for decimal in decimals if low <= decimal < high), low)
 
 
 def nearest_depth_multiplier(base: MobileNetV2Config, widths: Widths) -> float:
@@ -78,15 +80,3 @@ def _smallest(holds: Callable[[float], bool]) -> float:
         else:
             low = middle
     return high
-
-
-def _shortest_decimal(low: float, high: float) -> float:
-    """The number in [low, high) with the fewest decimals; of several, the one nearest to the middle."""
-    for digits in range(17):
-        scale = 10**digits
-        first, last = math.ceil(low * scale), math.floor(high * scale)
-        middle = round((low + high) / 2 * scale)
-        numbers = [n / scale for n in (first, middle, last) if low <= n / scale < high and n > 0]
-        if numbers:
-            return min(numbers, key=lambda number: abs(number - (low + high) / 2))
-    return low

@@ -1,0 +1,122 @@
+"""Hugging Face transformers: its folder, and its state dict ↔ Flax variables.
+
+Names correspond one to one: ``mobilenet_v2.layer.3.conv_3x3.convolution.weight`` is
+``params/mobilenet_v2/layer_03/conv_3x3/convolution/kernel``. Layouts: convolutions OIHW → HWIO (depthwise
+too), linear layers transposed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.weights.checkpoint import Checkpoint, stated_task, with_pytorch_extras
+from flax_mnv2.weights.formats import timm_config
+from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format, Found
+from flax_mnv2.weights.source import Source, read_text_file
+from flax_mnv2.weights.tensor_files import find_weights
+from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
+
+PREFIX = "mobilenet_v2."
+_HEADS = ("classifier.", "segmentation_head.")
+# Fields of ours that change the network, and which transformers does not know.
+PLAN_FIELDS = ("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths")
+OTHER_NETWORK_FIELDS = ("pool_window",)
+
+
+def _prefix_of(modules: Path) -> str:
+    return ".".join(re.sub(r"^layer_0?(\d+)$", r"layer.\1", module) for module in modules)
+
+
+NAMING = torch_naming(_prefix_of, backbone=r"mobilenet_v2\.")
+key_of = NAMING.key_of
+
+
+class HuggingFaceFormat(Format):
+    """A folder of ``transformers``, or one of its state dicts, alone or in a file beside its ``config.json``."""
+
+    name = "hf"
+    example = "mobilenet_v2.conv_stem.first_conv.convolution.weight"
+    needs_config = True
+
+    def recognises(self, found: Found) -> bool:
+        """By the names of the tensors; a folder by its weights, where the config is not timm's."""
+        if found.tensors is None:
+            return find_weights(found.where) is not None and not timm_config.recognises(found.values)
+        is_bare = re.compile(r"(conv_stem|layer\.\d+)\.conv_3x3\.")
+        return any(key.startswith(PREFIX) or is_bare.match(key) for key in found.tensors.state)
+
+    def open(self, found: Found) -> Source:
+        """Reads tensors and config, which the tensors do not say."""
+        config, text = _read_config(found)
+        tensors = found.read()
+        return Source(
+            format=self.name,
+            where=found.where,
+            config=config,
+            task=stated_task(config),
+            state=_with_prefix(tensors.state),
+            naming=NAMING,
+            config_text=text,
+            processor_folder=found.folder,
+            notes=tensors.notes,
+        )
+
+    def check_target(self, checkpoint: Checkpoint) -> None:
+        """Fields of ours may be set where they change nothing: what counts is the network that follows."""
+        config = checkpoint.config
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        fields = [name for name in OTHER_NETWORK_FIELDS if getattr(config, name) != defaults[name]]
+        if config.replace(**{name: defaults[name] for name in PLAN_FIELDS}).layer_plan != config.layer_plan:
+            without = {name: config.replace(**{name: defaults[name]}) for name in PLAN_FIELDS}
+            fields += [name for name in PLAN_FIELDS if without[name].layer_plan != config.layer_plan]
+        if fields:
+            found = "\n".join(
+                f"  {name}: transformers has {defaults[name]!r}, this model {getattr(config, name)!r}"
+                for name in fields
+            )
+            raise ConfigError(
+                f"transformers cannot represent this network; it would build another one from the config:\n{found}\n"
+                'Use the flax format instead: --to flax, or save_pretrained(…, layout="flax").'
+            )
+
+    def content(self, checkpoint: Checkpoint) -> Content:
+        """All that transformers' own class would save."""
+        tensors = checkpoint.tensors
+        if checkpoint.task == "segmentation" and not any("conv_1x1" in path for path in tensors):
+            tensors = with_pytorch_extras(checkpoint.config, checkpoint.task, tensors)
+        state = write_state(tensors, NAMING)
+        if checkpoint.task == "backbone":  # a bare one has no prefix there
+            state = {key.removeprefix(PREFIX): value for key, value in state.items()}
+        return Content(state, checkpoint.to_config_text(), checkpoint.processor_text)
+
+
+def _read_config(found: Found) -> tuple[MobileNetV2Config, str | None]:
+    """The config and the text that it was read from."""
+    unsaid = "the tensors do not say padding, epsilon and output stride"
+    if found.folder is None:
+        if found.config is None:
+            raise CheckpointError(
+                f"{found.where} has transformers' tensor names, and {unsaid}. "
+                "Pass config=MobileNetV2Config.from_dict(model.config.to_dict())."
+            )
+        return found.config, None
+    path = found.folder / CONFIG_NAME
+    if found.tensors is not None and not path.exists():
+        raise CheckpointError(
+            f"{found.where} has transformers' tensor names, but no {CONFIG_NAME} lies beside it, and {unsaid}. "
+            f"Put the model's {CONFIG_NAME} into the same folder."
+        )
+    return MobileNetV2Config.from_json_file(path), read_text_file(path)
+
+
+def _with_prefix(state: Mapping[str, np.ndarray]) -> StateDict:
+    """Tensors of a bare backbone get the ``mobilenet_v2.`` prefix that they have inside a model with a head."""
+    if any(key.startswith(PREFIX) for key in state):
+        return dict(state)
+    return {key if key.startswith(_HEADS) else f"{PREFIX}{key}": value for key, value in state.items()}

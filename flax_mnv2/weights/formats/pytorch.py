@@ -1,0 +1,161 @@
+"""What torchvision and timm have in common, as far as this library's config says it.
+
+Their numbers: padding 1 on both sides, batch norm's epsilon 1e-5 and momentum 0.1 (0.9 in Flax's sense) are PyTorch's
+defaults, dropout 0.2 is torchvision's default and timm's recipe, mean and standard deviation are those of ImageNet.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.weights.checkpoint import Checkpoint
+from flax_mnv2.weights.formats.base import Content, Format, Found
+from flax_mnv2.weights.formats.widths import find_depth_multiplier, norm_widths, plan_differences
+from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensors import Naming, Path, write_state
+
+SHARED_FIELDS: dict[str, Any] = {
+    "tf_padding": False,
+    "layer_norm_eps": 1e-5,
+    "batch_norm_momentum": 0.9,
+    "classifier_dropout_prob": 0.2,
+}
+# Widths are not rounded to integers first, and every block has a shortcut where its widths agree.
+WIDTH_RULE: dict[str, Any] = {"round_widths": False, "stem_residual": True}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_SHOWN = 12
+# What decides the network's output and neither library keeps beside its weights.
+_NEEDED_FIELDS = {
+    "tf_padding": False,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "relu6",
+    "output_stride": 32,
+    "pool_window": None,
+}
+
+
+class PyTorchFormat(Format):
+    """A library of classifiers whose tensors say the whole network, in files or in memory."""
+
+    to_file = True
+
+    @abc.abstractmethod
+    def naming(self, config: MobileNetV2Config) -> Naming:
+        """The library's names in the network of ``config``."""
+
+    @abc.abstractmethod
+    def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
+        """The config of the network that ``state`` is; where the library has none such, of the nearest that it has.
+
+        Args:
+          state: tensors by name.
+          values: of the ``config.json`` beside them, which the library may know.
+
+        Raises:
+          ConfigError: ``values`` are the library's own, for a network that we do not have.
+        """
+
+    @abc.abstractmethod
+    def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
+        """What the library does to images; arguments and errors as for ``config_of``."""
+
+    @abc.abstractmethod
+    def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
+        """The nearest network that the library has, for a message, and fields of ``config`` that it must have."""
+
+    def open(self, found: Found) -> Source:
+        """Config and processor follow from the tensors and what lies beside them."""
+        tensors = found.read()
+        config, notes = self.config_of(tensors.state, found.values), tensors.notes
+        processor = self.make_processor(found.values)
+        if config.num_channels != 3:
+            note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
+            processor, notes = None, (*notes, note)
+        return Source(
+            format=self.name,
+            where=found.where,
+            config=config,
+            task="classification",
+            state=tensors.state,
+            naming=self.naming(config),
+            usual_processor=processor,
+            notes=notes,
+        )
+
+    def check_target(self, checkpoint: Checkpoint) -> None:
+        """Compares with the nearest network that the library has."""
+        config = checkpoint.config
+        state = write_state(checkpoint.tensors, self.naming(config))
+        library, fields = self.needs(state, config)
+        nearest = self.config_of(state).replace(output_stride=config.output_stride)
+        rows = {"task": ("classification", checkpoint.task)}
+        rows |= {name: (value, getattr(config, name)) for name, value in (_NEEDED_FIELDS | fields).items()}
+        rows |= plan_differences(needed=nearest.layer_plan, found=config.layer_plan)
+        lines = [
+            f"  {name}: {library} needs {needed!r}, the source has {found!r}"
+            for name, (needed, found) in rows.items()
+            if needed != found
+        ]
+        if len(lines) > _SHOWN:
+            lines[_SHOWN:] = [f"  … and {len(lines) - _SHOWN} more"]
+        if lines:
+            raise ConfigError(
+                f"{library} cannot represent this model; with its code the same weights would give other numbers:\n"
+                + "\n".join(lines)
+                + "\nConvert to hf or flax instead."
+            )
+
+    def content(self, checkpoint: Checkpoint) -> Content:
+        """The tensors, which say all."""
+        return Content(write_state(checkpoint.tensors, self.naming(checkpoint.config)))
+
+    def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
+        """What no file of tensors can say."""
+        problem = checkpoint.config.problem_type
+        notes = [] if problem is None else [f"{self.name} has no problem_type: {problem!r} stays behind"]
+        if is_file:
+            notes.append(f"a {self.name} file holds tensors only: class names and preprocessing stay behind")
+        return notes
+
+
+def state_widths(state: Mapping[str, np.ndarray], naming: Naming, modules: tuple[Path, ...]) -> dict[Path, int]:
+    """Channels of those batch norms that ``state`` has, by the path of their layer."""
+    widths = {}
+    for module in modules:
+        key = naming.key_of(("params", *module, "normalization", "scale"))
+        if key in state and state[key].ndim == 1:
+            widths[module] = state[key].shape[0]
+    return widths
+
+
+def state_fields(state: Mapping[str, np.ndarray], naming: Naming, *, default_labels: int) -> dict[str, int]:
+    """``num_labels`` and ``num_channels`` as the last and the first layer have them, or as where there are none."""
+    first = state.get(naming.key_of(("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")))
+    classifier = [state.get(naming.key_of(("params", "classifier", leaf))) for leaf in ("kernel", "bias")]
+    widths = [tensor.shape[0] for tensor in classifier if tensor is not None and tensor.ndim]
+    fields = {"num_labels": widths[0] if widths else default_labels}
+    return fields | ({"num_channels": first.shape[1]} if first is not None and first.ndim == 4 else {})
+
+
+def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> MobileNetV2Config:
+    """The same network with fields that transformers does not know at their default, as far as that can be.
+
+    ``search`` says whether another depth multiplier may serve.
+    """
+    defaults = {"round_widths": True, "stem_residual": False}
+    for own in ({}, {"stem_residual": True}, {"round_widths": False}):
+        base = config.replace(**defaults | own)
+        if base.layer_plan == config.layer_plan:
+            return base
+        found = find_depth_multiplier(base, norm_widths(config.layer_plan)) if search else None
+        if found is not None and (other := base.replace(depth_multiplier=found)).layer_plan == config.layer_plan:
+            return other
+    return config

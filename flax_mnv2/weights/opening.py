@@ -1,0 +1,108 @@
+"""The one door to weights of every kind: a hub id, a folder, a file or a state dict → ``Source``."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.files import read_json
+from flax_mnv2.hub import expand_user, resolve_folder
+from flax_mnv2.image_processing.processor import PROCESSOR_NAME
+from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
+from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, WEIGHT_NAMES, TensorFile, read_tensor_file, to_arrays
+
+_HUB_FILES = (CONFIG_NAME, PROCESSOR_NAME, *dict.fromkeys(name for form in FORMATS.values() for name in form.hub_files))
+_HUB_PICKLES = (*WEIGHT_NAMES[2:], "pytorch_model-*.bin")
+_SHOWN = 5
+
+
+def open_weights(
+    weights: str | pathlib.Path | Source,
+    *,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+) -> Source:
+    """Opens weights of any format, which it recognises by files, config and names.
+
+    Args:
+      weights: a folder of Hugging Face, timm or the flax format; a checkpoint of a training run,
+        ``WORKDIR/checkpoints/step_N``; a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its
+        ``config.json`` beside it), torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, which
+        huggingface_hub downloads and caches; or a source that is open already, which is given back.
+      revision: branch, tag or commit of a hub id.
+      cache_dir: where downloads are kept; None is huggingface_hub's default.
+
+    Raises:
+      CheckpointError: nothing there, unreadable, or of no known format.
+      ConfigError: the config beside it is not a MobileNetV2's.
+    """
+    if isinstance(weights, Source):
+        return weights
+    path = expand_user(weights)
+    is_file = os.path.isfile(path) or (path.suffix in FILE_SUFFIXES and not os.path.isdir(path))
+    if not is_file:
+        path = _fetch(weights, revision=revision, cache_dir=cache_dir)
+    elif not os.path.exists(path):
+        raise CheckpointError(f"No file or folder {path}.")
+    folder = path.parent if is_file else path
+    found = Found(path, folder, _peek(folder / CONFIG_NAME), read_tensor_file(path) if is_file else None)
+    return _recognise(found).open(found)
+
+
+def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None = None) -> Source:
+    """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
+    found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)).unwrapped(), config)
+    form = _recognise(found)
+    if config is not None and not form.needs_config:
+        raise ConfigError(f"A {form.name} state dict says its network itself; pass no config.")
+    return form.open(found)
+
+
+def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
+    """The local folder; from the hub, pickled weights are fetched only where there are no others."""
+    folder = resolve_folder(weights, files=_HUB_FILES, **options)
+    if any((folder / name).exists() for form in FORMATS.values() for name in form.weight_names):
+        return folder
+    return resolve_folder(weights, files=(*_HUB_FILES, *_HUB_PICKLES), **options)
+
+
+def _recognise(found: Found) -> Format:
+    """The format that says yes; a CheckpointError where none does."""
+    form = next((form for form in FORMATS.values() if form.recognises(found)), None)
+    if form is not None:
+        return form
+    if found.tensors is None:
+        items = [*found.where.glob("*/variables"), *found.where.glob("checkpoints/*/variables")]
+        steps = sorted((item.parent for item in items if re.search(r"\d$", item.parent.name)), key=_step_of)
+        if steps:
+            raise CheckpointError(
+                f"{found.where} holds the checkpoints of a training run; name one of them, such as {steps[-1]}."
+            )
+        return FORMATS["hf"]  # whose error says what such a folder lacks
+    names = [f"{name} {value.shape}" for name, value in sorted(found.tensors.state.items())]
+    examples = "\n".join(f"    {form.name + ':':<12} {form.example}" for form in FORMATS.values() if form.example)
+    raise CheckpointError(
+        f"The tensors of {found.where} are those of no format known here.\n"
+        f"  found {len(names)}: {', '.join(names[:_SHOWN]) or 'none'}{', …' if len(names) > _SHOWN else ''}\n"
+        f"  expected names such as\n{examples}"
+    )
+
+
+def _step_of(folder: pathlib.Path) -> int:
+    return int(re.search(r"\d+$", folder.name)[0])
+
+
+def _peek(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
+    try:
+        values = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,237 @@
+"""Files of tensors, ``.safetensors`` and PyTorch's, by these formats' own libraries; nothing in them is executed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flax_mnv2.errors import CheckpointError
+from flax_mnv2.files import read_json, replacing, shown
+from flax_mnv2.weights.tensors import StateDict
+
+SAFETENSORS_NAME = "model.safetensors"
+PICKLE_NAME = "pytorch_model.bin"
+INDEX_SUFFIX = ".index.json"
+# In the order in which they are looked for.
+WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX)
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+FILE_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
+MAX_WEIGHTS_BYTES = 2**30  # of one file, twice what a config.json may describe
+_NUMPY_KINDS = re.compile(r"BOOL|BF16|[FIU](8|16|32|64)")  # what safetensors calls NumPy's types, and bfloat16
+_NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # before every name: DataParallel, torch.compile, Lightning
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """What one file, or several that belong together, hold.
+
+    Attributes:
+      state: tensors by name, in the file's types.
+      notes: what was done to find them, in words for the user.
+    """
+
+    state: StateDict
+    notes: tuple[str, ...] = ()
+
+    def unwrapped(self) -> TensorFile:
+        """The same without a wrapper's prefix, where all names have one; a note says so."""
+        for wrapper in _WRAPPERS:
+            if self.state and all(key.startswith(wrapper) for key in self.state):
+                state = {key.removeprefix(wrapper): value for key, value in self.state.items()}
+                return TensorFile(state, (*self.notes, f"dropped {wrapper!r} before every name")).unwrapped()
+        return self
+
+
+def find_weights(folder: pathlib.Path) -> pathlib.Path | None:
+    """The file, or the index of several, that holds the weights of a Hugging Face folder; safetensors first."""
+    return next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+
+
+def read_weights(folder: pathlib.Path) -> TensorFile:
+    """Tensors by name from ``model.safetensors`` or, in its absence, ``pytorch_model.bin``; one file or shards.
+
+    Raises:
+      CheckpointError: no such file is there, or the one that is cannot be read.
+    """
+    path = find_weights(folder)
+    if path is None:
+        raise CheckpointError(
+            f"No weights in {folder}; expected {SAFETENSORS_NAME} or {PICKLE_NAME} there, or the {INDEX_SUFFIX[1:]} "
+            "of one of them with its shards."
+        )
+    return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else read_tensor_file(path)
+
+
+def read_tensor_file(path: pathlib.Path) -> TensorFile:
+    """Tensors by name from a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of at most ``MAX_WEIGHTS_BYTES``.
+
+    Weights inside a training checkpoint are taken out of it, and a wrapper's prefix is dropped; the notes say so.
+
+    Raises:
+      CheckpointError: the suffix is unknown, or the file is damaged, or is no state dict.
+    """
+    if path.suffix not in FILE_SUFFIXES:
+        raise CheckpointError(
+            f"{path} ends in {path.suffix or 'nothing'}; expected a file of weights that ends in "
+            f"{', '.join(FILE_SUFFIXES)}."
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; expected a file of weights.")
+    size = path.stat().st_size
+    if size > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes; a file of weights may have at most {MAX_WEIGHTS_BYTES:,}, far above any "
+            "MobileNetV2. Check that it is the one you meant."
+        )
+    read = _read_safetensors if path.suffix == SAFETENSORS_SUFFIX else _read_torch_file
+    return read(path).unwrapped()
+
+
+def write_tensor_file(path: pathlib.Path, state: StateDict) -> None:
+    """Writes tensors by name, as safetensors or as a PyTorch state dict by the suffix of ``path``; whole or not."""
+    with replacing(path) as temporary:
+        if path.suffix == SAFETENSORS_SUFFIX:
+            from safetensors.numpy import save_file
+
+            save_file(state, temporary, metadata={"format": "pt"})  # transformers asks for this entry
+        else:
+            torch = _import_torch(f"Writing {path}")
+            torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, temporary)
+
+
+def to_arrays(state: Mapping[str, Any]) -> StateDict:
+    """The arrays of a state dict of PyTorch tensors or arrays.
+
+    Raises:
+      CheckpointError: it does not map names to tensors.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError("A state dict must map names to tensors; pass module.state_dict().")
+    arrays = {}
+    for key, value in state.items():
+        try:
+            arrays[key] = _to_numpy(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"Tensor {shown(key)} is no plain array: {shown(str(error))}.") from None
+    return arrays
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    import ml_dtypes  # NumPy's bfloat16; JAX depends on it
+
+    return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+
+
+def _read_shards(index: pathlib.Path) -> TensorFile:
+    try:
+        shard_of = read_json(index)["weight_map"]
+        if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+            raise TypeError("weight_map must give a file name for every tensor")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"Cannot read {index}: {error}. Copy or download it again.") from None
+    suffix = pathlib.Path(index.name.removesuffix(INDEX_SUFFIX)).suffix
+    state: StateDict = {}
+    notes: dict[str, None] = {}
+    for name in sorted(set(shard_of.values())):
+        if pathlib.PurePosixPath(name).name != name or "\\" in name or not name.endswith(suffix):
+            raise CheckpointError(
+                f"{index} names the shard {shown(name)}; a shard must be a plain file name ending in {suffix}, in "
+                "the same folder."
+            )
+        if not os.path.isfile(index.parent / name):  # which says no to a name that no file can have
+            raise CheckpointError(f"{index} names the shard {shown(name)}, which is not there; copy or download it.")
+        shard = read_tensor_file(index.parent / name)
+        notes |= dict.fromkeys(shard.notes)
+        absent = sorted(key for key in shard_of if shard_of[key] == name and key not in shard.state)
+        if absent:
+            raise CheckpointError(f"{index} says that {name} holds {', '.join(absent[:3])}, which it does not.")
+        state |= {key: value for key, value in shard.state.items() if shard_of.get(key) == name}
+    return TensorFile(state, tuple(notes))
+
+
+def _read_safetensors(path: pathlib.Path) -> TensorFile:
+    from safetensors import safe_open
+
+    state = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                kind = file.get_slice(key).get_dtype()
+                if not _NUMPY_KINDS.fullmatch(kind):
+                    raise CheckpointError(
+                        f"{path} holds a tensor of an unsupported type, {kind!r} of {shown(key)}; weights must be "
+                        "float32, float16 or bfloat16. Turn it into one of these in the library that wrote it."
+                    )
+                state[key] = file.get_tensor(key)
+    except CheckpointError:
+        raise
+    except Exception as error:  # SafetensorError, and what NumPy says of shapes that it does not have
+        raise CheckpointError(
+            f"Cannot read {path}: {error}. The file is damaged or incomplete; copy or download it again."
+        ) from None
+    return TensorFile(state)
+
+
+def _read_torch_file(path: pathlib.Path) -> TensorFile:
+    """PyTorch's own restricted reader: tensors, plain containers, and the Namespace in which programs keep options."""
+    torch = _import_torch(f"Reading {path}")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of files that are refused anyway
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many types; each means the file is not plain weights
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it names {shown(name[1])[1:-1]}" if name else type(error).__name__
+        raise CheckpointError(
+            f"Cannot read {path} as plain weights: {reason}. It is damaged, or holds Python objects, which are never "
+            "executed here. Save the state dict alone, or as safetensors."
+        ) from None
+
+    def is_state_dict(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()
+        )
+
+    notes: tuple[str, ...] = ()
+    if isinstance(loaded, dict) and not is_state_dict(loaded):
+        nested = next((name for name in _NESTED_UNDER if is_state_dict(loaded.get(name))), None)
+        if nested is not None:
+            loaded, notes = loaded[nested], (f"took the weights from {nested!r} in the file",)
+    if not is_state_dict(loaded):
+        raise CheckpointError(
+            f"{path} is not a state dict (tensors by name), alone or under {', '.join(_NESTED_UNDER)}; "
+            "save model.state_dict()."
+        )
+    try:
+        return TensorFile(to_arrays(loaded), notes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _import_torch(purpose: str):
+    """PyTorch, or a CheckpointError that begins with what it is needed for."""
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f"{purpose} needs PyTorch, which is not installed. Install it (pip install torch), or use a "
+            ".safetensors file."
+        ) from None
+    return torch

@@ -1,0 +1,181 @@
+"""Every source that the converter knows is one that the library, a run and an evaluation take, opened once."""
+
+import argparse
+
+import numpy as np
+import pytest
+from converting import CONFIG, TORCH_LIKE, convert
+from safetensors.numpy import load_file
+
+from flax_mnv2 import (
+    CheckpointError,
+    MobileNetV2ImageProcessor,
+    from_pretrained,
+    from_state_dict,
+    load_backbone,
+    to_state_dict,
+)
+from flax_mnv2.models import MobileNetV2ForSemanticSegmentation, MobileNetV2Model
+from flax_mnv2.weights import opening, tensor_files
+from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.pretrained import load_config, load_processor, make_model, open_weights
+
+pytestmark = pytest.mark.usefixtures("one_variant")
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+SOURCES = ["hf", "hf file", "flax", "timm", "timm file", "torchvision file"]
+USUAL = {
+    "torchvision file": MobileNetV2ImageProcessor(size=256, crop_size=224, **IMAGENET),
+    "timm file": MobileNetV2ImageProcessor(size=256, crop_size=224, resample=3, **IMAGENET),
+}
+
+
+@pytest.fixture
+def make_source(make_folder, tmp_path):
+    """The same weights in any form, and their variables."""
+
+    def make(source):
+        folder = make_folder(config=TORCH_LIKE)
+        variables = from_pretrained(folder)[1]
+        form, _, kind = source.partition(" ")
+        if form == "hf":
+            return folder / "model.safetensors" if kind else folder, variables
+        path = tmp_path / ("weights.safetensors" if kind else "converted")
+        convert(folder, path, "--to", form)
+        return path, variables
+
+    return make
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_is_a_model_a_backbone_and_a_processor(make_source, random_variables, assert_same, source):
+    path, variables = make_source(source)
+    model, loaded = from_pretrained(path)
+    assert_same(loaded, variables)
+    assert load_config(path) == model.config
+    backbone, alone = from_pretrained(path, task="backbone")
+    assert type(backbone) is MobileNetV2Model
+    assert_same(alone["params"], {"mobilenet_v2": variables["params"]["mobilenet_v2"]})
+    fresh = random_variables(TORCH_LIKE.replace(num_labels=3), "segmentation", seed=1)
+    under = load_backbone(path, fresh)
+    for collection in ("params", "batch_stats"):
+        theirs = dict(variables[collection]["mobilenet_v2"])
+        del theirs["conv_1x1"]  # which the segmentation head does not use
+        assert_same(under[collection]["mobilenet_v2"], theirs)
+        assert_same(under[collection]["segmentation_head"], fresh[collection]["segmentation_head"])
+    processor = load_processor(path)
+    assert processor.to_dict() == USUAL.get(source, processor).to_dict()
+    assert source in USUAL or processor.crop_size == {"height": 96, "width": 96}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_open_source_is_taken_without_being_read_again(make_source, monkeypatch, assert_same, source):
+    path, variables = make_source(source)
+    opened = open_weights(path)
+    for name in ("read_tensor_file", "resolve_folder", "read_json"):
+        monkeypatch.setattr(opening, name, lambda *_, **__: pytest.fail("was read again"))
+    assert open_weights(opened) is opened
+    assert_same(from_pretrained(opened)[1], variables)
+    assert_same(load_backbone(opened, variables), variables)
+    assert opened.processor() == load_processor(opened)
+
+
+@pytest.mark.parametrize("source", ["timm file", "torchvision file"])
+def test_other_labels_start_a_new_head(make_source, source):
+    path, _ = make_source(source)
+    with pytest.warns(UserWarning, match=r"started afresh.* classifier\.(1\.)?bias \(5,\)"):
+        model, variables = from_pretrained(path, num_labels=3, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == variables["params"]["classifier"]["bias"].size == 3
+
+
+@pytest.mark.parametrize("source", ["timm file", "torchvision file"])
+def test_a_head_that_is_not_there_is_named(make_source, source):
+    path, _ = make_source(source)
+    for call in (
+        lambda: from_pretrained(path, task="segmentation"),
+        lambda: from_state_dict(load_file(path), task="segmentation"),
+    ):
+        with pytest.raises(
+            CheckpointError, match="has the head of a classification model, and a segmentation"
+        ) as found:
+            call()
+        assert "missing:\n    segmentation_head.classifier.convolution.bias (5,)" in str(found.value)
+
+
+@pytest.mark.parametrize("library", ["hf", "timm", "torchvision"])
+def test_backbones_of_state_dicts(random_variables, assert_same, library):
+    """With a head, without one, and inside DataParallel."""
+    variables = random_variables(TORCH_LIKE, "classification")
+    state = to_state_dict(make_model(TORCH_LIKE, "classification"), variables, library)
+    config = TORCH_LIKE if library == "hf" else None
+    headless = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    for each in (state, headless, {f"module.{key}": value for key, value in headless.items()}):
+        model, loaded = from_state_dict(each, config=config, task="backbone")
+        assert type(model) is MobileNetV2Model
+        assert_same(loaded["params"]["mobilenet_v2"], variables["params"]["mobilenet_v2"])
+    if library != "hf":
+        assert_same(from_state_dict({f"module.{key}": value for key, value in state.items()})[1], variables)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"layer_depth_multiplier": 2.0}, {"first_layer_is_expansion": False}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_backbone_for_another_network_is_refused_by_name(make_source, random_variables, library, fields):
+    path, _ = make_source(f"{library} file")
+    other = random_variables(TORCH_LIKE.replace(**fields), "segmentation")
+    with pytest.raises(CheckpointError, match=r"do not fit the model:\n  \d+ missing:"):
+        load_backbone(path, other)
+
+
+def test_a_run_says_what_its_images_were(run_checkpoint, random_variables, assert_same):
+    folder, variables = run_checkpoint
+    source = open_weights(folder)
+    assert source.processor() == MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
+    model = MobileNetV2ForSemanticSegmentation(CONFIG.replace(num_labels=2))
+    loaded = load_backbone(source, random_variables(model.config, "segmentation", seed=8))
+    assert_same(loaded["params"]["mobilenet_v2"], variables["params"]["mobilenet_v2"])
+
+
+def test_a_processor_that_nobody_knows_is_an_error(make_folder, tmp_path):
+    folder = make_folder(config=TORCH_LIKE.replace(num_channels=4))
+    convert(folder, tmp_path / "four.safetensors", "--to", "timm")
+    with pytest.raises(CheckpointError, match=r"Nothing is known of how images are prepared for .*four.* 4 channels"):
+        load_processor(tmp_path / "four.safetensors")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"No preprocessor_config\.json in"):
+        load_processor(folder)
+
+
+def test_files_that_are_no_weights_are_named(tmp_path):
+    (tmp_path / "weights.h5").touch()
+    for name, message in (("weights.h5", r"ends in \.h5; expected a file of weights"), ("x.pth", "No file or folder")):
+        with pytest.raises(CheckpointError, match=message):
+            from_pretrained(tmp_path / name)
+
+
+def test_what_training_programs_save_beside_the_weights_does_not_matter(make_source, tmp_path, assert_same):
+    """torchvision's references and timm's keep their options in a Namespace; torch.compile puts a prefix of its own."""
+    torch = pytest.importorskip("torch")
+    path, variables = make_source("torchvision file")
+    tensors = {key: torch.from_numpy(value) for key, value in load_file(path).items()}
+    compiled = {f"_orig_mod.module.{key}": value for key, value in tensors.items()}
+    torch.save({"model": compiled, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "last.pth")
+    source = open_weights(tmp_path / "last.pth")
+    assert_same(from_pretrained(source)[1], variables)
+    assert source.notes == (
+        "took the weights from 'model' in the file",
+        "dropped '_orig_mod.' before every name",
+        "dropped 'module.' before every name",
+    )
+
+
+def test_the_table_has_every_format_once():
+    """Names and examples differ, so that at most one format recognises a state dict."""
+    assert list(FORMATS) == ["hf", "torchvision", "timm", "flax"]
+    for name, form in FORMATS.items():
+        for example in filter(None, form.example.split(", ")):
+            found = opening.Found(None, None, {}, tensor_files.TensorFile({example: np.zeros(1)}))
+            assert [other.name for other in FORMATS.values() if other.recognises(found)] == [name]
