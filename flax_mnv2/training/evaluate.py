@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from flax_mnv2.checkpoint.folder import EMA, FOLDER_NAME, VARIABLES, step_of
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
@@ -17,8 +19,8 @@ from flax_mnv2.tasks.registry import Task, load_dataset, make_eval_task, process
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.distributed import from_leader, leader_first
 from flax_mnv2.training.evaluation import Evaluation, evaluate
+from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.parallel import check_divisible, make_parallel
-from flax_mnv2.training.run_checkpoints import EMA, FOLDER_NAME, VARIABLES, Checkpoints
 from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.weights.pretrained import from_pretrained
 
@@ -42,7 +44,7 @@ def evaluate_run(
     Args:
       config: the run's, or for ``pretrained`` any that names the data.
       workdir: of a training run; or
-      checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/STEP``; or
+      checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/step_N``; or
       pretrained: a Hugging Face folder or hub id.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
       weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
@@ -80,8 +82,9 @@ def evaluate_run(
     else:
         checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
         model_config, processor = MobileNetV2Config.from_dict(checkpoints.about(at)["model"]), None
-        item = _choose_weights(weights, has_ema=checkpoints.has_ema(at), where=folder / FOLDER_NAME / str(at))
-        name = f"{folder / FOLDER_NAME / str(at)}{' (moving average)' if item == EMA else ''}"
+        where = checkpoints.path_of(at)
+        item = _choose_weights(weights, has_ema=checkpoints.has(at, EMA), where=where)
+        name = f"{where}{' (moving average)' if item == EMA else ''}"
         raw = "_raw" if weights == "raw" else ""
         default_output = folder / "evaluation" / f"{split}_step_{at}{raw}"
     task = make_eval_task(config, model_config, dataset, processor=processor)
@@ -90,7 +93,7 @@ def evaluate_run(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         with checkpoints:
             placed = parallel.global_view(parallel.put_state(zeros))
-            variables = checkpoints.restore_variables(at, placed, item=item)
+            variables = checkpoints.restore(at, {item: placed})[item]
     variables = parallel.put_state(variables)
 
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
@@ -126,14 +129,14 @@ def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoi
     """The run's checkpoints, the chosen step, and the run's folder."""
     if checkpoint:
         path = pathlib.Path(checkpoint).expanduser()
-        if not path.name.isdigit() or not path.is_dir():
-            raise CheckpointError(f"--checkpoint must be a folder WORKDIR/{FOLDER_NAME}/STEP; found {checkpoint}.")
-        folder, step = path.parent, path.name
+        if step_of(path.name) is None or not path.parent.is_dir():
+            raise CheckpointError(f"--checkpoint must be a folder WORKDIR/{FOLDER_NAME}/step_N; found {checkpoint}.")
+        folder, step = path.parent, str(step_of(path.name))
     else:
         folder = pathlib.Path(workdir).expanduser() / FOLDER_NAME
         if not folder.is_dir():
             raise CheckpointError(f"No checkpoints in {workdir}; expected the --workdir of a training run.")
-    checkpoints = Checkpoints(folder, read_only=True)
+    checkpoints = Checkpoints(folder, read_only=True, limit=ends_within)
     steps = checkpoints.steps()
     choice = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}.get(step)
     at = from_leader(choice) if choice else int(step) if step.isdigit() else None

@@ -8,6 +8,8 @@ import time
 import jax
 import ml_collections
 
+from flax_mnv2.checkpoint.folder import FOLDER_NAME
+from flax_mnv2.checkpoint.run import SCORE, Checkpoints
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.tasks.registry import Task, load_dataset, make_train_task
@@ -19,12 +21,12 @@ from flax_mnv2.training.evaluation import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import Blame
 from flax_mnv2.training.faults.run_lock import only_run
+from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.initial_weights import initial_variables, origin_notes
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
-from flax_mnv2.training.run_checkpoints import FOLDER_NAME, SCORE, Checkpoints
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.training.workdir import open_workdir
@@ -93,6 +95,7 @@ def train(
             keep_best=config.checkpoint.keep_best,
             tolerant=tolerant,
             timeout=config.checkpoint.timeout,
+            limit=ends_within,
         ) as checkpoints,
     ):
         # ---- State: from the newest checkpoint, else from pretrained weights, else random -------------------
@@ -102,7 +105,8 @@ def train(
             variables = initial_variables(config, task, variables)
         state = parallel.put_state(TrainState.create(variables, optimizer, ema=keeps_ema))
         if resume_step is not None:
-            state = parallel.put_state(checkpoints.restore(parallel.global_view(state), resume_step))
+            items = checkpoints.restore(resume_step, parallel.global_view(state).to_items())
+            state = parallel.put_state(TrainState.from_items(items))
         step = int(state.step)
 
         say = print if jax.process_index() == 0 else (lambda *_, **__: None)
@@ -125,11 +129,12 @@ def train(
         ):
             blame = Blame(config, dataset, train_step, parallel, lambda: state)  # the state when it is asked
             saved = None if resume_step is None else checkpoints.about(resume_step).get(LOG)
-            log = TrainingLog(config, writer, progress, workdir, checkpoints, explain=blame.explain, saved=saved)
+            log = TrainingLog(config, writer, progress, checkpoints, explain=blame.explain, saved=saved)
 
             def save(state: TrainState) -> None:
                 log.check()  # never save a state whose loss has not been looked at
-                checkpoints.save(parallel.global_view(state), {**about, LOG: log.to_dict()})
+                items = parallel.global_view(state).to_items()
+                checkpoints.save(int(state.step), items, {**about, LOG: log.to_dict()})
 
             def run_evaluation(state: TrainState) -> None:
                 """Evaluates what has just been saved; given up when a stop is asked for, to be made up for later."""

@@ -66,7 +66,7 @@ def open_source(path: pathlib.Path) -> Source:
 def _open_folder(folder: pathlib.Path) -> Source:
     if flax_folder.recognises(folder):
         return _open_flax(folder)
-    steps = [*folder.glob("checkpoints/*/variables"), *folder.glob("[0-9]*/variables")]
+    steps = [path for name in ("checkpoints/*", "step_*", "[0-9]*") for path in folder.glob(f"{name}/variables")]
     if steps:
         raise CheckpointError(
             f"{folder} holds the checkpoints of a training run; name one of them, such as {max(steps).parent}."

@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.checkpoint import flax_folder
+from flax_mnv2.checkpoint.diff import check_same_tensors
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.hub import expand_user
@@ -30,7 +31,6 @@ from flax_mnv2.weights.checkpoint import (
     variable_shapes,
     with_reference_extras,
 )
-from flax_mnv2.weights.diff import check_same_tensors
 from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensors import Path, Shapes, StateDict, Tensors
 from flax_mnv2.weights.torch_file import tensor_to_numpy
@@ -70,7 +70,7 @@ def from_pretrained(
 
     Args:
       id_or_folder: a folder of Hugging Face's layout or of the flax format, a checkpoint of a training run
-        (``WORKDIR/checkpoints/STEP``; its moving average, where it has one), or a hub id such as
+        (``WORKDIR/checkpoints/step_N``; its moving average, where it has one), or a hub id such as
         ``google/mobilenet_v2_1.0_224``, which huggingface_hub downloads and caches.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.

@@ -8,6 +8,7 @@ import optax
 import pytest
 from child import NO_CLASS
 
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.data.loader.batches import batch_positions
 from flax_mnv2.tasks.classification.task import ClassificationTask
 from flax_mnv2.tasks.registry import load_dataset, make_train_task
@@ -18,7 +19,6 @@ from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
 
 TASKS = {"segmentation": SegmentationTask, "classification": ClassificationTask}
@@ -83,7 +83,7 @@ def test_a_run_stops_and_names_step_example_batch_and_checkpoint(config, tmp_pat
     assert "The loss became nan at step 5" in message
     assert f"To blame: {_names(config, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
     assert f"The batch of step 5: {', '.join(map(repr, names))}." in message
-    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '3'}." in message
+    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'step_3'}." in message
     assert "--config.non_finite.action=skip" in message
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [3]
 
@@ -169,7 +169,7 @@ def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config
         with pytest.raises(NotFiniteError, match=r"at step 7 .*max_skips = 1 is used up") as caught:
             train(config, tmp_path, parallel=one)
         assert f"To blame: {names[1]!r} (a batch" in str(caught.value)
-        assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '6'}." in str(caught.value)
+        assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'step_6'}." in str(caught.value)
         lines = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
         assert len(lines) == 1 - attempt
         if lines:

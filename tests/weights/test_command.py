@@ -128,16 +128,16 @@ def test_file_formats_come_back(make_folder, tmp_path, assert_same, to, suffix):
 
 @pytest.fixture
 def run_checkpoint(tmp_path, random_variables):
-    """WORKDIR/checkpoints/STEP as training leaves it."""
-    from flax_mnv2.training.run_checkpoints import Checkpoints
+    """WORKDIR/checkpoints/step_N as training leaves it."""
+    from flax_mnv2.checkpoint.run import Checkpoints
     from flax_mnv2.training.state import TrainState
 
     variables = random_variables(CONFIG, "segmentation", seed=4)
     state = TrainState.create(variables, optax.sgd(0.1))
     about = {"config": {"task": "segmentation"}, "model": CONFIG.to_dict()}
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        checkpoints.save(state, about)
-    return tmp_path / "run" / "checkpoints" / "0", variables
+        checkpoints.save(0, state.to_items(), about)
+    return tmp_path / "run" / "checkpoints" / "step_0", variables
 
 
 def test_a_trained_model_loads_and_converts(run_checkpoint, tmp_path, assert_same, capsys):
