@@ -55,17 +55,11 @@ def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, CHECKSUM_NAME: _crc_of(values)}
 
 
-def has_valid_checksum(values: Mapping[str, Any]) -> bool:
-    """Returns whether a JSON object is what ``with_checksum`` gave, or of a version that wrote no checksums."""
-    if CHECKSUM_NAME not in values and ARRAYS_NAME not in values:
-        return True
-    rest = {name: value for name, value in values.items() if name != CHECKSUM_NAME}
-    return values.get(CHECKSUM_NAME) == _crc_of(rest)
-
-
 def check_checksum(values: Mapping[str, Any], source: str | pathlib.Path) -> None:
-    """Raises a DamagedCheckpointError unless ``has_valid_checksum``."""
-    if not has_valid_checksum(values):
+    """Raises a DamagedCheckpointError unless ``values`` are what ``with_checksum`` gave; earlier versions had none."""
+    if CHECKSUM_NAME not in values and ARRAYS_NAME not in values:
+        return
+    if values.get(CHECKSUM_NAME) != _crc_of({name: value for name, value in values.items() if name != CHECKSUM_NAME}):
         raise DamagedCheckpointError(f"{source} is damaged: its checksum is not that of its contents")
 
 

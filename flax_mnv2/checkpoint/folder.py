@@ -6,6 +6,7 @@ Only what a run has written is ever renamed or removed; a folder that a person h
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -14,15 +15,17 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from flax_mnv2.checkpoint.checksums import DamagedCheckpointError, check_checksum, with_checksum
 from flax_mnv2.untrusted import read_json
 
 FOLDER_NAME = "checkpoints"  # in the folder of a run
 PREFIX = "step"  # of a checkpoint's name, step_300
-VARIABLES, TRAINING, EMA, ABOUT, METRICS = "variables", "training", "ema", "about", "metrics"  # items of a checkpoint
-_WRITTEN = {VARIABLES, TRAINING, EMA, ABOUT, METRICS, "_CHECKPOINT_METADATA"}
 REMOVING = ".removing"  # where checkpoints go that are being removed: a rename, so that none is half removed
+VARIABLES, TRAINING, EMA, ABOUT, METRICS = "variables", "training", "ema", "about", "metrics"  # items of a checkpoint
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_WRITTEN = {VARIABLES, TRAINING, EMA, ABOUT, METRICS, "_CHECKPOINT_METADATA"}
 _STEP = re.compile(rf"(?:{PREFIX}_)?(0|[1-9]\d*)")  # earlier versions named checkpoints by the number alone
-_LEFTOVER = re.compile(rf"(?:{PREFIX}_)?\d+\.(orbax-checkpoint-tmp|removing)")
+_LEFTOVER = re.compile(rf"(?:{PREFIX}_)?\d+({_TEMPORARY}|\.removing)")
 
 
 def step_of(name: str) -> int | None:
@@ -48,10 +51,9 @@ class CheckpointFolder:
         if not os.access(self.path, os.W_OK):
             raise PermissionError(13, "no permission to write")
         self.remove_leftovers()
-        for step in self.steps():
-            if self.path_of(step).name == str(step):
-                os.rename(self.path_of(step), self.path / f"{PREFIX}_{step}")
-                print(f"renamed {self.path / str(step)} of an earlier version to {PREFIX}_{step}", flush=True)
+        for earlier in filter(lambda path: path.name.isdigit(), map(self.path_of, self.steps())):
+            os.rename(earlier, self.path / f"{PREFIX}_{earlier.name}")
+            print(f"renamed {earlier} of an earlier version to {PREFIX}_{earlier.name}", flush=True)
 
     def path_of(self, step: int) -> pathlib.Path:
         """Returns where the checkpoint of a step is, or would be."""
@@ -60,12 +62,7 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints, ascending."""
-        names = {path.name for path in self.path.glob("*") if _is_ours(path)}
-        return sorted({step for step in map(step_of, names) if step is not None})
-
-    def items(self, step: int) -> list[str]:
-        """Returns which items of arrays a checkpoint has."""
-        return [item for item in (VARIABLES, TRAINING, EMA) if (self.path_of(step) / item).is_dir()]
+        return sorted({step_of(path.name) for path in self.path.glob("*") if _is_ours(path)} - {None})
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint."""
@@ -76,45 +73,42 @@ class CheckpointFolder:
     def remove_leftovers(self) -> None:
         """Removes what saves that were cut, or failed, have left, and what is being removed; as far as possible."""
         going = self.path / REMOVING
-        for path in [*going.glob("*"), *filter(_is_leftover, self.path.glob("*"))]:
-            if _is_ours(path, may_be_empty=True):
+        for path in [*self.path.glob("*"), *going.glob("*")]:
+            if (path.parent == going or _LEFTOVER.fullmatch(path.name)) and _is_ours(path, may_be_empty=True):
                 shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # it is not there, or somebody else's files are in it
             going.rmdir()
 
     def set_aside(self, step: int) -> pathlib.Path:
         """Renames a checkpoint to ``step_N.damaged``, so that it is no longer one, and returns its new place."""
-        number, target = 1, self.path / f"{PREFIX}_{step}.damaged"
-        while target.exists():
-            number += 1
-            target = self.path / f"{PREFIX}_{step}.damaged.{number}"
+        endings = itertools.chain(("",), (f".{number}" for number in itertools.count(2)))
+        places = (self.path / f"{PREFIX}_{step}.damaged{ending}" for ending in endings)
+        target = next(place for place in places if not place.exists())
         os.rename(self.path_of(step), target)
         return target
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds the item ``metrics`` to a checkpoint, a JSON object; whole or not."""
+        """Adds the item ``metrics`` to a checkpoint, a JSON object with a checksum; whole or not."""
         folder = self.path_of(step) / METRICS
         folder.mkdir(exist_ok=True)
         temporary = folder / f".{METRICS}"
-        temporary.write_text(json.dumps(metrics), encoding="utf-8")
+        temporary.write_text(json.dumps(with_checksum(metrics)), encoding="utf-8")
         os.replace(temporary, folder / METRICS)
 
     def read_metrics(self, step: int) -> dict[str, Any]:
-        """Returns the item ``metrics`` of a checkpoint; empty where there is none, or it is no JSON object."""
+        """Returns the item ``metrics`` of a checkpoint; empty where there is none, or it is damaged."""
+        path = self.path_of(step) / METRICS / METRICS
         try:
-            metrics = read_json(self.path_of(step) / METRICS / METRICS)
-        except (OSError, ValueError):
+            metrics = dict(read_json(path))
+            check_checksum(metrics, path)
+        except (OSError, ValueError, TypeError, DamagedCheckpointError):
             return {}
-        return metrics if isinstance(metrics, dict) else {}
-
-
-def _is_leftover(path: pathlib.Path) -> bool:
-    return _LEFTOVER.fullmatch(path.name) is not None
+        return metrics
 
 
 def _is_ours(path: pathlib.Path, *, may_be_empty: bool = False) -> bool:
     """Whether a run has written a folder: an item of a checkpoint is in it, or nothing yet, or nothing any more."""
     if path.is_symlink() or not path.is_dir():
         return False
-    names = {name.removesuffix(".orbax-checkpoint-tmp") for name in os.listdir(path)}
+    names = {name.removesuffix(_TEMPORARY) for name in os.listdir(path)}
     return bool(names & _WRITTEN) or (may_be_empty and not names)

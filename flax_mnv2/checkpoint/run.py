@@ -9,17 +9,13 @@ renames it, so a checkpoint is whole or absent. What an evaluation found is adde
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
 import pathlib
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from flax_mnv2.checkpoint.checksums import (
     ARRAYS_NAME,
@@ -27,24 +23,17 @@ from flax_mnv2.checkpoint.checksums import (
     check_arrays,
     check_checksum,
     describe_arrays,
-    has_valid_checksum,
     named_leaves,
     with_checksum,
 )
 from flax_mnv2.checkpoint.diff import check_same_tensors
-from flax_mnv2.checkpoint.folder import ABOUT, PREFIX, REMOVING, CheckpointFolder
+from flax_mnv2.checkpoint.folder import ABOUT, TRAINING, VARIABLES, CheckpointFolder
+from flax_mnv2.checkpoint.manager import LastAndBest, Manager
 from flax_mnv2.checkpoint.orbax_arrays import first_line, leave_out_closed_loops, quiet, read_arrays
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.untrusted import read_json
 
-SCORE = "score"  # among the metrics: what checkpoints are ranked by, more is better
 _MARGIN_SECONDS = 30.0  # in which Orbax can say which other host has not done its share
-Limit = Callable[[float, str], contextlib.AbstractContextManager[None]]
-
-
-def no_limit(seconds: float, what: str) -> contextlib.AbstractContextManager[None]:
-    """Lets a block take its time; a run gives a limit that ends the process instead."""
-    return contextlib.nullcontext()
 
 
 class Checkpoints:
@@ -63,7 +52,7 @@ class Checkpoints:
         read_only: bool = False,
         tolerant: bool = False,
         timeout: float = 1200.0,
-        limit: Limit = no_limit,
+        limit: Callable[[float, str], contextlib.AbstractContextManager[None]] | None = None,
     ):
         """Opens ``folder``, which is made unless ``read_only``; leftovers of saves that were cut are removed.
 
@@ -74,19 +63,18 @@ class Checkpoints:
           read_only: nothing is written.
           tolerant: a save that fails is noted in ``failures`` and printed, not raised.
           timeout: seconds that a save, or the reading of a checkpoint, may take.
-          limit: (seconds, what is done, ``"Saving step 6 in runs/a"``) → a context manager that enforces the timeout,
-            also where Orbax hangs.
+          limit: enforces it where Orbax hangs: (seconds, ``"Saving step 6 in runs/a"``) → a context manager.
 
         Raises:
           CheckpointError: the folder cannot be made or written.
         """
         self.failures: list[str] = []
         self._folder = CheckpointFolder(folder)
-        self._policy = _LastAndBest(self._folder, keep_last, keep_best)
+        self._policy = LastAndBest(self._folder, keep_last, keep_best)
         self._tolerant, self._timeout, self._limit_of = tolerant, timeout, limit
+        self._manager: Manager | None = None  # made by the first save
         self._saving: int | None = None
         self._quiet = contextlib.ExitStack()  # while something is being saved
-        self._manager: _Manager | None = None  # made by the first save
         self._leads = jax.process_index() == 0
         leave_out_closed_loops()
         if not read_only and self._leads:
@@ -96,6 +84,21 @@ class Checkpoints:
                 raise CheckpointError(
                     f"Cannot write in {folder}: {error.strerror}. Choose a --workdir that you may write to."
                 ) from None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, error_type, error, _) -> None:
+        """Finishes what is being saved, also when the run failed, unless it has to end at once."""
+        if error_type is KeyboardInterrupt:
+            return
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:
+                raise  # else the run's own error is the one to report
+        finally:
+            self._close_manager()
 
     # ---- which there are --------------------------------------------------------------------------------------------
 
@@ -137,26 +140,14 @@ class Checkpoints:
                     raise CheckpointError(
                         f"{error}. Without --strict the run goes on from the one before; there are {steps}."
                     ) from None
-                try:
-                    aside = self._folder.set_aside(step)
-                except OSError as problem:
-                    raise CheckpointError(f"{error}. It could not be renamed: {problem.strerror}.") from None
+                aside = self._folder.set_aside(step)
                 print(f"warning: {error}; kept as {aside.name}, going on from the one before", flush=True)
         if steps:
             raise CheckpointError(
                 f"No checkpoint in {self._folder.path} is whole; all of {steps} are damaged and kept as "
-                f"{PREFIX}_N.damaged. Restore them from a copy, or begin anew in another --workdir."
+                "step_N.damaged. Restore them from a copy, or begin anew in another --workdir."
             )
         return None
-
-    def verify(self, step: int) -> None:
-        """Reads a checkpoint and compares it with what was noted at its save; by this process alone.
-
-        Raises:
-          DamagedCheckpointError: it is not what was saved, or cannot be read.
-        """
-        for item in self._read_about(step).get(ARRAYS_NAME) or self._folder.items(step):
-            self._read(step, item)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -166,7 +157,7 @@ class Checkpoints:
         Args:
           step: of the run.
           items: pytrees of arrays by item.
-          about: JSON that describes the run.
+          about: JSON that describes the run, ``config`` and ``model`` among it.
 
         Raises:
           CheckpointError: this or an earlier save failed.
@@ -183,7 +174,7 @@ class Checkpoints:
             with self._limit(f"Beginning to save step {step} in {self._folder.path}"):
                 if self.path_of(step).exists():  # Orbax would remove it, whoever put it there
                     raise FileExistsError(17, f"{self.path_of(step)} is in the way and no checkpoint of a run")
-                self._manager = self._manager or _open_manager(self._folder.path, self._policy, self._timeout)
+                self._manager = self._manager or Manager(self._policy, self._timeout)
                 self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
         except Exception as error:
             self._failed(step, error)
@@ -195,15 +186,14 @@ class Checkpoints:
           CheckpointError: this or an earlier save failed.
         """
         self.wait()
-        if not (self._leads and step in self.steps()):
+        steps = self.steps()
+        if not (self._leads and step in steps):
             return
         try:
-            self._folder.write_metrics(step, with_checksum(metrics))
-            superfluous = set(self.steps()) - self._policy.kept(self.steps())
-            for each in superfluous:
-                self._folder.remove(each)
-            if superfluous:
-                self._close_manager()  # it remembers them
+            self._folder.write_metrics(step, metrics)
+            for superfluous in set(steps) - self._policy.kept(steps):
+                self._folder.remove(superfluous)
+                self._close_manager()  # it remembers what there was
         except OSError as error:
             self._failed(step, error)
 
@@ -224,9 +214,6 @@ class Checkpoints:
             self._failed(self._saving, error)
         self._saving = None
 
-    def _limit(self, what: str) -> contextlib.AbstractContextManager[None]:
-        return self._limit_of(self._timeout + _MARGIN_SECONDS * (jax.process_count() > 1), what)
-
     def _failed(self, step: int, error: Exception) -> None:
         """Cleans up after a save that failed; raises unless the run tolerates it."""
         self._saving = self._manager = None  # whatever state it is in
@@ -242,30 +229,20 @@ class Checkpoints:
         self.failures.append(text)
         print(f"warning: {text}; training goes on, and the next save is tried as planned", flush=True)
 
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, error_type, error, _) -> None:
-        """Finishes what is being saved, also when the run failed, unless it has to end at once."""
-        if error_type is KeyboardInterrupt:
-            return
-        try:
-            self.wait()
-        except CheckpointError:
-            if error is None:
-                raise  # else the run's own error is the one to report
-        finally:
-            self._close_manager()
-
     def _close_manager(self) -> None:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
 
+    def _limit(self, what: str) -> contextlib.AbstractContextManager[None]:
+        if self._limit_of is None:
+            return contextlib.nullcontext()
+        return self._limit_of(self._timeout + _MARGIN_SECONDS * (jax.process_count() > 1), what)
+
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads items of the checkpoint of ``step``.
+        """Returns items of a checkpoint, with the structure of ``like``.
 
         Every process reads all arrays, which are small, and keeps its own; so none waits for another.
 
@@ -273,21 +250,12 @@ class Checkpoints:
           step: of the checkpoint.
           like: the items that are wanted, as pytrees of arrays with the shapes, types and placement that are wanted.
 
-        Returns:
-          The items, with the structure of ``like``.
-
         Raises:
-          CheckpointError: it belongs to another architecture or optimizer, or cannot be read.
+          CheckpointError: it belongs to another architecture or optimizer, or is not what was saved.
         """
         restored = {}
         for item, tree in like.items():
-            try:
-                arrays = self._read(step, item)
-            except (DamagedCheckpointError, KeyError) as error:
-                raise CheckpointError(
-                    f"Cannot read checkpoint {self.path_of(step)}: {error}. {self._others()}"
-                ) from None
-            expected = named_leaves(tree)
+            arrays, expected = self._read(step, item), named_leaves(tree)
             check_same_tensors(
                 found={name: array.shape for name, array in arrays.items()},
                 expected={name: leaf.shape for name, leaf in expected.items()},
@@ -297,32 +265,12 @@ class Checkpoints:
             restored[item] = jax.tree.unflatten(jax.tree.structure(tree), placed)
         return restored
 
-    def has(self, step: int, item: str) -> bool:
-        """Returns whether the checkpoint of ``step`` has an item."""
-        return item in self._folder.items(step)
-
     def about(self, step: int) -> dict[str, Any]:
         """Returns what was noted at the save: the run's config under ``config``, the model's under ``model``, and more.
 
         Raises:
-          CheckpointError: it cannot be read, or is not what was saved.
+          DamagedCheckpointError: it cannot be read, or is not what was saved.
         """
-        try:
-            return self._read_about(step)
-        except DamagedCheckpointError as error:
-            raise CheckpointError(f"{error}. {self._others()}") from None
-
-    def _read(self, step: int, item: str) -> dict[str, np.ndarray]:
-        """The arrays of an item by path, which are those that were saved."""
-        path = self.path_of(step) / item
-        with self._limit(f"Reading {path}"):
-            saved = self._read_about(step).get(ARRAYS_NAME)  # absent in checkpoints of older versions
-            arrays = read_arrays(path)
-        if saved is not None:
-            check_arrays(arrays, saved[item], path)
-        return arrays
-
-    def _read_about(self, step: int) -> dict[str, Any]:
         path = self.path_of(step) / ABOUT / "metadata"  # where Orbax's JSON handler puts it
         try:
             about = read_json(path)
@@ -332,73 +280,24 @@ class Checkpoints:
         check_checksum(about, path)
         return about
 
-    def _others(self) -> str:
-        return f"Complete checkpoints there: {self.steps() or 'none'}."
+    def verify(self, step: int) -> None:
+        """Reads a checkpoint and compares it with what was noted at its save; by this process alone.
 
+        Raises:
+          DamagedCheckpointError: it is not what was saved, or cannot be read.
+        """
+        for item in self.about(step).get(ARRAYS_NAME) or (VARIABLES, TRAINING):  # earlier versions noted none
+            self._read(step, item)
 
-# ---- Orbax's manager, and what it is told ---------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _LastAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay: the newest, and the best by scores that are added after the save.
-
-    Orbax's own policies know the score that a save is given; ours comes later, so it is read from the disk.
-    """
-
-    folder: CheckpointFolder
-    last: int
-    best: int
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns whether each stays; to Orbax every folder of the right name is a checkpoint, to us only a run's."""
-        steps, newest = self.folder.steps(), checkpoints[-1].step  # the newest is still being written
-        kept = self.kept([*steps, newest])
-        return [each.step in kept or each.step not in steps for each in checkpoints]
-
-    def kept(self, steps: Sequence[int]) -> set[int]:
-        """Returns those of ``steps``, ascending, that stay, and perhaps others."""
-        return {*steps[-self.last :], *self.best_steps()[: self.best]}
-
-    def best_steps(self) -> list[int]:
-        """Returns the evaluated steps, best first; of equal ones the newest."""
-        scores = {}
-        for step in self.folder.steps():
-            metrics = self.folder.read_metrics(step)
-            score = metrics.get(SCORE) if has_valid_checksum(metrics) else None
-            if isinstance(score, (int, float)) and not math.isnan(score):
-                scores[step] = score
-        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Never asks JAX, which counts the questions of the loop: a second caller puts the hosts out of step."""
-        return False
-
-
-def _open_manager(folder: pathlib.Path, policy: _LastAndBest, timeout: float) -> _Manager:
-    options = ocp.CheckpointManagerOptions(
-        step_prefix=PREFIX,
-        preservation_policy=policy,
-        todelete_subdir=REMOVING,  # Orbax's own removal, when cut, leaves half a checkpoint
-        create=False,
-        save_root_metadata=False,
-        lightweight_initialize=True,  # else a damaged file of an old checkpoint is an error here
-        async_options=ocp.AsyncOptions(
-            timeout_secs=math.ceil(timeout),
-            barrier_sync_fn=_meet,
-            # Folders made in the background would leave threads waiting, for minutes, for one that could not be made.
-            create_directories_asynchronously=False,
-        ),
-    )
-    return _Manager(folder.absolute(), options=options)
-
-
-def _meet(*, key: str, timeout_ms: int) -> None:
-    """Waits for the other processes, unless an error is on its way: Orbax would keep it until the timeout."""
-    if sys.exc_info()[1] is None:
-        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+    def _read(self, step: int, item: str) -> dict[str, np.ndarray]:
+        """The arrays of an item by path, which are those that were saved."""
+        path = self.path_of(step) / item
+        with self._limit(f"Reading {path}"):
+            saved = self.about(step).get(ARRAYS_NAME)  # absent in checkpoints of older versions
+            arrays = read_arrays(path)
+        if saved is not None:
+            check_arrays(arrays, saved.get(item, {}), path)
+        return arrays
 
 
 def _place(array: np.ndarray, like: jax.Array) -> jax.Array:

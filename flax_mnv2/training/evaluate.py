@@ -83,7 +83,7 @@ def evaluate_run(
         checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
         model_config, processor = MobileNetV2Config.from_dict(checkpoints.about(at)["model"]), None
         where = checkpoints.path_of(at)
-        item = _choose_weights(weights, has_ema=checkpoints.has(at, EMA), where=where)
+        item = _choose_weights(weights, has_ema=(where / EMA).is_dir(), where=where)
         name = f"{where}{' (moving average)' if item == EMA else ''}"
         raw = "_raw" if weights == "raw" else ""
         default_output = folder / "evaluation" / f"{split}_step_{at}{raw}"

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from flax_mnv2 import CheckpointError
-from flax_mnv2.checkpoint.run import SCORE, Checkpoints
+from flax_mnv2.checkpoint.manager import SCORE
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.training.state import TrainState
 
 ABOUT = {"config": {"seed": 0}, "model": {"depth_multiplier": 1.0}}
