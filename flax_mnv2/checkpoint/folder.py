@@ -51,9 +51,11 @@ class CheckpointFolder:
         if not os.access(self.path, os.W_OK):
             raise PermissionError(13, "no permission to write")
         self.remove_leftovers()
-        for earlier in filter(lambda path: path.name.isdigit(), map(self.path_of, self.steps())):
-            os.rename(earlier, self.path / f"{PREFIX}_{earlier.name}")
-            print(f"renamed {earlier} of an earlier version to {PREFIX}_{earlier.name}", flush=True)
+        earlier = [step for step in self.steps() if self.path_of(step).name == str(step)]
+        for step in earlier:
+            os.rename(self.path / str(step), self.path / f"{PREFIX}_{step}")
+        if earlier:
+            print(f"checkpoints of an earlier version in {self.path}: {earlier} renamed to {PREFIX}_N", flush=True)
 
     def path_of(self, step: int) -> pathlib.Path:
         """Returns where the checkpoint of a step is, or would be."""

@@ -104,9 +104,10 @@ def test_whatever_file_is_damaged_no_wrong_state_is_read(tmp_path, damage, capsy
             target.write_bytes(data if damage == "flip" else data[:place])
         with Checkpoints(folder, keep_last=2) as checkpoints:
             step = checkpoints.newest_whole_step()
-            assert step in (1, 2)
-            _assert_is(_restore(checkpoints, step), step)
-            if step == 1:
+            if step == 2:
+                _assert_is(_restore(checkpoints, step), step)
+            else:
+                assert step == 1
                 noticed.append(file.name)
                 assert checkpoints.steps() == [1]
                 assert (folder / "step_2.damaged").is_dir()
@@ -192,9 +193,7 @@ def test_checkpoints_of_earlier_versions_are_read_and_get_the_new_name(tmp_path,
     assert _names(tmp_path) == ["1", "2", "7", "step_3"]
     capsys.readouterr()
     with Checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
-        assert capsys.readouterr().out.splitlines() == [
-            f"renamed {tmp_path / str(step)} of an earlier version to step_{step}" for step in (1, 2)
-        ]
+        assert capsys.readouterr().out == f"checkpoints of an earlier version in {tmp_path}: [1, 2] renamed to step_N\n"
         assert checkpoints.newest_whole_step() == 3
         checkpoints.save(4, _items(4), ABOUT)
     assert _names(tmp_path) == ["7", "step_1", "step_4"]
