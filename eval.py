@@ -10,7 +10,7 @@ from flax_mnv2.training import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; names the data for --pretrained.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a training run.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "One checkpoint: WORKDIR/checkpoints/STEP.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "One checkpoint: WORKDIR/checkpoints/step_N.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Weights of any library: folder, file or hub id.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint of --workdir: best, latest or a step.")
 _WEIGHTS = flags.DEFINE_string("weights", "auto", "Of a checkpoint: raw, ema, or auto for ema where there is one.")

@@ -23,7 +23,7 @@ FLOORS = {
     "mixing": 1,
     "image_processing": 1,
     "visualize": 1,
-    "checkpoint": 3,
+    "checkpoint": 2,
     "weights": 3,
     "data": 4,
     "tasks": 5,

@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_mnv2.errors import CheckpointError
 
-CHECKSUM_NAME = "crc32"  # of the note itself
+CHECKSUM_NAME = "crc32"  # of the JSON object that it is in
 ARRAYS_NAME = "arrays"
 
 
@@ -26,59 +26,48 @@ class DamagedCheckpointError(CheckpointError):
 
 
 def describe_arrays(tree: Any) -> dict[str, str]:
-    """Type, shape and CRC-32 of every array of a pytree, as text by path: ``{"params/…": "float32[3,3] 1a2b3c4d"}``.
+    """Returns type, shape and CRC-32 of every array of a pytree by path: ``{"params/…": "float32[3,3] 1a2b3c4d"}``.
 
     With several processes all have to call it: arrays that are split over them are gathered, one at a time.
     """
-    return {named: _describe(leaf) for named, leaf in named_leaves(tree).items()}
+    return {name: _describe(leaf) for name, leaf in named_leaves(tree).items()}
 
 
-def check_arrays(tree: Any, noted: Mapping[str, str], source: str | pathlib.Path) -> None:
-    """Compares arrays that were read with the note of their save.
+def check_arrays(tree: Any, saved: Mapping[str, str], source: str | pathlib.Path) -> None:
+    """Compares arrays that were read with ``saved``, their description at the save.
 
     Raises:
       DamagedCheckpointError: they differ; the message names ``source`` and the first arrays.
     """
     found = describe_arrays(tree)
-    names = sorted(name for name in found.keys() | noted.keys() if found.get(name) != noted.get(name))
+    names = sorted(name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name))
     if names:
         shown = "; ".join(
-            f"{name}: {found.get(name, 'absent')}, saved {noted.get(name, 'without it')}" for name in names[:2]
+            f"{name}: {found.get(name, 'absent')}, saved {saved.get(name, 'nothing')}" for name in names[:2]
         )
         raise DamagedCheckpointError(
-            f"{source} is damaged: {len(names)} of {len(noted)} arrays differ from what was saved ({shown})"
+            f"{source} is damaged: {len(names)} of {len(saved)} arrays differ from what was saved ({shown})"
         )
 
 
-def seal(note: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with its own CRC-32 in it."""
-    return {**note, CHECKSUM_NAME: _crc_of(note)}
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a JSON object with its own CRC-32 in it."""
+    return {**values, CHECKSUM_NAME: _crc_of(values)}
 
 
-def is_sealed(note: Mapping[str, Any]) -> bool:
-    """Whether a note is as it was when it was sealed; notes of older versions, which never were, count as such."""
-    if CHECKSUM_NAME not in note and ARRAYS_NAME not in note:
-        return True
-    rest = {name: value for name, value in note.items() if name != CHECKSUM_NAME}
-    return note.get(CHECKSUM_NAME) == _crc_of(rest)
-
-
-def check_seal(note: Mapping[str, Any], source: str | pathlib.Path) -> None:
-    """Raises a DamagedCheckpointError unless ``is_sealed``."""
-    if not is_sealed(note):
+def check_checksum(values: Mapping[str, Any], source: str | pathlib.Path) -> None:
+    """Raises a DamagedCheckpointError unless ``values`` are what ``with_checksum`` gave; earlier versions had none."""
+    if CHECKSUM_NAME not in values and ARRAYS_NAME not in values:
+        return
+    if values.get(CHECKSUM_NAME) != _crc_of({name: value for name, value in values.items() if name != CHECKSUM_NAME}):
         raise DamagedCheckpointError(f"{source} is damaged: its checksum is not that of its contents")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path, joined by slashes; tuples, lists and named tuples are all the same, as Orbax has it."""
-    return {"/".join(map(_name, path)): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _name(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    raise TypeError(f"Unknown path entry {entry!r}")
+    """Returns leaves by path, joined by slashes; tuples, lists and named tuples are all the same, as for Orbax."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def _describe(leaf: Any) -> str:
@@ -94,5 +83,5 @@ def _whole(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def _crc_of(note: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(note, sort_keys=True).encode()):08x}"
+def _crc_of(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"

@@ -44,7 +44,7 @@ examples:
   python -m flax_mnv2.predict cat.jpg
   python -m flax_mnv2.predict photos/ --model google/deeplabv3_mobilenet_v2_1.0_513
   python -m flax_mnv2.predict 'holiday/**/*.jpg' --top 1 --json > classes.jsonl
-  python -m flax_mnv2.predict photos/ --model runs/seg_voc/checkpoints/30000"""
+  python -m flax_mnv2.predict photos/ --model runs/seg_voc/checkpoints/step_30000"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,7 +168,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         default=DEFAULT_MODEL,
         metavar="FOLDER",
-        help="model folder or file of weights, a run's WORKDIR/checkpoints/STEP, or hub id (default: %(default)s)",
+        help="model folder or file of weights, a run's WORKDIR/checkpoints/step_N, or hub id (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--task", choices=sorted(TASKS), help="what the model does (default: as its config says)")

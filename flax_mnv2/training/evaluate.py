@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from flax_mnv2.checkpoint.folder import EMA, FOLDER_NAME, VARIABLES, step_of
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.datasets.records import Dataset
 from flax_mnv2.data.loader.bad_examples import report
@@ -22,9 +24,9 @@ from flax_mnv2.tasks.base import Evaluator, Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.distributed import from_leader, leader_first
+from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
-from flax_mnv2.training.run_checkpoints import EMA, FOLDER_NAME, VARIABLES, Checkpoints
 from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.weights.pretrained import open_weights
 
@@ -143,7 +145,7 @@ def evaluate_run(
     Args:
       config: the run's, or for ``pretrained`` any that names the data.
       workdir: of a training run; or
-      checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/STEP``; or
+      checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/step_N``; or
       pretrained: a hub id, a folder or a file of weights: whatever ``from_pretrained`` takes.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
       weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
@@ -214,15 +216,15 @@ def _pretrained(pretrained: str, job: type[Task]) -> _Subject:
 
 def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: str, parallel: Parallel) -> _Subject:
     checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
-    path = folder / FOLDER_NAME / str(at)
-    item = _choose_weights(weights, has_ema=checkpoints.has_ema(at), where=path)
+    path = checkpoints.path_of(at)
+    item = _choose_weights(weights, has_ema=(path / EMA).is_dir(), where=path)
 
     def load(task: Task) -> Any:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         with checkpoints:
             placed = parallel.global_view(parallel.put_state(zeros))
-            return checkpoints.restore_variables(at, placed, item=item)
+            return checkpoints.restore(at, {item: placed})[item]
 
     return _Subject(
         name=f"{path}{' (moving average)' if item == EMA else ''}",
@@ -244,14 +246,14 @@ def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoi
     """The run's checkpoints, the chosen step, and the run's folder."""
     if checkpoint:
         path = pathlib.Path(checkpoint).expanduser()
-        if not path.name.isdigit() or not path.is_dir():
-            raise CheckpointError(f"--checkpoint must be a folder WORKDIR/{FOLDER_NAME}/STEP; found {checkpoint}.")
-        folder, step = path.parent, path.name
+        if step_of(path.name) is None or not path.parent.is_dir():
+            raise CheckpointError(f"--checkpoint must be a folder WORKDIR/{FOLDER_NAME}/step_N; found {checkpoint}.")
+        folder, step = path.parent, str(step_of(path.name))
     else:
         folder = pathlib.Path(workdir).expanduser() / FOLDER_NAME
         if not folder.is_dir():
             raise CheckpointError(f"No checkpoints in {workdir}; expected the --workdir of a training run.")
-    checkpoints = Checkpoints(folder, read_only=True)
+    checkpoints = Checkpoints(folder, read_only=True, limit=ends_within)
     steps = checkpoints.steps()
     choice = {"best": checkpoints.best_step, "latest": checkpoints.latest_step}.get(step)
     at = from_leader(choice) if choice else int(step) if step.isdigit() else None

@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import ml_collections
 
+from flax_mnv2.checkpoint.folder import FOLDER_NAME
+from flax_mnv2.checkpoint.manager import SCORE
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.errors import CheckpointError, DataError
@@ -18,13 +21,13 @@ from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import NanSearch
 from flax_mnv2.training.faults.run_lock import only_run
+from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.initial_weights import initial_weights
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
 from flax_mnv2.training.parallel import Parallel, prefetch
 from flax_mnv2.training.run import Run, prepare_run
-from flax_mnv2.training.run_checkpoints import FOLDER_NAME, SCORE, Checkpoints
 from flax_mnv2.training.state import TrainState
 
 
@@ -149,8 +152,8 @@ class _Loop:
 
     def _save(self) -> None:
         self.log.check()  # never save a state whose loss has not been looked at
-        state = self._run.parallel.global_view(self.state)
-        self._checkpoints.save(state, {**self._run.about, LOG: self.log.to_dict()})
+        items = self._run.parallel.global_view(self.state).to_items()
+        self._checkpoints.save(self.step, items, {**self._run.about, LOG: self.log.to_dict()})
 
     def _evaluate(self) -> None:
         """Evaluates what has just been saved; given up when a stop is asked for, to be made up for later."""
@@ -177,9 +180,7 @@ class _Loop:
         saved: dict[str, Any] | None = None
         if resume_step is not None:
             saved = self._checkpoints.about(resume_step).get(LOG)
-        return TrainingLog(
-            run.config, writer, progress, run.workdir, self._checkpoints, explain=search.explain, saved=saved
-        )
+        return TrainingLog(run.config, writer, progress, self._checkpoints, explain=search.explain, saved=saved)
 
 
 def _open_checkpoints(run: Run) -> Checkpoints:
@@ -190,6 +191,7 @@ def _open_checkpoints(run: Run) -> Checkpoints:
         keep_best=settings.keep_best,
         tolerant=settings.on_error == "continue",
         timeout=settings.timeout,
+        limit=ends_within,
     )
 
 
@@ -202,7 +204,8 @@ def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[T
         variables, notes = initial_weights(config, run.task, variables)
     state = parallel.put_state(TrainState.create(variables, run.optimizer, ema=config.ema.decay > 0))
     if resume_step is not None:
-        state = parallel.put_state(checkpoints.restore(parallel.global_view(state), resume_step))
+        items = checkpoints.restore(resume_step, parallel.global_view(state).to_items())
+        state = parallel.put_state(TrainState.from_items(items))
     return state, resume_step, notes
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from flax_mnv2.checkpoint.folder import EMA, TRAINING, VARIABLES
 
 
 @flax.struct.dataclass
@@ -46,6 +49,16 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """``{"params", "batch_stats"}`` for ``model.apply``."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def to_items(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds, pytrees by item."""
+        items = {VARIABLES: self.variables, TRAINING: {"step": self.step, "opt_state": self.opt_state}}
+        return items if self.ema is None else {**items, EMA: self.ema}
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, Any]) -> TrainState:
+        """Returns the state of which ``to_items`` gave ``items``."""
+        return cls(**items[VARIABLES], **items[TRAINING], ema=items.get(EMA))
 
 
 def update_ema(average: Any, variables: Any, step: jax.Array, config: Any) -> Any:

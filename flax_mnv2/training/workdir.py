@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import ml_collections
 
+from flax_mnv2.checkpoint.folder import FOLDER_NAME as CHECKPOINTS_NAME
+from flax_mnv2.checkpoint.folder import step_of
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.files import read_json, write_text
 from flax_mnv2.training.config.defaults import check_same_run
 from flax_mnv2.training.distributed import from_leader, leader_first, meet
 from flax_mnv2.training.faults.run_lock import LOCK_NAME
 from flax_mnv2.training.logging.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
-from flax_mnv2.training.run_checkpoints import FOLDER_NAME as CHECKPOINTS_NAME
 
 CONFIG_NAME = "config.json"
 _SHARED_STORAGE_SECONDS = 30.0  # that a file may take to be seen on other hosts
@@ -94,7 +95,7 @@ def _await(token: pathlib.Path) -> None:
 def _has_begun(folder: pathlib.Path) -> bool:
     """Whether a run has left more than its config, so that a first mistake in it can be mended."""
     checkpoints = (folder / CHECKPOINTS_NAME).glob("*")
-    return bool(read_metrics(folder)) or any(path.name.isdigit() for path in checkpoints)
+    return bool(read_metrics(folder)) or any(step_of(path.name) is not None for path in checkpoints)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from flax_mnv2.checkpoint.diff import check_same_tensors
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
@@ -26,7 +27,6 @@ from flax_mnv2.weights.checkpoint import (
     variable_shapes,
     with_pytorch_extras,
 )
-from flax_mnv2.weights.diff import check_same_tensors
 from flax_mnv2.weights.formats import FORMATS
 from flax_mnv2.weights.opening import open_state_dict, open_weights
 from flax_mnv2.weights.source import Source

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from flax_mnv2.checkpoint.diff import check_same_tensors
 from flax_mnv2.errors import CheckpointError
-from flax_mnv2.weights.diff import check_same_tensors
 
 Path = tuple[str, ...]
 Shapes = dict[Path, tuple[int, ...]]

@@ -10,6 +10,7 @@ import optax
 import pytest
 from child import NO_CLASS
 
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.data.loader.batches import batch_positions
 from flax_mnv2.tasks.classification.task import ClassificationTask
 from flax_mnv2.tasks.registry import get_task
@@ -20,7 +21,6 @@ from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import configured_train_step
 
@@ -86,7 +86,7 @@ def test_a_run_stops_and_names_step_example_batch_and_checkpoint(config, tmp_pat
     assert "The loss became nan at step 5" in message
     assert f"At fault: {_names(config, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
     assert f"The batch of step 5: {', '.join(map(repr, names))}." in message
-    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '3'}." in message
+    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'step_3'}." in message
     assert "--config.non_finite.action=skip" in message
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [3]
 
@@ -173,7 +173,7 @@ def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config
         with pytest.raises(NotFiniteError, match=r"at step 7 .*max_skips = 1 is used up") as caught:
             train(config, tmp_path, parallel=one)
         assert f"At fault: {names[1]!r} (a batch" in str(caught.value)
-        assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '6'}." in str(caught.value)
+        assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'step_6'}." in str(caught.value)
         lines = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
         assert len(lines) == 1 - attempt
         if lines:

@@ -24,6 +24,7 @@ from flax_mnv2 import (
     MobileNetV2Model,
     save_pretrained,
 )
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import upsample_logits
 from flax_mnv2.predict import command as predict
@@ -32,7 +33,6 @@ from flax_mnv2.predict.inputs import find_images, result_stems
 from flax_mnv2.predict.stream import predict_files
 from flax_mnv2.tasks.predictor import Example
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor, class_fractions, label_map
-from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.weights.pretrained import variable_shapes
 
@@ -441,8 +441,8 @@ def test_a_runs_checkpoint_needs_no_processor(tmp_path, tiny_blocks, photos, cap
     state = TrainState.create(_variables(model), optax.sgd(0.1))
     about = {"config": {"task": "segmentation"}, "model": CONFIG.to_dict()}
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        checkpoints.save(state, about)
-    folder = str(tmp_path / "run" / "checkpoints" / "0")
+        checkpoints.save(0, state.to_items(), about)
+    folder = str(tmp_path / "run" / "checkpoints" / "step_0")
     predictor = predict.load_predictor(folder)
     photo = _picture(0)
     pixels = predictor.prepare(photo).pixels

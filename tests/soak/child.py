@@ -44,9 +44,9 @@ def send(fault):
 
 def arm(fault, setattr=setattr):
     """Arranges for the fault; ``setattr`` may be a test's, which undoes it."""
+    from flax_mnv2.checkpoint.run import Checkpoints
     from flax_mnv2.training import loop
     from flax_mnv2.training.logging.progress import Progress
-    from flax_mnv2.training.run_checkpoints import Checkpoints
 
     counts = {"saving": 0, "evaluating": 0}
 

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def _once(compile_step):
 
 def steps(workdir: pathlib.Path) -> list[int]:
     """Of the checkpoints in a run's folder, by their names alone."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    return _steps_of(names(workdir / "checkpoints"))
 
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
@@ -246,7 +247,7 @@ def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
-    folder = workdir / "checkpoints" / str(step)
+    folder = workdir / "checkpoints" / f"step_{step}"
     found = {}
     for item in ("variables", "training", "ema"):
         if (folder / item).is_dir():
@@ -348,7 +349,7 @@ def kill_saves(folder: pathlib.Path, *, times: int, rng: random.Random, say=lamb
     result = Kills()
     for _ in range(times + 1):
         last = result.tried == times
-        before = _saved_steps(folder)
+        before = _steps_of(names(folder))
         target = 3 + max(before, default=0) if last else 100_000
         command = [sys.executable, HERE / "saver.py", folder, str(target)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -386,8 +387,8 @@ def kill_saves(folder: pathlib.Path, *, times: int, rng: random.Random, say=lamb
     return result
 
 
-def _saved_steps(folder):
-    return [int(name) for name in names(folder) if name.isdigit()]
+def _steps_of(names):
+    return sorted(int(match[1]) for match in map(re.compile(r"step_(\d+)").fullmatch, names) if match)
 
 
 def names(folder: pathlib.Path) -> list[str]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_mnv2.training.run_checkpoints import Checkpoints
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.training.state import TrainState
 
 SIZE = 40_000
@@ -37,13 +37,15 @@ def main():
     with Checkpoints(folder, keep_last=2, keep_best=1) as checkpoints:
         first = (checkpoints.newest_whole_step() or 0) + 1
         if first > 1:
-            found = checkpoints.restore(jax.tree.map(jnp.asarray, state_at(first - 1)), first - 1)
+            like = jax.tree.map(jnp.asarray, state_at(first - 1)).to_items()
+            found = TrainState.from_items(checkpoints.restore(first - 1, like))
             for name, (one, other) in enumerate(zip(*map(jax.tree.leaves, (found, state_at(first - 1))), strict=True)):
                 assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), f"wrong array {name} in {first - 1}"
         print(f"from {first}", flush=True)
         for step in range(first, last + 1):
             print(f"saving {step}", flush=True)
-            checkpoints.save(jax.tree.map(jnp.asarray, state_at(step)), {"model": {}, "config": {}})
+            items = jax.tree.map(jnp.asarray, state_at(step)).to_items()
+            checkpoints.save(step, items, {"model": {}, "config": {}})
             if step % 3 == 0:
                 checkpoints.add_score(step, {"score": -abs(step - 7)})
         checkpoints.wait()

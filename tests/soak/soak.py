@@ -285,7 +285,7 @@ def kill_saves_in_training(soak: Soak) -> list[Row]:
 
 def damage(soak: Soak) -> list[Row]:
     """Every file of the newest checkpoint: a flipped bit, a cut, nothing left."""
-    from flax_mnv2.training.run_checkpoints import Checkpoints
+    from flax_mnv2.checkpoint.run import Checkpoints
 
     folder = soak.place("damage")
     flags = [*soak.data.flags("classification"), "--config.num_steps=8"]
@@ -297,10 +297,10 @@ def damage(soak: Soak) -> list[Row]:
     }
     rng, good, source = random.Random(15), harness.arrays(folder / "whole", 8), folder / "whole" / "checkpoints"
     unnoticed = dict.fromkeys(rows, 0)
-    for path, kind in harness.damages(source / "8", positions=soak.scaled(5)):
+    for path, kind in harness.damages(source / "step_8", positions=soak.scaled(5)):
         shutil.rmtree(folder / "run", ignore_errors=True)
         shutil.copytree(source, folder / "run" / "checkpoints")
-        harness.damage(folder / "run" / "checkpoints" / "8" / path, kind, rng)
+        harness.damage(folder / "run" / "checkpoints" / "step_8" / path, kind, rng)
         rows[kind].tried += 1
         try:
             with Checkpoints(folder / "run" / "checkpoints") as checkpoints:
@@ -330,11 +330,11 @@ def damage_in_training(soak: Soak) -> list[Row]:
         shutil.rmtree(folder / "run", ignore_errors=True)
         shutil.copytree(folder / "whole", folder / "run")
         kind = rng.choice(("flip", "truncate"))
-        harness.damage(harness.largest_file(folder / "run" / "checkpoints" / "8"), kind, rng)
+        harness.damage(harness.largest_file(folder / "run" / "checkpoints" / "step_8"), kind, rng)
         strict = run("train.py", *flags, f"--workdir={folder / 'run'}", "--strict", expect=2)
         printed = run("train.py", *flags, f"--workdir={folder / 'run'}")
         row.tried += 1
-        named = all("checkpoints/8" in text and "damaged" in text for text in (strict, printed))
+        named = all("checkpoints/step_8" in text and "damaged" in text for text in (strict, printed))
         if not named or differences(folder / "whole", folder / "run"):
             row.lost.append(printed)
         say(f"damaged ({kind}): {'named, and gone on from 4' if named else 'LOST'}")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.errors import UserError
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.defaults import default_config
@@ -14,7 +15,6 @@ from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_checkpoints import Checkpoints
 from flax_mnv2.weights.pretrained import load_processor
 
 COLORS = ("blue", "green", "red")
@@ -45,19 +45,19 @@ def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_pat
 
     average = evaluate_run(config, workdir=str(tmp_path / "run"))
     raw = evaluate_run(config, workdir=str(tmp_path / "run"), weights="raw")
-    assert average["model"].endswith("checkpoints/40 (moving average)")
-    assert raw["model"].endswith("checkpoints/40")
+    assert average["model"].endswith("checkpoints/step_40 (moving average)")
+    assert raw["model"].endswith("checkpoints/step_40")
     assert (average["top1"], raw["top1"]) == (last["ema_top1"], last["top1"])
     folder = tmp_path / "run" / "evaluation" / "test_step_40"
     assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 15
     assert (folder.with_name("test_step_40_raw") / "predictions.jsonl").exists()
 
-    checkpoint = tmp_path / "run" / "checkpoints" / "40"
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_40"
     model, variables = from_pretrained(checkpoint)
     assert model.config.id2label == dict(enumerate(COLORS))
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.has_ema(40)
-        kept = checkpoints.restore_variables(40, jax.tree.map(jax.numpy.asarray, variables), item="ema")
+        assert (checkpoints.path_of(40) / "ema").is_dir()
+        kept = checkpoints.restore(40, {"ema": jax.tree.map(jax.numpy.asarray, variables)})["ema"]
     jax.tree.map(np.testing.assert_array_equal, variables, kept)
     processor = load_processor(checkpoint)
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 32}, {"height": 32, "width": 32})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate_run
@@ -16,7 +17,6 @@ from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_checkpoints import Checkpoints
 
 
 def _one_device(mode="jit"):
@@ -61,7 +61,7 @@ def test_bfloat16_trains(tiny_config, tmp_path):
 def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_path):
     train(tiny_config, tmp_path, parallel=_one_device())
     before = read_metrics(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if killed before the last save
+    shutil.rmtree(tmp_path / "checkpoints" / "step_6")  # as if killed before the last save
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "spl')  # and while writing a line
     train(tiny_config, tmp_path, parallel=_one_device())
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     monkeypatch.setattr(SegmentationTask, "loss_sums", poisoned)
     with pytest.raises(NotFiniteError, match="became nan at step 5") as caught:
         train(tiny_config, tmp_path, parallel=_one_device())
-    assert f"last good checkpoint is {tmp_path / 'checkpoints' / '3'}" in str(caught.value)
+    assert f"last good checkpoint is {tmp_path / 'checkpoints' / 'step_3'}" in str(caught.value)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [3]
 
 
@@ -111,26 +111,26 @@ def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, tmp_
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_config, tmp_path, capsys):
     whole = train(tiny_config, tmp_path, parallel=_one_device())
     lines = _without_rates(read_metrics(tmp_path))
-    for file in (tmp_path / "checkpoints" / "6" / "variables").rglob("*"):
+    for file in (tmp_path / "checkpoints" / "step_6" / "variables").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"6.*damaged.*Without --strict"):
         train(tiny_config, tmp_path, parallel=_one_device(), strict=True)
-    assert (tmp_path / "checkpoints" / "6").is_dir()
+    assert (tmp_path / "checkpoints" / "step_6").is_dir()
     again = train(tiny_config, tmp_path, parallel=_one_device())
     printed = capsys.readouterr().out
     assert "is damaged" in printed
-    assert "kept as 6.damaged, going on from the one before" in printed
+    assert "kept as step_6.damaged, going on from the one before" in printed
     assert "going on from step 3" in printed
     _assert_same(again, whole)
     assert _without_rates(read_metrics(tmp_path)) == lines
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6", "6.damaged"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_3", "step_6", "step_6.damaged"]
 
 
 def test_a_run_with_damaged_checkpoints_alone_does_not_begin_anew(tiny_config, tmp_path):
     tiny_config.num_steps = tiny_config.eval_every_steps = 3
     train(tiny_config, tmp_path, parallel=_one_device())
-    shutil.rmtree(tmp_path / "checkpoints" / "3" / "training")
+    shutil.rmtree(tmp_path / "checkpoints" / "step_3" / "training")
     with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole; all of \[3\] are damaged"):
         train(tiny_config, tmp_path, parallel=_one_device())
 
@@ -194,9 +194,9 @@ def test_evaluation_report(tiny_config, tmp_path, capsys):
     assert f"triangle             {figures['iou_per_class'][3]['iou']:.4f}" in printed
 
     by_path = evaluate_run(
-        tiny_config, checkpoint=str(tmp_path / "run" / "checkpoints" / "3"), output=str(tmp_path / "report")
+        tiny_config, checkpoint=str(tmp_path / "run" / "checkpoints" / "step_3"), output=str(tmp_path / "report")
     )
-    assert by_path["model"].endswith("checkpoints/3")
+    assert by_path["model"].endswith("checkpoints/step_3")
     assert (tmp_path / "report" / "metrics.json").exists()
 
 

@@ -70,13 +70,13 @@ def make_folder(tmp_path, random_variables):
 @pytest.fixture
 def run_checkpoint(tmp_path, random_variables):
     """WORKDIR/checkpoints/STEP as training leaves it, and its variables."""
-    from flax_mnv2.training.run_checkpoints import Checkpoints
+    from flax_mnv2.checkpoint.run import Checkpoints
     from flax_mnv2.training.state import TrainState
 
     variables = random_variables(CONFIG, "segmentation", seed=4)
     state = TrainState.create(variables, optax.sgd(0.1))
     about = {"config": {"task": "segmentation"}, "model": CONFIG.to_dict()}
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        checkpoints.save(state, about)
+        checkpoints.save(0, state.to_items(), about)
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     return folder, variables

@@ -31,7 +31,7 @@ def config_for_evaluation(
       config: from ``--config``, or None.
       overrides: fields set on the command line, by dotted name.
       workdir: of a run, or empty.
-      checkpoint: ``WORKDIR/checkpoints/STEP``, or empty.
+      checkpoint: ``WORKDIR/checkpoints/step_N``, or empty.
 
     Raises:
       ConfigError: there is neither a recorded config nor a given one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +9,10 @@ import jax
 import ml_collections
 import numpy as np
 
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.errors import UserError
 from flax_mnv2.training.logging.metrics_writer import MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
-from flax_mnv2.training.run_checkpoints import FOLDER_NAME, Checkpoints
 
 SKIPPED = "skipped_steps"  # on lines of training, once there are any: steps of the run so far that were left out
 LOG = "log"  # in what is noted beside a checkpoint: what to_dict gave
@@ -37,7 +36,6 @@ class TrainingLog:
         config: ml_collections.ConfigDict,
         writer: MetricsWriter,
         progress: Progress,
-        workdir: pathlib.Path,
         checkpoints: Checkpoints,
         *,
         explain: Callable[[int], str],
@@ -49,14 +47,13 @@ class TrainingLog:
           config: of the run, durations in steps; ``config.non_finite`` says what a step that is not finite does.
           writer: of the metrics.
           progress: what a person sees.
-          workdir: of the run.
           checkpoints: names the last good one.
           explain: the number of a step that was not finite → sentences on its examples.
           saved: what ``to_dict`` gave when the state was saved from which the run goes on.
         """
         saved = saved or {}
         self._config, self._writer, self._progress, self._explain = config, writer, progress, explain
-        self._workdir, self._checkpoints = workdir, checkpoints
+        self._checkpoints = checkpoints
         self._learning_rate = 0.0  # of the last step looked at
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._trained: list[dict[str, float]] = list(saved.get("trained", ()))  # since the last line
@@ -131,7 +128,7 @@ class TrainingLog:
         if last_good is None:
             saved = "No checkpoint has been saved yet."
         else:
-            saved = f"The last good checkpoint is {self._workdir / FOLDER_NAME / str(last_good)}."
+            saved = f"The last good checkpoint is {self._checkpoints.path_of(last_good)}."
         if limits.action == "stop":
             choice = "--config.non_finite.action=skip leaves such steps out and goes on."
         else:

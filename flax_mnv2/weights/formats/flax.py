@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from flax_mnv2.checkpoint.checksums import ARRAYS_NAME, check_arrays, check_seal
+from flax_mnv2.checkpoint.checksums import ARRAYS_NAME, check_arrays, check_checksum
 from flax_mnv2.checkpoint.orbax_arrays import quiet, read_arrays
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError
@@ -115,7 +115,7 @@ def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         about = read_json(path)
-        check_seal(about, path)
+        check_checksum(about, path)
         processor = about.get("processor")
         noted = {} if processor is None else {"processor": dict(processor)}
         return {**about, **noted, "config": dict(about["config"]), "model": dict(about["model"])}

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import DataError
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.training import distributed, host_link
 from flax_mnv2.training.config.defaults import flatten, jsonable
@@ -29,7 +30,6 @@ from flax_mnv2.training.host_server import HostServer
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.training.run_checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 WORKER = pathlib.Path(__file__).with_name("host_worker.py")
@@ -186,7 +186,7 @@ def test_two_processes_train_as_one_does_and_their_checkpoint_goes_on_in_one(req
     np.testing.assert_allclose(_losses(two.workdir), losses, rtol=2e-5)
     assert _evaluation(two.workdir) == pytest.approx(_evaluation(whole), abs=1e-3)
 
-    shutil.rmtree(two.workdir / "checkpoints" / "5")
+    shutil.rmtree(two.workdir / "checkpoints" / "step_5")
     (two.workdir / "metrics.jsonl").unlink()
     train(config, two.workdir, parallel=make_parallel("jit", jax.devices()[:1]))
     np.testing.assert_allclose(_losses(two.workdir), losses[3:], rtol=2e-5)

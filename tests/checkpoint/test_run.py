@@ -1,5 +1,7 @@
 """Checkpoints by themselves: what is kept, what is noticed, what is never touched."""
 
+import re
+import resource
 import shutil
 
 import jax
@@ -9,7 +11,8 @@ import optax
 import pytest
 
 from flax_mnv2 import CheckpointError
-from flax_mnv2.training.run_checkpoints import SCORE, Checkpoints
+from flax_mnv2.checkpoint.manager import SCORE
+from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.training.state import TrainState
 
 ABOUT = {"config": {"seed": 0}, "model": {"depth_multiplier": 1.0}}
@@ -26,10 +29,22 @@ def _state(step):
 def _save(folder, steps, scores=(), **settings):
     with Checkpoints(folder, **settings) as checkpoints:
         for step in steps:
-            checkpoints.save(_state(step), ABOUT)
+            checkpoints.save(step, _items(step), ABOUT)
             if step in scores:
                 checkpoints.add_score(step, {SCORE: scores[step]})
     return checkpoints
+
+
+def _items(step):
+    return _state(step).to_items()
+
+
+def _restore(checkpoints, step, like=0):
+    return TrainState.from_items(checkpoints.restore(step, _items(like)))
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def _files(folder):
@@ -52,10 +67,10 @@ def test_the_newest_and_the_best_are_kept_and_the_score_may_come_later(tmp_path)
 
 def test_a_score_that_was_changed_counts_for_nothing(tmp_path):
     checkpoints = _save(tmp_path, [1, 2], {1: 0.1, 2: 0.5}, keep_last=2)
-    note = tmp_path / "1" / "metrics" / "metrics"
+    note = tmp_path / "step_1" / "metrics" / "metrics"
     note.write_text(note.read_text().replace("0.1", "0.9"))
     assert checkpoints.best_step() == 2
-    note.write_text('{"score": 0.9}')  # of a version that did not seal it
+    note.write_text('{"score": 0.9}')  # of a version that wrote no checksum
     assert checkpoints.best_step() == 1
 
 
@@ -66,7 +81,7 @@ def test_without_scores_the_newest_is_the_best(tmp_path):
 def test_a_state_comes_back_as_it_was(tmp_path):
     with _save(tmp_path, [7]) as checkpoints:
         assert checkpoints.newest_whole_step() == 7
-        _assert_is(checkpoints.restore(jax.tree.map(jnp.zeros_like, _state(7)), 7), 7)
+        _assert_is(_restore(checkpoints, 7), 7)
         assert checkpoints.about(7)["config"] == ABOUT["config"]
 
 
@@ -76,7 +91,7 @@ def test_whatever_file_is_damaged_no_wrong_state_is_read(tmp_path, damage, capsy
     _save(whole, [1, 2], keep_last=2)
     rng = np.random.default_rng(0)
     noticed = []
-    for number, file in enumerate(_files(whole / "2")):
+    for number, file in enumerate(_files(whole / "step_2")):
         folder = tmp_path / str(number)
         shutil.copytree(whole, folder)
         target = folder / file.relative_to(whole)
@@ -89,13 +104,14 @@ def test_whatever_file_is_damaged_no_wrong_state_is_read(tmp_path, damage, capsy
             target.write_bytes(data if damage == "flip" else data[:place])
         with Checkpoints(folder, keep_last=2) as checkpoints:
             step = checkpoints.newest_whole_step()
-            assert step in (1, 2)
-            _assert_is(checkpoints.restore(_state(0), step), step)
-            if step == 1:
+            if step == 2:
+                _assert_is(_restore(checkpoints, step), step)
+            else:
+                assert step == 1
                 noticed.append(file.name)
                 assert checkpoints.steps() == [1]
-                assert (folder / "2.damaged").is_dir()
-                assert f"{folder / '2'}" in capsys.readouterr().out
+                assert (folder / "step_2.damaged").is_dir()
+                assert f"{folder / 'step_2'}" in capsys.readouterr().out
     # Files that only Orbax's bookkeeping uses may be anything; those with tensors, and the note, may not.
     assert "metadata" in noticed
     assert len(noticed) >= {"flip": 8, "truncate": 15, "remove": 12}[damage]
@@ -105,10 +121,12 @@ def test_whatever_file_is_damaged_no_wrong_state_is_read(tmp_path, damage, capsy
 def test_an_array_that_decodes_to_other_numbers_is_named(tmp_path, item):
     """What no decoder can notice: another whole checkpoint's arrays in place of these."""
     _save(tmp_path, [1, 2], keep_last=2)
-    shutil.rmtree(tmp_path / "2" / item)
-    shutil.copytree(tmp_path / "1" / item, tmp_path / "2" / item)
+    shutil.rmtree(tmp_path / "step_2" / item)
+    shutil.copytree(tmp_path / "step_1" / item, tmp_path / "step_2" / item)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(CheckpointError, match=rf"2/{item} is damaged: \d+ of \d+ arrays differ .*(float|int)32\["):
+        with pytest.raises(
+            CheckpointError, match=rf"step_2/{item} is damaged: \d+ of \d+ arrays differ .*(float|int)32\["
+        ):
             checkpoints.newest_whole_step(strict=True)
         assert checkpoints.newest_whole_step() == 1
 
@@ -116,58 +134,79 @@ def test_an_array_that_decodes_to_other_numbers_is_named(tmp_path, item):
 def test_when_none_is_whole_the_run_does_not_begin_anew(tmp_path):
     _save(tmp_path, [1, 2], keep_last=2)
     for step in (1, 2):
-        (tmp_path / str(step) / "about" / "metadata").write_bytes(b"{")
+        (tmp_path / f"step_{step}" / "about" / "metadata").write_bytes(b"{")
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=r"all of .* are damaged and kept"):
         checkpoints.newest_whole_step()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.damaged", "2.damaged"]
+    assert _names(tmp_path) == ["step_1.damaged", "step_2.damaged"]
 
 
 def test_a_checkpoint_set_aside_twice_keeps_both(tmp_path):
     _save(tmp_path, [1, 2], keep_last=2)
     for _ in range(2):
-        (tmp_path / "2" / "about" / "metadata").write_bytes(b"{")
+        (tmp_path / "step_2" / "about" / "metadata").write_bytes(b"{")
         with Checkpoints(tmp_path, keep_last=2) as checkpoints:
             assert checkpoints.newest_whole_step() == 1
-            checkpoints.save(_state(2), ABOUT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged", "2.damaged.2"]
+            checkpoints.save(2, _items(2), ABOUT)
+    assert _names(tmp_path) == ["step_1", "step_2", "step_2.damaged", "step_2.damaged.2"]
 
 
 def test_folders_that_no_run_has_written_are_no_checkpoints_and_stay(tmp_path):
     """Whatever their names, whatever is saved and removed beside them."""
-    theirs = ["1", "999999", "5.orbax-checkpoint-tmp", "3.removing", "old.orbax-checkpoint-tmp-1", "notes"]
+    theirs = ["1", "999999", "step_1", "step_999999", ".removing", ".removing/step_1", "notes"]
+    theirs += ["5.orbax-checkpoint-tmp", "step_5.orbax-checkpoint-tmp", "3.removing", "old.orbax-checkpoint-tmp-1"]
     for name in theirs:
         (tmp_path / name).mkdir()
         (tmp_path / name / "photo.jpg").write_bytes(b"dear")
-    (tmp_path / "12").symlink_to(tmp_path / "notes")
+    (tmp_path / "step_12").symlink_to(tmp_path / "notes")
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         assert checkpoints.steps() == []
         assert checkpoints.newest_whole_step() is None
         for step in (2, 3):
-            checkpoints.save(_state(step), ABOUT)
+            checkpoints.save(step, _items(step), ABOUT)
     assert checkpoints.steps() == [3]
-    for name in (*theirs, "12"):
+    for name in (*theirs, "step_12"):
         assert (tmp_path / name / "photo.jpg").read_bytes() == b"dear"
 
 
 def test_leftovers_of_saves_and_removals_that_were_cut_go(tmp_path):
     _save(tmp_path, [1])
-    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
-    shutil.copytree(tmp_path / "1", tmp_path / "0.removing")
-    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    for name in ("step_2.orbax-checkpoint-tmp", ".removing/step_0", "0.removing"):
+        shutil.copytree(tmp_path / "step_1", tmp_path / name)
+    for name in ("3.orbax-checkpoint-tmp", ".removing/step_3"):
+        (tmp_path / name).mkdir()
     assert Checkpoints(tmp_path, read_only=True).steps() == [1]
-    assert len(list(tmp_path.iterdir())) == 4  # reading changes nothing
+    assert len(_names(tmp_path)) == 5  # reading changes nothing
     assert Checkpoints(tmp_path).steps() == [1]
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert _names(tmp_path) == ["step_1"]
+
+
+def test_checkpoints_of_earlier_versions_are_read_and_get_the_new_name(tmp_path, capsys):
+    """They were named by their number; what somebody else named so stays."""
+    _save(tmp_path, [1, 2, 3], {1: 0.9}, keep_last=3)
+    for step in (1, 2):
+        (tmp_path / f"step_{step}").rename(tmp_path / str(step))
+    (tmp_path / "7").mkdir()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+        assert (checkpoints.best_step(), checkpoints.path_of(1)) == (1, tmp_path / "1")
+        _assert_is(_restore(checkpoints, 2), 2)
+    assert _names(tmp_path) == ["1", "2", "7", "step_3"]
+    capsys.readouterr()
+    with Checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+        assert capsys.readouterr().out == f"checkpoints of an earlier version in {tmp_path}: [1, 2] renamed to step_N\n"
+        assert checkpoints.newest_whole_step() == 3
+        checkpoints.save(4, _items(4), ABOUT)
+    assert _names(tmp_path) == ["7", "step_1", "step_4"]
 
 
 def test_a_save_that_fails_stops_the_run_or_is_noted_and_older_ones_stay(tmp_path, capsys):
     _save(tmp_path, [1], keep_last=2)
-    (tmp_path / "2").mkdir()  # somebody's folder, in the way; a failure that root meets, too
+    (tmp_path / "step_2").mkdir()  # somebody's folder, in the way; a failure that root meets, too
     with pytest.raises(CheckpointError, match=r"Could not save the checkpoint of step 2 .*there: \[1\]"):
         _save(tmp_path, [2], keep_last=2)
     with Checkpoints(tmp_path, keep_last=2, tolerant=True) as checkpoints:
-        checkpoints.save(_state(2), ABOUT)
-        checkpoints.save(_state(3), ABOUT)
+        checkpoints.save(2, _items(2), ABOUT)
+        checkpoints.save(3, _items(3), ABOUT)
     assert checkpoints.steps() == [1, 3]
     assert len(checkpoints.failures) == 1
     assert "warning: Could not save the checkpoint of step 2" in capsys.readouterr().out
@@ -176,25 +215,29 @@ def test_a_save_that_fails_stops_the_run_or_is_noted_and_older_ones_stay(tmp_pat
             checkpoints.verify(step)
 
 
-def test_a_save_that_fails_in_the_background_is_found_by_the_next_call(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, tolerant=True)
-
-    def fail(wait=checkpoints._checkpointer.wait_until_finished):
-        wait()
-        raise OSError(28, "No space left on device")
-
-    checkpoints.save(_state(1), ABOUT)
-    monkeypatch.setattr(checkpoints._checkpointer, "wait_until_finished", fail)
+def test_a_save_that_fails_in_the_background_is_found_by_the_next_call(tmp_path, capfd):
+    checkpoints = Checkpoints(tmp_path, keep_last=1, tolerant=True)
+    checkpoints.save(1, _items(1), ABOUT)
     checkpoints.wait()
-    assert "step 1 in" in checkpoints.failures[0]
-    assert "No space left on device" in checkpoints.failures[0]
-    checkpoints.save(_state(2), ABOUT)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))  # as on a disk without room
+        checkpoints.save(2, _items(2), ABOUT)
+        assert checkpoints.failures == []
+        checkpoints.wait()
+        assert capfd.readouterr().err == ""  # nothing but our one message
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "step 2 in" in checkpoints.failures[0]
+    assert re.search("Error writing|File too large", checkpoints.failures[0])
+    assert checkpoints.steps() == [1]
+    checkpoints.save(3, _items(3), ABOUT)
     checkpoints.wait()
-    assert checkpoints.latest_step() == 2
+    assert _names(tmp_path) == ["step_3"]  # what the failed save was to replace goes with the next
 
 
 def test_a_checkpoint_of_a_version_without_sums_is_read(tmp_path):
     _save(tmp_path, [1])
-    (tmp_path / "1" / "about" / "metadata").write_text('{"config": {}, "model": {}}')
+    (tmp_path / "step_1" / "about" / "metadata").write_text('{"config": {}, "model": {}}')
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest_whole_step() == 1

@@ -1,0 +1,306 @@
+"""Checkpoints of a run, on Orbax's ``CheckpointManager``.
+
+One checkpoint, ``step_300``, holds items, which are pytrees (``variables``, all that an evaluation needs; ``training``,
+step and optimizer state; ``ema`` of a run that keeps a moving average of ``variables``), and ``about``: JSON with the
+run's config, the model's and the image processor's, and a CRC of every array. Orbax writes into a temporary folder and
+renames it, so a checkpoint is whole or absent. What an evaluation found is added afterwards, as the item ``metrics``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flax_mnv2.checkpoint.checksums import (
+    ARRAYS_NAME,
+    DamagedCheckpointError,
+    check_arrays,
+    check_checksum,
+    describe_arrays,
+    named_leaves,
+    with_checksum,
+)
+from flax_mnv2.checkpoint.diff import check_same_tensors
+from flax_mnv2.checkpoint.folder import ABOUT, TRAINING, VARIABLES, CheckpointFolder
+from flax_mnv2.checkpoint.manager import LastAndBest, Manager
+from flax_mnv2.checkpoint.orbax_arrays import first_line, leave_out_closed_loops, quiet, read_arrays
+from flax_mnv2.errors import CheckpointError
+from flax_mnv2.files import read_json
+
+_MARGIN_SECONDS = 30.0  # in which Orbax can say which other host has not done its share
+
+
+class Checkpoints:
+    """The checkpoints of one run; saving happens in the background. A context manager.
+
+    Attributes:
+      failures: what went wrong with saves, where a run tolerates that.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep_last: int = 1,
+        keep_best: int = 0,
+        read_only: bool = False,
+        tolerant: bool = False,
+        timeout: float = 1200.0,
+        limit: Callable[[float, str], contextlib.AbstractContextManager[None]] | None = None,
+    ):
+        """Opens ``folder``, which is made unless ``read_only``; leftovers of saves that were cut are removed.
+
+        Args:
+          folder: of the checkpoints, ``WORKDIR/checkpoints``.
+          keep_last: newest checkpoints to keep.
+          keep_best: checkpoints with the best scores to keep beside them.
+          read_only: nothing is written.
+          tolerant: a save that fails is noted in ``failures`` and printed, not raised.
+          timeout: seconds that a save, or the reading of a checkpoint, may take.
+          limit: enforces it where Orbax hangs: (seconds, ``"Saving step 6 in runs/a"``) → a context manager.
+
+        Raises:
+          CheckpointError: the folder cannot be made or written.
+        """
+        self.failures: list[str] = []
+        self._folder = CheckpointFolder(folder)
+        self._policy = LastAndBest(self._folder, keep_last, keep_best)
+        self._tolerant, self._timeout, self._limit_of = tolerant, timeout, limit
+        self._manager: Manager | None = None  # made by the first save
+        self._saving: int | None = None
+        self._quiet = contextlib.ExitStack()  # while something is being saved
+        self._leads = jax.process_index() == 0
+        leave_out_closed_loops()
+        if not read_only and self._leads:
+            try:
+                self._folder.prepare()
+            except OSError as error:
+                raise CheckpointError(
+                    f"Cannot write in {folder}: {error.strerror}. Choose a --workdir that you may write to."
+                ) from None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, error_type, error, _) -> None:
+        """Finishes what is being saved, also when the run failed, unless it has to end at once."""
+        if error_type is KeyboardInterrupt:
+            return
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:
+                raise  # else the run's own error is the one to report
+        finally:
+            self._close_manager()
+
+    # ---- which there are --------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, ascending."""
+        return self._folder.steps()
+
+    def path_of(self, step: int) -> pathlib.Path:
+        """Returns the folder of the checkpoint of a step."""
+        return self._folder.path_of(step)
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest complete checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """Returns the step of the best evaluated checkpoint; the newest where none has been evaluated."""
+        return next(iter(self._policy.best_steps()), self.latest_step())
+
+    def newest_whole_step(self, *, strict: bool = False) -> int | None:
+        """Returns the step of the newest checkpoint whose arrays are what was saved; None where there are none.
+
+        A damaged one is named and set aside as ``step_N.damaged``, and the one before it is looked at. Process 0 alone
+        calls this, before the first save.
+
+        Args:
+          strict: a damaged checkpoint is an error.
+
+        Raises:
+          CheckpointError: ``strict``, or none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                self.verify(step)
+                return step
+            except DamagedCheckpointError as error:
+                if strict:
+                    raise CheckpointError(
+                        f"{error}. Without --strict the run goes on from the one before; there are {steps}."
+                    ) from None
+                aside = self._folder.set_aside(step)
+                print(f"warning: {error}; kept as {aside.name}, going on from the one before", flush=True)
+        if steps:
+            raise CheckpointError(
+                f"No checkpoint in {self._folder.path} is whole; all of {steps} are damaged and kept as "
+                "step_N.damaged. Restore them from a copy, or begin anew in another --workdir."
+            )
+        return None
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, items: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Starts saving; does nothing if ``step`` is already saved. All processes call it.
+
+        Args:
+          step: of the run.
+          items: pytrees of arrays by item.
+          about: JSON that describes the run, ``config`` and ``model`` among it.
+
+        Raises:
+          CheckpointError: this or an earlier save failed.
+        """
+        if step == self._saving or step in self.steps():
+            return
+        self.wait()
+        try:
+            arrays = {name: describe_arrays(tree) for name, tree in items.items()}
+            arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            arguments[ABOUT] = ocp.args.JsonSave(with_checksum({**about, ARRAYS_NAME: arrays}))
+            self._saving = step
+            self._quiet.enter_context(quiet())
+            with self._limit(f"Beginning to save step {step} in {self._folder.path}"):
+                if self.path_of(step).exists():  # Orbax would remove it, whoever put it there
+                    raise FileExistsError(17, f"{self.path_of(step)} is in the way and no checkpoint of a run")
+                self._manager = self._manager or Manager(self._policy, self._timeout)
+                self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+        except Exception as error:
+            self._failed(step, error)
+
+    def add_score(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Waits until ``step`` is on disk and adds what its evaluation found, ``SCORE`` among it.
+
+        Raises:
+          CheckpointError: this or an earlier save failed.
+        """
+        self.wait()
+        steps = self.steps()
+        if not (self._leads and step in steps):
+            return
+        try:
+            self._folder.write_metrics(step, metrics)
+            for superfluous in set(steps) - self._policy.kept(steps):
+                self._folder.remove(superfluous)
+                self._close_manager()  # it remembers what there was
+        except OSError as error:
+            self._failed(step, error)
+
+    def wait(self) -> None:
+        """Waits until all is on disk, and what need not be kept is removed.
+
+        Raises:
+          CheckpointError: a save failed.
+        """
+        if self._saving is None:
+            return
+        try:
+            with self._quiet, self._limit(f"Saving step {self._saving} in {self._folder.path}"):
+                self._manager.wait_until_finished()
+                if self._leads:
+                    self._folder.remove_leftovers()
+        except Exception as error:
+            self._failed(self._saving, error)
+        self._saving = None
+
+    def _failed(self, step: int, error: Exception) -> None:
+        """Cleans up after a save that failed; raises unless the run tolerates it."""
+        self._saving = self._manager = None  # whatever state it is in
+        self._quiet.close()
+        if self._leads:
+            self._folder.remove_leftovers()
+        text = (
+            f"Could not save the checkpoint of step {step} in {self._folder.path}: {first_line(error)}. Check free "
+            f"space and permissions. Complete checkpoints there: {self.steps() or 'none'}"
+        )
+        if not self._tolerant:
+            raise CheckpointError(f"{text}; the same command goes on from the last.") from error
+        self.failures.append(text)
+        print(f"warning: {text}; training goes on, and the next save is tried as planned", flush=True)
+
+    def _close_manager(self) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _limit(self, what: str) -> contextlib.AbstractContextManager[None]:
+        if self._limit_of is None:
+            return contextlib.nullcontext()
+        return self._limit_of(self._timeout + _MARGIN_SECONDS * (jax.process_count() > 1), what)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns items of a checkpoint, with the structure of ``like``.
+
+        Every process reads all arrays, which are small, and keeps its own; so none waits for another.
+
+        Args:
+          step: of the checkpoint.
+          like: the items that are wanted, as pytrees of arrays with the shapes, types and placement that are wanted.
+
+        Raises:
+          CheckpointError: it belongs to another architecture or optimizer, or is not what was saved.
+        """
+        restored = {}
+        for item, tree in like.items():
+            arrays, expected = self._read(step, item), named_leaves(tree)
+            check_same_tensors(
+                found={name: array.shape for name, array in arrays.items()},
+                expected={name: leaf.shape for name, leaf in expected.items()},
+                source=f"checkpoint {self.path_of(step)} ({item})",
+            )
+            placed = [_place(arrays[name], leaf) for name, leaf in expected.items()]
+            restored[item] = jax.tree.unflatten(jax.tree.structure(tree), placed)
+        return restored
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Returns what was noted at the save: the run's config under ``config``, the model's under ``model``, and more.
+
+        Raises:
+          DamagedCheckpointError: it cannot be read, or is not what was saved.
+        """
+        path = self.path_of(step) / ABOUT / "metadata"  # where Orbax's JSON handler puts it
+        try:
+            about = read_json(path)
+            about["config"], about["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpointError(f"Checkpoint {self.path_of(step)} is damaged: cannot read {path}") from error
+        check_checksum(about, path)
+        return about
+
+    def verify(self, step: int) -> None:
+        """Reads a checkpoint and compares it with what was noted at its save; by this process alone.
+
+        Raises:
+          DamagedCheckpointError: it is not what was saved, or cannot be read.
+        """
+        for item in self.about(step).get(ARRAYS_NAME) or (VARIABLES, TRAINING):  # earlier versions noted none
+            self._read(step, item)
+
+    def _read(self, step: int, item: str) -> dict[str, np.ndarray]:
+        """The arrays of an item by path, which are those that were saved."""
+        path = self.path_of(step) / item
+        with self._limit(f"Reading {path}"):
+            saved = self.about(step).get(ARRAYS_NAME)  # absent in checkpoints of older versions
+            arrays = read_arrays(path)
+        if saved is not None:
+            check_arrays(arrays, saved.get(item, {}), path)
+        return arrays
+
+
+def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """An array of the host with the type and placement of another."""
+    array = array.astype(like.dtype, copy=False)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
