@@ -59,7 +59,13 @@ def obtain(file: OfficialFile, *, places: Iterable[Path], target: Path) -> Path:
     """
     for path in places:
         if path.is_file():
-            return _checked(file, path)
+            logging.info("Checking %s (%s)", path, file.size_text)
+            if problem := _problem(file, path):
+                raise DataError(
+                    f"{path} is not the official {file.name}: {problem}. It may be incomplete: delete it, or "
+                    f"replace it by the file from {file.urls[0]}."
+                )
+            return path
     try:
         target.mkdir(parents=True, exist_ok=True)
         return _download(file, target / file.name)
@@ -72,16 +78,6 @@ def obtain(file: OfficialFile, *, places: Iterable[Path], target: Path) -> Path:
 
 class _AddressError(Exception):
     """One address did not deliver the file."""
-
-
-def _checked(file: OfficialFile, path: Path) -> Path:
-    logging.info("Checking %s (%s)", path, file.size_text)
-    if problem := _problem(file, path):
-        raise DataError(
-            f"{path} is not the official {file.name}: {problem}. It may be incomplete: delete it, or "
-            f"replace it by the file from {file.urls[0]}."
-        )
-    return path
 
 
 def _problem(file: OfficialFile, path: Path) -> str:

@@ -148,6 +148,12 @@ def test_mirrors_in_order(server, offered, tmp_path):
     assert [path for path, _, _ in server.requests] == ["/a", "/b"]
 
 
+def test_a_busy_server_is_asked_again(server, offered, tmp_path):
+    server.answers["/x"] = lambda handler: whole(handler) if len(server.requests) > 2 else handler.head(503)
+    check(obtain(offered("/x"), places=[], target=tmp_path), tmp_path)
+    assert len(server.requests) == 3
+
+
 def test_a_server_that_ignores_ranges_starts_over(server, offered, tmp_path):
     server.answers["/x"] = lambda handler: handler.give(CONTENTS, ranges=False)
     file = offered("/x")
