@@ -15,8 +15,8 @@ from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.tasks.registry import Task, load_dataset, make_eval_task, processor_of
 from flax_mnv2.training.config.checks import check_config
-from flax_mnv2.training.distributed import from_leader, leader_first
 from flax_mnv2.training.evaluation import Evaluation, evaluate
+from flax_mnv2.training.multihost import from_leader, leader_first
 from flax_mnv2.training.parallel import check_divisible, make_parallel
 from flax_mnv2.training.run_checkpoints import EMA, FOLDER_NAME, VARIABLES, Checkpoints
 from flax_mnv2.training.step import make_eval_step

@@ -14,7 +14,6 @@ from flax_mnv2.tasks.registry import Task, load_dataset, make_train_task
 from flax_mnv2.training.config.checks import check_config, check_parts
 from flax_mnv2.training.config.durations import in_steps
 from flax_mnv2.training.configured import configured_train_step, make_update_rule
-from flax_mnv2.training.distributed import check_enough_examples, from_leader, leader_first, link
 from flax_mnv2.training.evaluation import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import Blame
@@ -23,6 +22,7 @@ from flax_mnv2.training.initial_weights import initial_variables, origin_notes
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
+from flax_mnv2.training.multihost import check_enough_examples, from_leader, leader_first
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
 from flax_mnv2.training.run_checkpoints import FOLDER_NAME, SCORE, Checkpoints
 from flax_mnv2.training.state import TrainState
@@ -118,7 +118,7 @@ def train(
         )
 
         with (
-            StopRequest(link()) as stop,
+            StopRequest() as stop,
             MetricsWriter(workdir, resume_step=step, tolerant=tolerant) as writer,
             Progress(config.num_steps, "training", config.batch_size, start=step) as progress,
             task.train_batches(dataset, start_step=step) as batches,
@@ -156,7 +156,7 @@ def train(
                 try:
                     batch = next(feed)
                 except DataError:
-                    if jax.process_count() == 1:  # else the others are elsewhere, and hear of it from the host link
+                    if jax.process_count() == 1:  # else the others are elsewhere, and JAX ends them
                         save(state)
                         checkpoints.wait()
                     raise

@@ -13,9 +13,9 @@ import ml_collections
 
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.training.config.defaults import check_same_run
-from flax_mnv2.training.distributed import from_leader, leader_first, meet
 from flax_mnv2.training.faults.run_lock import LOCK_NAME
 from flax_mnv2.training.logging.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
+from flax_mnv2.training.multihost import from_leader, leader_first, meet
 from flax_mnv2.training.run_checkpoints import FOLDER_NAME as CHECKPOINTS_NAME
 from flax_mnv2.untrusted import read_json
 from flax_mnv2.weights.files import write_text

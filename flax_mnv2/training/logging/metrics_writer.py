@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from flax_mnv2.errors import DataError
-from flax_mnv2.training.distributed import from_leader
+from flax_mnv2.training.multihost import from_leader
 from flax_mnv2.untrusted import read_bytes
 from flax_mnv2.weights.files import write_text
 
