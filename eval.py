@@ -27,7 +27,7 @@ def main(_) -> None:
     given = _CONFIG.value is not None
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if given else {}
     config = config_for_evaluation(_CONFIG.value, overrides, workdir=_WORKDIR.value, checkpoint=_CHECKPOINT.value)
-    with cli.hosts(config, "step", "weights", "split", "per_class"):
+    with cli.hosts(config, "step", "weights", "split", "per_class", agreed_stop=False):
         from flax_mnv2.training.evaluate import evaluate_run
 
         evaluate_run(

@@ -19,7 +19,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_) -> None:
     """Trains."""
-    with cli.hosts(_CONFIG.value, "strict"):
+    with cli.hosts(_CONFIG.value, "strict", agreed_stop=True):
         from flax_mnv2.training.loop import train
 
         train(_CONFIG.value, _WORKDIR.value, strict=_STRICT.value)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 
-from flax_mnv2.errors import USER_ERROR_STATUS, UserError
+from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, UserError
 from flax_mnv2.training.faults.interrupt import quit_at_once_when_due
+
+if TYPE_CHECKING:
+    from flax_mnv2.training.multihost import Place
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -56,11 +63,11 @@ def define_host_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
     flags.DEFINE_float("initialization_timeout", 300.0, "Seconds to wait for the other processes.", lower_bound=1.0)
     flags.DEFINE_float(
-        "host_timeout", 30.0, "Seconds of silence after which a process counts as dead.", lower_bound=1.0
+        "host_timeout", 30.0, "Seconds without a heartbeat after which a process counts as dead.", lower_bound=1.0
     )
 
 
-def hosts(config: ml_collections.ConfigDict, *same: str) -> contextlib.AbstractContextManager[None]:
+def hosts(config: ml_collections.ConfigDict, *same: str, agreed_stop: bool) -> contextlib.AbstractContextManager[None]:
     """A session with the other processes of a run, as the flags and the environment say; alone it does nothing.
 
     Enter it before anything that makes JAX look for devices.
@@ -68,8 +75,12 @@ def hosts(config: ml_collections.ConfigDict, *same: str) -> contextlib.AbstractC
     Args:
       config: must be the same on all hosts.
       *same: names of flags that must be, too.
+      agreed_stop: the block asks a ``StopRequest``, so that SIGTERM to one process is for all.
+
+    Raises:
+      ConfigError: as :func:`find_place` does, or JAX cannot start.
     """
-    from flax_mnv2.training.distributed import find_place, session
+    from flax_mnv2.training.multihost import session
 
     given = flags.FLAGS
     place = find_place(
@@ -77,10 +88,109 @@ def hosts(config: ml_collections.ConfigDict, *same: str) -> contextlib.AbstractC
         coordinator_address=given.coordinator_address,
         num_processes=given.num_processes,
         process_id=given.process_id,
-        timeout=given.initialization_timeout,
     )
-    settings = {f"--{name}": given[name].value for name in same}
-    return session(place, config, settings=settings, timeout=given.initialization_timeout, limit=given.host_timeout)
+    return session(
+        place,
+        config,
+        settings={f"--{name}": given[name].value for name in same},
+        timeout=given.initialization_timeout,
+        heartbeat=given.host_timeout,
+        agreed_stop=agreed_stop,
+    )
+
+
+def find_place(
+    *,
+    distributed: bool | None = None,
+    coordinator_address: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Place | None:
+    """Returns where this process stands, from its arguments and environment alone; None where it is the only one.
+
+    Args:
+      distributed: True asks a cluster that JAX knows (TPU pod slice, Slurm, Open MPI, Kubernetes); False never does;
+        None does on the hosts of TPUs.
+      coordinator_address: ``HOST:PORT`` of process 0; empty takes ``JAX_COORDINATOR_ADDRESS``.
+      num_processes: on all hosts; None takes ``JAX_NUM_PROCESSES``.
+      process_id: of this one, from 0; None takes ``JAX_PROCESS_ID``.
+
+    Raises:
+      ConfigError: something is missing, contradictory, out of range or in use, or there is no such cluster.
+    """
+    from flax_mnv2.training.multihost import Place
+
+    address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
+    count, index = _number(num_processes, "JAX_NUM_PROCESSES"), _number(process_id, "JAX_PROCESS_ID")
+    values = {"--coordinator_address": address, "--num_processes": count, "--process_id": index}
+    given = " and ".join(name for name, value in values.items() if value is not None)
+    missing = " and ".join(name for name, value in values.items() if value is None)
+    if distributed is False:
+        if coordinator_address or num_processes is not None or process_id is not None:
+            raise ConfigError(f"--nodistributed contradicts {given}. Give one of them.")
+        return None
+    if not missing:
+        _check_place(address, count, index)
+        return Place(address, count, index) if count > 1 else None
+    if distributed and not (count is None and index is None):
+        raise ConfigError(f"--distributed asks the cluster for everything; leave out {given}.")
+    if given and not distributed:
+        raise ConfigError(
+            f"{missing} missing beside {given}. Give all three, as flags or as JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID; a cluster that JAX knows needs --distributed alone."
+        )
+    if distributed and not _on_cluster():
+        raise ConfigError(
+            "--distributed was given, but this is no cluster that JAX knows (TPU pod slice, Slurm, Open MPI, "
+            "Kubernetes). Give --coordinator_address=HOST:PORT, --num_processes=N and --process_id=I instead."
+        )
+    return Place() if distributed or (_on_tpu_host() and _on_cluster()) else None
+
+
+def _number(given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    if given is not None or not text:
+        return given
+    if not text.isdecimal():
+        raise ConfigError(f"The environment variable {variable} must be a whole number; found {text!r}.")
+    return int(text)
+
+
+def _check_place(address: str, count: int, index: int) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"--coordinator_address must be HOST:PORT, such as 10.0.0.2:8476; found {address!r}.")
+    if not 0 <= index < count:
+        raise ConfigError(f"--process_id must be from 0 to below --num_processes; found {index} of {count} processes.")
+    if index == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError:  # JAX would crash
+            raise ConfigError(
+                f"Process 0 cannot listen on port {port} of this machine; another run may use it. Choose another in "
+                "--coordinator_address."
+            ) from None
+
+
+def _on_tpu_host() -> bool:
+    """Returns whether JAX will use TPU chips of this machine."""
+    from jax._src import cloud_tpu_init
+
+    platforms = jax.config.jax_platforms
+    return cloud_tpu_init.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms)
+
+
+def _on_cluster() -> bool:
+    """Returns whether JAX knows whom to ask for the other processes."""
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        return any(kind.is_env_present() for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
+    except Exception as error:  # each kind of cluster has its own ways to fail
+        raise ConfigError(
+            f"The cluster does not answer ({type(error).__name__}: {error}). Give --coordinator_address, "
+            "--num_processes and --process_id, or --nodistributed to use this host alone."
+        ) from error
 
 
 def _readable(error: Exception) -> str:

@@ -23,9 +23,9 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.base import Evaluator, Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
-from flax_mnv2.training.distributed import from_leader, leader_first
 from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.logging.progress import Progress
+from flax_mnv2.training.multihost import from_leader, leader_first
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
 from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.weights.pretrained import open_weights

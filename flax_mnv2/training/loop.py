@@ -16,7 +16,6 @@ from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.errors import CheckpointError, DataError
-from flax_mnv2.training.distributed import from_leader, link
 from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import NanSearch
@@ -26,6 +25,7 @@ from flax_mnv2.training.initial_weights import initial_weights
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
+from flax_mnv2.training.multihost import from_leader
 from flax_mnv2.training.parallel import Parallel, prefetch
 from flax_mnv2.training.run import Run, prepare_run
 from flax_mnv2.training.state import TrainState
@@ -98,7 +98,7 @@ class _Loop:
         """Trains to the end, or until a signal asks to stop, which is returned; the last state is saved."""
         run, config = self._run, self._run.config
         with (
-            StopRequest(link()) as stop,
+            StopRequest() as stop,
             MetricsWriter(run.workdir, resume_step=self.step, tolerant=self._is_tolerant) as writer,
             Progress(config.num_steps, "training", config.batch_size, start=self.step) as progress,
             run.task.train_batches(run.dataset, start_step=self.step) as batches,
@@ -124,7 +124,7 @@ class _Loop:
             try:
                 batch = next(feed)
             except DataError:
-                if jax.process_count() == 1:  # else the others are elsewhere, and a save needs all
+                if jax.process_count() == 1:  # else the others are elsewhere, and JAX ends them
                     self._save()
                     self._checkpoints.wait()
                 raise

@@ -16,9 +16,9 @@ from flax_mnv2.checkpoint.folder import step_of
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.files import read_json, write_text
 from flax_mnv2.training.config.defaults import check_same_run
-from flax_mnv2.training.distributed import from_leader, leader_first, meet
 from flax_mnv2.training.faults.run_lock import LOCK_NAME
 from flax_mnv2.training.logging.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
+from flax_mnv2.training.multihost import from_leader, leader_first, meet
 
 CONFIG_NAME = "config.json"
 _SHARED_STORAGE_SECONDS = 30.0  # that a file may take to be seen on other hosts

@@ -4,9 +4,10 @@
 
 ``blocks`` is the network's table, null for the whole one. ``during`` is preparing, compiling, or training, evaluating
 or saving, for which ``at`` counts steps, batches or saves from 1. The signal is sent to this process at once, or
-``delay`` seconds later by a thread; with ``again`` a second one follows that many seconds after it. ``samples`` names a
-file that gets a JSON line of this process's size every ``sample_every`` steps. ``poison`` lists training examples of a
-classifier, by position, whose loss is NaN. ``float64`` computes in that, which configs do not offer.
+``delay`` seconds later by a thread; with ``again`` a second one follows that many seconds after it. With ``pace``
+every step and every batch of an evaluation takes so many seconds at least. ``samples`` names a file that gets a JSON
+line of this process's size every ``sample_every`` steps. ``poison`` lists training examples of a classifier, by
+position, whose loss is NaN. ``float64`` computes in that, which configs do not offer.
 """
 
 import json
@@ -24,6 +25,17 @@ import numpy as np
 import flax_mnv2.layer_plan
 
 NO_CLASS = 200  # a label beyond all classes, which makes a loss NaN
+
+
+def cache_programs():
+    """Lets every process keep what it compiles, where JAX writes the programs of process 0 alone."""
+    from jax._src import compilation_cache, compiler
+
+    def write(key, seconds, name, backend, executable, *callbacks):  # JAX 0.11 passes none
+        if not any(callbacks):
+            compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+
+    compiler._cache_write = write
 
 
 def send(fault):
@@ -82,6 +94,19 @@ def arm(fault, setattr=setattr):
     setattr(Checkpoints, "save", save_and_fail)
     setattr(loop, "load_dataset", load_and_fail)
     setattr(loop, "prefetch", prefetch_and_fail)
+
+
+def slow_down(seconds):
+    """From now on every step and every batch of an evaluation takes longer."""
+    from flax_mnv2.training.logging.progress import Progress
+
+    advance = Progress.advance
+
+    def advance_slowly(self):
+        advance(self)
+        time.sleep(seconds)
+
+    Progress.advance = advance_slowly
 
 
 class _Spoilt:
@@ -151,8 +176,11 @@ def main():
     if spec["blocks"]:
         flax_mnv2.layer_plan.BLOCK_TABLE = tuple(map(tuple, spec["blocks"]))
     sys.argv = sys.argv[2:]
+    cache_programs()
     if "fault" in spec:
         arm(spec["fault"])
+    if "pace" in spec:
+        slow_down(spec["pace"])
     if "poison" in spec:
         from flax_mnv2.tasks.classification.task import ClassificationTask
 

@@ -4,19 +4,21 @@ Used by the tests beside it and by soak.py. Everything a run is compared by is r
 hand, not through the code that is tested.
 """
 
+import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import pathlib
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from coloured_photos import make_photos
@@ -26,6 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 RECIPE = HERE / "tiny_recipe.py"
 BLOCKS = ((8, 1, 2), (8, 1, 1))  # of the tiny network
 WALL_CLOCK = ("images_per_second",)  # figures that no two runs share
+HEARTBEAT = 8  # seconds of silence after which a process of two counts as dead
 
 
 # ---- starting and cutting runs --------------------------------------------------------------------------------------
@@ -173,17 +176,27 @@ def train_here(config, workdir: pathlib.Path, *, mode: str = "jit", devices: int
     return 0
 
 
-def two_processes(folder: pathlib.Path, config, faults: dict[int, dict], **options):
-    """Two processes that train together, as tests/training starts them; SIGTERM to one where ``faults`` says."""
-    path = ROOT / "tests" / "training" / "test_distributed.py"
-    module = sys.modules.get(path.stem)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-    own = {index: {"fault": {"kind": "term", **fault}} for index, fault in faults.items()}
-    return module.Processes(folder, config, trains=True, own=own, **options)
+@contextlib.contextmanager
+def two_processes(
+    *flags, own: Mapping[int, Sequence[str]] | None = None, faults: Mapping[int, dict] | None = None, **options
+) -> Iterator[list[Child]]:
+    """Two processes of one ``train.py`` with two devices each; ``own`` flags, and ``faults`` as child.py has them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = ("--num_processes=2", f"--coordinator_address=127.0.0.1:{port}", f"--host_timeout={HEARTBEAT}")
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                Child(
+                    "train.py",
+                    *(*flags, *(own or {}).get(index, ()), *shared, f"--process_id={index}"),
+                    devices=2,
+                    **({"fault": faults[index]} if index in (faults or {}) else {}),
+                    **options,
+                )
+            )
+            for index in (0, 1)
+        ]
 
 
 BATCHES = 3

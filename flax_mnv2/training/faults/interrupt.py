@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 
-from flax_mnv2.training.host_link import HostLink
+import jax
+from jax.experimental import multihost_utils
 
 _nothing_to_save = threading.Event()  # a run of one process has not trained yet; compiling may take minutes
+_questions = itertools.count(1)  # of this process, in all its runs; JAX agrees with the others on one of them
 
 
 class StopRequest:
     """While active, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once.
 
+    With several processes SIGTERM is JAX's preemption notice: one process gets it, and all stop at the same question,
+    a second or two later. SIGINT then interrupts the process that it reaches, which saves nothing.
+
     Attributes:
-      signal: for which the run stops, or None. With several processes the one that all have agreed on.
+      signal: for which the run stops, or None.
     """
 
-    def __init__(self, link: HostLink | None = None):
-        """``link`` joins the processes of a run; None where there is one."""
+    def __init__(self):
         self.signal: signal.Signals | None = None
-        self._link = link
-        self._noted: signal.Signals | None = None
-        self._told = False
-        self._times_asked = 0
+        self._together = jax.process_count() > 1
         self._previous = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        if self._link is not None:
-            self._link.begin_loop()
-        else:
+        if not self._together:
+            for number in (signal.SIGINT, signal.SIGTERM):  # beside others a handler of ours would take JAX's place
+                self._previous[number] = signal.signal(number, self._note)
             _nothing_to_save.set()
         return self
 
@@ -40,8 +40,6 @@ class StopRequest:
         _nothing_to_save.clear()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._link is not None:
-            self._link.end_loop()
 
     def must_save(self) -> None:
         """From here on an end at once would lose something."""
@@ -53,25 +51,17 @@ class StopRequest:
         With several processes the n-th answer is the same on all of them, and once it is yes it stays so; what they do
         together between two questions they do all or none.
         """
-        if self._link is None:
-            return self.signal is not None
-        if self._noted is not None and not self._told:
-            self._told = True
-            self._link.ask_to_stop(self._noted)
-        self._times_asked += 1
-        number = self._link.stops_at(self._times_asked)
-        self.signal = None if number is None else signal.Signals(number)
-        return number is not None
+        if self._together and self.signal is None and multihost_utils.reached_preemption_sync_point(next(_questions)):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     def _note(self, number: int, _) -> None:
-        if self._noted is not None and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._noted is None:
+        if self.signal is None:
             again = "; Ctrl-C again quits at once" if number == signal.SIGINT else ""
             say_from_a_handler(f"{signal.Signals(number).name}: stopping after this step{again}")
-        self._noted = signal.Signals(number)
-        if self._link is None:
-            self.signal = self._noted
+        self.signal = signal.Signals(number)
 
 
 class Interrupted(SystemExit):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import socket
-import time
 from collections.abc import Iterator
-from typing import IO
 
+import filelock
 import jax
 
 from flax_mnv2.errors import DataError
@@ -33,33 +31,36 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
+    lock = filelock.FileLock(
+        workdir / LOCK_NAME, poll_interval=_POLL_SECONDS, fallback_to_soft=False, on_acquired=_sign
+    )
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context((workdir / LOCK_NAME).open("a+", encoding="utf-8"))
-            _hold(file, workdir)
-            file.truncate(0)
-            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+            stack.enter_context(_hold(lock, workdir))
         except OSError as error:
             print(f"warning: no lock on {workdir} ({error.strerror}); start one run at a time there", flush=True)
         yield
 
 
-def _hold(file: IO[str], workdir: pathlib.Path) -> None:
-    """Locks a file until it is closed. Input workers do not inherit such a lock."""
-    deadline, said = time.monotonic() + _PATIENCE_SECONDS, False
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except (BlockingIOError, PermissionError):  # POSIX allows for either
-            file.seek(0)
-            holder = file.read(200).strip() or "another process"
-        if time.monotonic() > deadline:
-            raise DataError(
-                f"A run goes on in {workdir}: {holder} has held it for {_PATIENCE_SECONDS:g} s. Stop that one "
-                "(SIGTERM: it saves first), or choose another --workdir."
-            )
-        if not said:
-            print(f"A run goes on in {workdir}: {holder}; waiting for it to end", flush=True)
-            said = True
-        time.sleep(_POLL_SECONDS)
+def _hold(lock: filelock.FileLock, workdir: pathlib.Path) -> filelock.AcquireReturnProxy:
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"A run goes on in {workdir}: {_holder(workdir)}; waiting for it to end", flush=True)
+    try:
+        return lock.acquire(timeout=_PATIENCE_SECONDS)
+    except filelock.Timeout:
+        raise DataError(
+            f"A run goes on in {workdir}: {_holder(workdir)} has held it for {_PATIENCE_SECONDS:g} s. Stop that one "
+            "(SIGTERM: it saves first), or choose another --workdir."
+        ) from None
+
+
+def _sign(file: int) -> None:
+    """Writes into the file whose it is now."""
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def _holder(workdir: pathlib.Path) -> str:
+    return (workdir / LOCK_NAME).read_text(encoding="utf-8").strip() or "another process"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import sys
 import threading
 from collections.abc import Iterator
-
-from flax_mnv2.training.host_link import end_process
+from typing import NoReturn
 
 
 @contextlib.contextmanager
@@ -17,15 +19,29 @@ def ends_within(seconds: float, what: str) -> Iterator[None]:
       seconds: that the block may take.
       what: it does; a message begins with it, ``"Saving step 6 in runs/a"``.
     """
-    message = (
-        f"error: {what} has taken {seconds:g} s, the limit of config.checkpoint.timeout, so this process ends. The "
-        "storage seems not to answer: look at it (df, dmesg). The same command goes on from the newest whole "
-        "checkpoint."
-    )
-    timer = threading.Timer(seconds, end_process, (message, 1))
+
+    def give_up() -> None:
+        print(
+            f"error: {what} has taken {seconds:g} s, the limit of config.checkpoint.timeout, so this process ends. The "
+            "storage seems not to answer: look at it (df, dmesg). The same command goes on from the newest whole "
+            "checkpoint.",
+            file=sys.stderr,
+        )
+        end_process(1)
+
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends this process at once: nothing is waited for, not even what waits at exit for other hosts."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

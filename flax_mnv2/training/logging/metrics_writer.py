@@ -10,7 +10,7 @@ import jax
 
 from flax_mnv2.errors import DataError
 from flax_mnv2.files import read_bytes, write_text
-from flax_mnv2.training.distributed import from_leader
+from flax_mnv2.training.multihost import from_leader
 
 METRICS_NAME = "metrics.jsonl"
 EVENTS_NAME = "tensorboard"

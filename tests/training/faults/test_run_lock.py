@@ -1,8 +1,9 @@
 """Two runs in one workdir: the second waits for the first, and says so where that does not end."""
 
+import fcntl
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
@@ -37,8 +38,8 @@ def test_a_second_run_is_refused_and_told_who_the_first_is(tmp_path, other, monk
         pytest.fail("two runs in one folder")
 
 
-def test_a_second_run_waits_for_the_end_of_the_first_however_it_ends(tmp_path, other, monkeypatch, capsys):
-    monkeypatch.setattr(run_lock.time, "sleep", lambda _, wait=time.sleep: (other.kill(), wait(0.05)))
+def test_a_second_run_waits_for_the_end_of_the_first_however_it_ends(tmp_path, other, capsys):
+    threading.Timer(0.5, other.kill).start()
     with only_run(tmp_path):
         assert other.wait() == -9
         assert f"process {other.pid} on" in capsys.readouterr().out
@@ -50,7 +51,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caps
     def none(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "lockf", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     with only_run(tmp_path):
         assert "no lock on" in capsys.readouterr().out
     assert (tmp_path / LOCK_NAME).exists()
