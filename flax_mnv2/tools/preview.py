@@ -22,8 +22,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from flax_mnv2.data.augment.segmentation import decode_image
 from flax_mnv2.data.datasets.load import ExampleSource
+from flax_mnv2.data.decode import decode_image
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.tasks.classification.task import ClassificationTask
 from flax_mnv2.tasks.registry import Dataset, load_dataset, make_train_task

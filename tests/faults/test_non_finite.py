@@ -8,7 +8,7 @@ import optax
 import pytest
 from child import NO_CLASS
 
-from flax_mnv2.data.loader.batches import batch_positions
+from flax_mnv2.data.loader.order import batch_positions
 from flax_mnv2.tasks.classification.task import ClassificationTask
 from flax_mnv2.tasks.registry import load_dataset, make_train_task
 from flax_mnv2.tasks.segmentation.task import SegmentationTask

@@ -9,7 +9,7 @@ import pytest
 
 import flax_mnv2.training.evaluate as evaluate_run_module
 from flax_mnv2 import CheckpointError, DataError, MobileNetV2Config, save_pretrained
-from flax_mnv2.data.loader.classification import decode_rgb
+from flax_mnv2.data.decode import decode_rgb
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run

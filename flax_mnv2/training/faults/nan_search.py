@@ -9,7 +9,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from flax_mnv2.data.loader.batches import Source, batch_positions
+from flax_mnv2.data.loader.batches import Source
+from flax_mnv2.data.loader.order import batch_positions
 from flax_mnv2.tasks.registry import Dataset, make_train_task
 from flax_mnv2.training.parallel import Parallel
 from flax_mnv2.training.state import TrainState

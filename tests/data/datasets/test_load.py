@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_mnv2.data.augment.segmentation import decode_image, decode_mask
 from flax_mnv2.data.datasets.load import load_segmentation
+from flax_mnv2.data.decode import decode_image, decode_mask
 from flax_mnv2.errors import ConfigError, DataError
 
 MASK = "VOCdevkit/VOC2012/SegmentationClass/b.png"

@@ -9,8 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from flax_mnv2.data.augment.segmentation import decode_mask
 from flax_mnv2.data.datasets import voc as voc_segmentation
+from flax_mnv2.data.decode import decode_mask
 from flax_mnv2.errors import DataError
 
 VOC_NAME = "VOCtrainval_11-May-2012.tar"
