@@ -9,7 +9,7 @@ in turn; on a busy machine images per CPU second tell more than those per second
 
 Peers: Pillow with torchvision's transforms (and with its ToTensor and Normalize, which we leave to the device), and
 TensorFlow's decode_and_crop_jpeg in ``tf.data``, where it is installed; it does not antialias. Ours are also measured
-without antialiasing, and with reduced decoding. Then whole grain loaders, shuffled and batched, with a thread and with
+without antialiasing, and with reduced decoding. Then the whole loader, shuffled and batched, with a thread and with
 worker processes; there a CPU second is one of any process.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -52,11 +53,17 @@ def main() -> None:
     if "imagenet" in arguments.data:
         files = imagenet_files(data)[: 60 if arguments.quick else None]
         rows += measure("ImageNet 224²", imagenet_makers(files, peers), files, repeats)
-        rows += measure_loaders("ImageNet 224² loader", Files(files), imagenet_loader, arguments.quick)
+        source = Files(files)
+        rows += measure_loaders(
+            "ImageNet 224² loader", imagenet_row(source), source, batch_size=32, batches=10 if arguments.quick else 50
+        )
     if "voc" in arguments.data:
         files = voc_files(data)[: 20 if arguments.quick else 100]
         rows += measure("VOC 513²", voc_makers(files, peers), files, repeats)
-        rows += measure_loaders("VOC 513² loader", Files(files), voc_loader, arguments.quick)
+        source = Files(files)
+        rows += measure_loaders(
+            "VOC 513² loader", voc_row(source), source, batch_size=8, batches=12 if arguments.quick else 60
+        )
     harness.report("input_pipeline", rows, settings=vars(arguments), json_path=arguments.json)
 
 
@@ -244,16 +251,17 @@ def voc_makers(files: list[dict[str, Any]], peers: set[str]) -> dict[str, Callab
 
 
 def ours_voc(files: list[dict[str, Any]]) -> Case:
-    """The steps of ``pipeline.train_batches``, in its order."""
+    """The steps of ``tasks.segmentation.rows.TrainRow``, in its order."""
     from flax_mnv2.data.augment import segmentation as augment
+    from flax_mnv2.data.decode import decode_image, decode_mask
 
     rng = np.random.default_rng(0)
     size = (VOC_SIZE, VOC_SIZE)
 
     def run():
         for example in files:
-            image = augment.decode_image(example["image"])
-            mask = augment.decode_mask(example["segmentation_mask"])
+            image = decode_image(example["image"])
+            mask = decode_mask(example["segmentation_mask"])
             image, mask = augment.random_scale(image, mask, rng, **VOC_SCALES)
             image, mask = augment.pad_to(image, mask, size=size, ignore_label=IGNORE_LABEL)
             image, mask = augment.random_crop(image, mask, rng, size=size)
@@ -303,79 +311,39 @@ def pillow_voc(files: list[dict[str, Any]], *, to_tensor: bool) -> Case:
 # ---- whole loaders -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class ImagenetExample:
-    """Index to a row of a batch; it can be pickled."""
+def imagenet_row(source: Files) -> Callable[..., dict[str, np.ndarray]]:
+    """What makes a row of a classifier's batch."""
+    from flax_mnv2.data.augment.random_crop import decode_random_crop
+    from flax_mnv2.tasks.classification.rows import TrainRow
 
-    source: Files
-
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Decodes and augments one example."""
-        from flax_mnv2.data.augment.random_crop import decode_random_crop
-
-        example = self.source[index]
-        return {"image": decode_random_crop(example["image"], rng, size=IMAGENET_SIZE), "label": example["label"]}
+    transform = functools.partial(decode_random_crop, size=IMAGENET_SIZE)
+    return TrainRow(source=source, transform=transform)
 
 
-def imagenet_loader(source: Files, *, batch_size: int, num_workers: int) -> Any:
-    """What ``pipeline.train_batches`` does for segmentation, with ImageNet's examples; grain alone."""
-    import grain
-    from absl import flags
+def voc_row(source: Files) -> Callable[..., dict[str, np.ndarray]]:
+    """What makes a row of segmentation's batch."""
+    from flax_mnv2.tasks.segmentation.rows import TrainRow
 
-    examples = grain.MapDataset.range(len(source)).shuffle(0).repeat().random_map(ImagenetExample(source), seed=1)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    batches = examples.batch(batch_size).to_iter_dataset(options)
-    if num_workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
-        batches = batches.mp_prefetch(options, worker_init_fn=worker_init)
-    return iter(batches)
+    scales = {"min_scale": VOC_SCALES["min_scale"], "max_scale": VOC_SCALES["max_scale"]}
+    settings = {**scales, "scale_step": VOC_SCALES["step"], "flip": True, "ignore_label": IGNORE_LABEL}
+    return TrainRow(source=source, crop_size=(VOC_SIZE, VOC_SIZE), **settings)
 
 
-def worker_init(index: int, count: int) -> None:
-    """Runs in each worker."""
-    del index, count
-    one_thread()
-
-
-def voc_loader(source: Files, *, batch_size: int, num_workers: int) -> Any:
-    """The library's own loader."""
+def measure_loaders(work: str, make_row: Callable[..., Any], source: Files, *, batch_size: int, batches: int) -> list:
+    """Rows for the throughput once warm, with one thread and with worker processes."""
     from flax_mnv2.data.loader.batches import train_batches
+    from flax_mnv2.data.loader.options import LoaderOptions
 
-    return train_batches(
-        source,
-        crop_size=VOC_SIZE,
-        min_scale=VOC_SCALES["min_scale"],
-        max_scale=VOC_SCALES["max_scale"],
-        scale_step=VOC_SCALES["step"],
-        flip=True,
-        ignore_label=IGNORE_LABEL,
-        batch_size=batch_size,
-        seed=0,
-        start_step=0,
-        num_threads=1,
-        num_workers=num_workers,
-        prefetch_buffer_size=4,
-    )
-
-
-def measure_loaders(work: str, source: Files, make: Callable[..., Any], quick: bool) -> list[harness.Row]:
-    """Throughput once warm, with one thread and with worker processes."""
-    batch_size = 32 if make is imagenet_loader else 8
-    batches = (300 if make is imagenet_loader else 100) * (1 if quick else 5) // batch_size
     rows = []
     for workers in WORKERS:
-        iterator = make(source, batch_size=batch_size, num_workers=workers)
-        try:
+        options = LoaderOptions(batch_size=batch_size, num_threads=1, num_workers=workers)
+        with train_batches(make_row, source, options, start_step=0) as iterator:
             for _ in range(4 + 2 * workers):  # start, and fill the buffers
                 next(iterator)
             wall, cpu = time.perf_counter(), cpu_seconds()
             for _ in range(batches):
                 next(iterator)
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-        finally:
-            iterator.close()
         images = batches * batch_size
         case = f"ours, batch {batch_size}, {f'{workers} workers' if workers else '1 thread'}"
         rows.append({"work": work, "case": case, "images/s": images / wall, "images/CPU s": images / cpu})

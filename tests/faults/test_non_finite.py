@@ -11,7 +11,7 @@ import pytest
 from child import NO_CLASS
 
 from flax_mnv2.checkpoint.run import Checkpoints
-from flax_mnv2.data.loader.batches import batch_positions
+from flax_mnv2.data.loader.order import batch_positions
 from flax_mnv2.tasks.classification.task import ClassificationTask
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tasks.segmentation.task import SegmentationTask

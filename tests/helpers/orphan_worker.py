@@ -1,20 +1,17 @@
-"""Run by test_pipeline.py: makes batches in a worker process, says which, and waits to be killed."""
+"""Run by test_waiting.py: makes batches in a worker process, says which, and waits to be killed."""
 
 import multiprocessing
 import time
 
-import numpy as np
+from toy_rows import TrainRow
 
-from flax_mnv2.data.loader.batches import shuffled_batches
-
-
-def make_row(index, rng):
-    return {"index": np.int64(index)}
-
+from flax_mnv2.data.loader.batches import train_batches
+from flax_mnv2.data.loader.options import LoaderOptions
 
 if __name__ == "__main__":
-    options = {"batch_size": 2, "seed": 0, "start_step": 0, "num_threads": 1, "num_workers": 1}
-    with shuffled_batches(make_row, range(10), **options) as batches:
+    source = list(range(10))
+    options = LoaderOptions(batch_size=2, num_threads=1, num_workers=1)
+    with train_batches(TrainRow(source), source, options, start_step=0) as batches:
         next(batches)
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         time.sleep(300)

@@ -1,4 +1,4 @@
-"""Run by test_input_faults.py: an input that hangs, freezes or ends well; the process has to end in any case.
+"""Run by test_waiting.py: an input that hangs or ends well; the process has to end in any case.
 
 The first line it prints is what the iterator said, after which it leaves without closing anything.
 """
@@ -9,10 +9,10 @@ import signal
 import sys
 import threading
 
-import numpy as np
+from toy_rows import TrainRow
 
-from flax_mnv2.data.loader.bad_examples import FaultRules
-from flax_mnv2.data.loader.batches import shuffled_batches
+from flax_mnv2.data.loader.batches import train_batches
+from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.errors import DataError
 
 
@@ -22,7 +22,7 @@ class Hanging:
     place = "/mnt/gone, split train"
 
     def __init__(self):
-        self._left = 10
+        self._left = 20  # rows ask twice
 
     def __len__(self):
         return 100
@@ -34,27 +34,16 @@ class Hanging:
         return index
 
 
-class Row:
-    """Stands in for decoding."""
-
-    def __init__(self, source):
-        self._source = source
-
-    def __call__(self, index, rng):
-        return {"index": np.int64(self._source[index]), "image": np.zeros((64, 64, 3), np.uint8)}
-
-
-def main(mode):
-    source = range(100) if mode in ("frozen", "clean") else Hanging()
-    workers = 0 if mode == "hanging threads" else 2
-    batches = shuffled_batches(
-        Row(source), source, batch_size=4, seed=0, start_step=0, num_threads=1, num_workers=workers, rules=FaultRules()
-    )
-    next(batches)  # workers take their time to start
+if __name__ == "__main__":
+    mode = sys.argv[1]
+    source = list(range(100)) if mode == "clean" else Hanging()
+    options = LoaderOptions(batch_size=4, num_threads=1, num_workers=0 if mode == "threads" else 2)
+    batches = train_batches(TrainRow(source), source, options, start_step=0)
+    kept = next(batches)  # workers take their time to start
     if mode != "clean":
         batches._timeout = 2.0
-    if mode == "frozen":
-        os.kill(max(child.pid for child in multiprocessing.active_children()), signal.SIGSTOP)
+    if mode == "workers":
+        os.kill(max(child.pid for child in multiprocessing.active_children()), signal.SIGSTOP)  # the other one hangs
     try:
         for _ in range(20):
             next(batches)
@@ -62,7 +51,3 @@ def main(mode):
         print(error, flush=True)
     else:
         print("20 more", flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -16,7 +16,7 @@ from coloured_photos import COLORS, make_photos
 from PIL import Image
 
 from flax_mnv2 import visualize
-from flax_mnv2.data.augment.segmentation import decode_image
+from flax_mnv2.data.decode import decode_image
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tools import preview as preview_module

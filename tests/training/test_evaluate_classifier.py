@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import flax_mnv2.training.evaluate as evaluate_run_module
 from flax_mnv2 import CheckpointError, DataError, MobileNetV2Config, save_pretrained, to_state_dict
-from flax_mnv2.data.loader.classification import decode_rgb
+from flax_mnv2.data.decode import decode_rgb
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run

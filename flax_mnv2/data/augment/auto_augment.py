@@ -7,11 +7,12 @@ tables of torchvision's ``transforms.v2`` of the same names; timm's ``data/auto_
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -67,29 +68,17 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-# torchvision moves by whole pixels, timm by parts of one too; "by part" is of the width or height.
-def _shift_x(image: np.ndarray, pixels: float, **warp) -> np.ndarray:
-    return ops.translate_x(image, _whole(pixels), **warp)
+def _move(function: Callable[..., np.ndarray], *, side: int | None = None, whole: bool = True) -> Callable[..., Any]:
+    """A translation by an amount of pixels, or by a part of the width or height where ``side`` says which axis.
 
+    torchvision moves by whole pixels, timm by parts of one too.
+    """
 
-def _shift_y(image: np.ndarray, pixels: float, **warp) -> np.ndarray:
-    return ops.translate_y(image, _whole(pixels), **warp)
+    def apply(image: np.ndarray, amount: float, **warp: Any) -> np.ndarray:
+        pixels = amount if side is None else amount * image.shape[side]
+        return function(image, _whole(pixels) if whole else pixels, **warp)
 
-
-def _shift_x_by_part(image: np.ndarray, part: float, **warp) -> np.ndarray:
-    return _shift_x(image, part * image.shape[1], **warp)
-
-
-def _shift_y_by_part(image: np.ndarray, part: float, **warp) -> np.ndarray:
-    return _shift_y(image, part * image.shape[0], **warp)
-
-
-def _slide_x_by_part(image: np.ndarray, part: float, **warp) -> np.ndarray:
-    return ops.translate_x(image, part * image.shape[1], **warp)
-
-
-def _slide_y_by_part(image: np.ndarray, part: float, **warp) -> np.ndarray:
-    return ops.translate_y(image, part * image.shape[0], **warp)
+    return apply
 
 
 def _whole(pixels: float) -> int:
@@ -106,8 +95,10 @@ RAND_AUGMENT = _table(
         "identity": Operation(_plain(_as_is)),
         "shear_x": Operation(ops.shear_x, 0, 0.3, signed=True),
         "shear_y": Operation(ops.shear_y, 0, 0.3, signed=True),
-        "translate_x": Operation(_shift_x_by_part, 0, 150 / 331, signed=True),  # 150 pixels of an image of 331
-        "translate_y": Operation(_shift_y_by_part, 0, 150 / 331, signed=True),
+        "translate_x": Operation(
+            _move(ops.translate_x, side=1), 0, 150 / 331, signed=True
+        ),  # 150 pixels of an image of 331
+        "translate_y": Operation(_move(ops.translate_y, side=0), 0, 150 / 331, signed=True),
         "rotate": Operation(ops.rotate, 0, 30, signed=True),
         "brightness": Operation(_colour(ops.brightness, _from_one), 0, 0.9, signed=True),
         "saturation": Operation(_colour(ops.saturation, _from_one), 0, 0.9, signed=True),
@@ -126,8 +117,8 @@ TRIVIAL_AUGMENT_WIDE = _table(
     | {
         "shear_x": Operation(ops.shear_x, 0, 0.99, signed=True),
         "shear_y": Operation(ops.shear_y, 0, 0.99, signed=True),
-        "translate_x": Operation(_shift_x, 0, 32, signed=True),
-        "translate_y": Operation(_shift_y, 0, 32, signed=True),
+        "translate_x": Operation(_move(ops.translate_x), 0, 32, signed=True),
+        "translate_y": Operation(_move(ops.translate_y), 0, 32, signed=True),
         "rotate": Operation(ops.rotate, 0, 135, signed=True),
         "brightness": Operation(_colour(ops.brightness, _from_one), 0, 0.99, signed=True),
         "saturation": Operation(_colour(ops.saturation, _from_one), 0, 0.99, signed=True),
@@ -153,15 +144,59 @@ TIMM_RAND_AUGMENT = _table(
         "sharpness": Operation(_colour(ops.sharpness, _as_is), 0.1, 1.9),
         "shear_x": Operation(ops.shear_x, 0, 0.3, signed=True),
         "shear_y": Operation(ops.shear_y, 0, 0.3, signed=True),
-        "translate_x": Operation(_slide_x_by_part, 0, 0.45, signed=True),
-        "translate_y": Operation(_slide_y_by_part, 0, 0.45, signed=True),
+        "translate_x": Operation(_move(ops.translate_x, side=1, whole=False), 0, 0.45, signed=True),
+        "translate_y": Operation(_move(ops.translate_y, side=0, whole=False), 0, 0.45, signed=True),
     }
 )
 TIMM_GREATEST = 10.0  # magnitudes are cut to 0..10
 
 
+class _Policy(abc.ABC):
+    """Operations drawn from a table and applied one after another; ``fill`` is a field of every policy."""
+
+    table: ClassVar[Mapping[str, Operation]]
+
+    @abc.abstractmethod
+    def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
+        """The operations for one image, in order."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Augments an image, uint8 (H, W, 3) RGB; the input is not written to, and may be returned."""
+        for name, value, interpolation in self.draw(rng):
+            image = self.table[name].apply(image, value, fill=self.fill, interpolation=interpolation)
+        return image
+
+    def _draw(self, strength: float, rng: np.random.Generator, interpolation: str) -> Draw:
+        """A row of the table, all as likely, and the sign of its value."""
+        name = tuple(self.table)[rng.integers(len(self.table))]
+        row = self.table[name]
+        value = row.value(strength)
+        return Draw(name, -value if row.signed and rng.random() < 0.5 else value, interpolation)
+
+    def _require(self, holds: bool, words: str) -> None:
+        if not holds:
+            raise ConfigError(f"{type(self).__name__}: {words}")
+
+    def _check_fill(self) -> None:
+        self._require(
+            len(self.fill) == 3 and all(0 <= value <= 255 for value in self.fill),
+            f"expected fill to be three values of 0..255 (red, green, blue), found {self.fill}. Give a colour such as "
+            f"{IMAGENET_MEAN}",
+        )
+
+    def _check_interpolation(self, interpolation: str) -> None:
+        self._require(
+            interpolation in ops.INTERPOLATIONS,
+            f"unknown interpolation {interpolation!r}. Choose among {list(ops.INTERPOLATIONS)}",
+        )
+
+    def _check_at_least(self, name: str, least: int, usual: int) -> None:
+        found = getattr(self, name)
+        self._require(found >= least, f"expected {name} of at least {least}, found {found}. Choose {usual}, as usual")
+
+
 @dataclasses.dataclass(frozen=True)
-class RandAugment:
+class RandAugment(_Policy):
     """A few operations, all at one magnitude; torchvision's ``RandAugment``.
 
     Attributes:
@@ -175,6 +210,7 @@ class RandAugment:
       ConfigError: a field is out of its range.
     """
 
+    table: ClassVar[Mapping[str, Operation]] = RAND_AUGMENT
     num_ops: int = 2
     magnitude: int = 9
     num_bins: int = 31
@@ -182,27 +218,24 @@ class RandAugment:
     interpolation: str = "nearest"
 
     def __post_init__(self):
-        _check_num_ops(self)
-        _check_bins(self)
-        _check_warp(self)
-        if not 0 <= self.magnitude < self.num_bins:
-            raise ConfigError(
-                f"RandAugment: expected a magnitude of 0 to num_bins - 1 = {self.num_bins - 1}, "
-                f"found {self.magnitude}. Choose one in that range"
-            )
+        self._check_at_least("num_ops", 0, usual=2)
+        self._check_at_least("num_bins", 2, usual=31)
+        self._check_fill()
+        self._check_interpolation(self.interpolation)
+        self._require(
+            0 <= self.magnitude < self.num_bins,
+            f"expected a magnitude of 0 to num_bins - 1 = {self.num_bins - 1}, found {self.magnitude}. Choose one in "
+            "that range",
+        )
 
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
         """The operations for one image, in order."""
         strength = self.magnitude / (self.num_bins - 1)
-        return tuple(_draw(RAND_AUGMENT, strength, rng, self.interpolation) for _ in range(self.num_ops))
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augment an image, uint8 (H, W, 3) RGB; the input is not written to, and may be returned."""
-        return _apply(RAND_AUGMENT, self.draw(rng), image, self.fill)
+        return tuple(self._draw(strength, rng, self.interpolation) for _ in range(self.num_ops))
 
 
 @dataclasses.dataclass(frozen=True)
-class TrivialAugmentWide:
+class TrivialAugmentWide(_Policy):
     """One operation at a random magnitude; torchvision's ``TrivialAugmentWide``.
 
     Attributes:
@@ -214,26 +247,24 @@ class TrivialAugmentWide:
       ConfigError: a field is out of its range.
     """
 
+    table: ClassVar[Mapping[str, Operation]] = TRIVIAL_AUGMENT_WIDE
     num_bins: int = 31
     fill: ops.Colour = ops.BLACK
     interpolation: str = "nearest"
 
     def __post_init__(self):
-        _check_bins(self)
-        _check_warp(self)
+        self._check_at_least("num_bins", 2, usual=31)
+        self._check_fill()
+        self._check_interpolation(self.interpolation)
 
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
         """The operation for one image."""
         strength = int(rng.integers(self.num_bins)) / (self.num_bins - 1)
-        return (_draw(TRIVIAL_AUGMENT_WIDE, strength, rng, self.interpolation),)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augment an image, uint8 (H, W, 3) RGB; the input is not written to, and may be returned."""
-        return _apply(TRIVIAL_AUGMENT_WIDE, self.draw(rng), image, self.fill)
+        return (self._draw(strength, rng, self.interpolation),)
 
 
 @dataclasses.dataclass(frozen=True)
-class TimmRandAugment:
+class TimmRandAugment(_Policy):
     """What timm's ``rand-m9-mstd0.5`` does: magnitudes vary about a mean, and operations are left out at random.
 
     Attributes:
@@ -248,6 +279,7 @@ class TimmRandAugment:
       ConfigError: a field is out of its range.
     """
 
+    table: ClassVar[Mapping[str, Operation]] = TIMM_RAND_AUGMENT
     magnitude: float = 9.0
     magnitude_std: float = 0.5
     num_ops: int = 2
@@ -256,18 +288,16 @@ class TimmRandAugment:
     interpolations: tuple[str, ...] = ("bilinear", "bicubic")
 
     def __post_init__(self):
-        _check_num_ops(self)
-        _check_fill(self)
-        if not self.interpolations:
-            raise ConfigError(f"TimmRandAugment: interpolations is empty. Choose among {list(ops.INTERPOLATIONS)}")
+        self._check_at_least("num_ops", 0, usual=2)
+        self._check_fill()
+        empty = f"interpolations is empty. Choose among {list(ops.INTERPOLATIONS)}"
+        self._require(bool(self.interpolations), empty)
         for interpolation in self.interpolations:
-            _check_interpolation(self, interpolation)
+            self._check_interpolation(interpolation)
         for name, greatest in (("magnitude", TIMM_GREATEST), ("magnitude_std", 100.0), ("probability", 1.0)):
-            if not 0 <= getattr(self, name) <= greatest:
-                raise ConfigError(
-                    f"TimmRandAugment: expected {name} from 0 to {greatest:g}, found {getattr(self, name)}. "
-                    "Choose one in that range"
-                )
+            found = getattr(self, name)
+            words = f"expected {name} from 0 to {greatest:g}, found {found}. Choose one in that range"
+            self._require(0 <= found <= greatest, words)
 
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
         """The operations for one image, in order, without those left out."""
@@ -275,59 +305,7 @@ class TimmRandAugment:
         for _ in range(self.num_ops):
             magnitude = float(np.clip(rng.normal(self.magnitude, self.magnitude_std), 0, TIMM_GREATEST))
             interpolation = self.interpolations[rng.integers(len(self.interpolations))]
-            row = _draw(TIMM_RAND_AUGMENT, magnitude / TIMM_GREATEST, rng, interpolation)
+            row = self._draw(magnitude / TIMM_GREATEST, rng, interpolation)
             if rng.random() < self.probability:
                 drawn.append(row)
         return tuple(drawn)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augment an image, uint8 (H, W, 3) RGB; the input is not written to, and may be returned."""
-        return _apply(TIMM_RAND_AUGMENT, self.draw(rng), image, self.fill)
-
-
-def _draw(table: Mapping[str, Operation], strength: float, rng: np.random.Generator, interpolation: str) -> Draw:
-    """A row, all as likely, and the sign of its value."""
-    name = tuple(table)[rng.integers(len(table))]
-    row = table[name]
-    value = row.value(strength)
-    return Draw(name, -value if row.signed and rng.random() < 0.5 else value, interpolation)
-
-
-def _apply(table: Mapping[str, Operation], drawn: tuple[Draw, ...], image: np.ndarray, fill: ops.Colour) -> np.ndarray:
-    for name, value, interpolation in drawn:
-        image = table[name].apply(image, value, fill=fill, interpolation=interpolation)
-    return image
-
-
-def _check_num_ops(policy: RandAugment | TimmRandAugment) -> None:
-    if policy.num_ops < 0:
-        raise ConfigError(
-            f"{type(policy).__name__}: expected num_ops of at least 0, found {policy.num_ops}. Choose 2, as usual"
-        )
-
-
-def _check_bins(policy: RandAugment | TrivialAugmentWide) -> None:
-    if policy.num_bins < 2:
-        raise ConfigError(
-            f"{type(policy).__name__}: expected num_bins of at least 2, found {policy.num_bins}. Choose 31, as usual"
-        )
-
-
-def _check_warp(policy: RandAugment | TrivialAugmentWide) -> None:
-    _check_fill(policy)
-    _check_interpolation(policy, policy.interpolation)
-
-
-def _check_fill(policy: RandAugment | TrivialAugmentWide | TimmRandAugment) -> None:
-    if len(policy.fill) != 3 or not all(0 <= value <= 255 for value in policy.fill):
-        raise ConfigError(
-            f"{type(policy).__name__}: expected fill to be three values of 0..255 (red, green, blue), "
-            f"found {policy.fill}. Give a colour such as {IMAGENET_MEAN}"
-        )
-
-
-def _check_interpolation(policy: RandAugment | TrivialAugmentWide | TimmRandAugment, interpolation: str) -> None:
-    if interpolation not in ops.INTERPOLATIONS:
-        raise ConfigError(
-            f"{type(policy).__name__}: unknown interpolation {interpolation!r}. Choose among {list(ops.INTERPOLATIONS)}"
-        )

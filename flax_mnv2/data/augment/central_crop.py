@@ -43,6 +43,6 @@ def _resize(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
     at = np.arange(size, dtype=np.float32) * np.float32(length / size)
     low = np.minimum(at.astype(np.int64), length - 1)
     high = np.minimum(low + 1, length - 1)
-    share = (at - low).reshape([-1 if each == axis else 1 for each in range(pixels.ndim)])
+    fraction = (at - low).reshape([-1 if each == axis else 1 for each in range(pixels.ndim)])
     lower, upper = np.take(pixels, low, axis), np.take(pixels, high, axis)
-    return lower + (upper - lower) * share
+    return lower + (upper - lower) * fraction

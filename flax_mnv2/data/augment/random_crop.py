@@ -13,9 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from flax_mnv2.data.augment.segmentation import decode_bgr
-from flax_mnv2.data.encoded_image import check_encoded
-from flax_mnv2.errors import DataError
+from flax_mnv2.data.decode import decode_bgr, stored_size
 
 AREA = (0.08, 1.0)  # of the image; TF-slim's recipe has (0.05, 1.0)
 ASPECT = (3 / 4, 4 / 3)  # width / height
@@ -88,7 +86,7 @@ def decode_random_crop(
       DataError: the bytes are not an image.
     """
     if reduced:
-        height, width = _stored_size(data)
+        height, width = stored_size(data)
         box = draw_box(height, width, rng, area=area, aspect=aspect)
         image = _decode_bgr(data, min(box.height, box.width) // size)
         box = _scaled(box, image.shape[0] / height, image.shape[1] / width)
@@ -114,14 +112,6 @@ def _resize_antialiased(image: np.ndarray, size: int) -> np.ndarray:
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     finer = cv2.resize(image, (2 * size, 2 * size))
     return cv2.resize(finer, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _stored_size(data: bytes) -> tuple[int, int]:
-    """Height and width from the header."""
-    try:
-        return check_encoded(data)
-    except DataError as error:
-        raise DataError(f"not a readable JPEG or PNG image ({error}). Replace the file") from error
 
 
 def _decode_bgr(data: bytes, factor: int = 1) -> np.ndarray:

@@ -13,7 +13,7 @@ from flax_mnv2.data.augment.auto_augment import RandAugment, TimmRandAugment, Tr
 from flax_mnv2.data.augment.color_jitter import ColorJitter
 from flax_mnv2.data.augment.random_crop import decode_random_crop
 from flax_mnv2.data.augment.random_erasing import RandomErasing
-from flax_mnv2.data.augment.segmentation import decode_image
+from flax_mnv2.data.decode import decode_image
 
 Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

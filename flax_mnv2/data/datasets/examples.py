@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
-from flax_mnv2.data.augment.segmentation import PILLOW_ERRORS, decode_mask
+from flax_mnv2.data.decode import PILLOW_ERRORS, decode_mask
 from flax_mnv2.errors import DataError
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what both Pillow and OpenCV decode

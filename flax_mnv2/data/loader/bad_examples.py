@@ -7,7 +7,6 @@ damaged, and for nothing else; the classes here stand around it where the config
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -37,32 +36,6 @@ class BadExampleError(DataError):
             f"Example {self.name!r}: {self.reason}. Or leave such examples out: --config.data.bad_examples=skip, up to "
             "--config.data.max_bad_examples of them."
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FaultRules:
-    """What to do when input fails.
-
-    Attributes:
-      skip: leave damaged examples out instead of stopping.
-      max_bad: different damaged examples that may be left out, of one iterator in one process; one more stops. The
-        count starts anew when a run is continued.
-      timeout: seconds that a batch may take.
-    """
-
-    skip: bool = False
-    max_bad: int = 100
-    timeout: float = 600.0
-
-    @classmethod
-    def from_config(cls, data: Mapping[str, Any]) -> "FaultRules":
-        """The rules of ``config.data``."""
-        return cls(
-            skip=data["bad_examples"] == "skip", max_bad=data["max_bad_examples"], timeout=float(data["timeout"])
-        )
-
-
-STRICT = FaultRules()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +98,10 @@ class BadExamples:
       found: by position in the split, the name of the example with the reason.
     """
 
-    def __init__(self, rules: FaultRules, place: str):
-        """``place`` says which split it is, for reports."""
+    def __init__(self, max_bad: int, place: str):
+        """``max_bad`` is the budget; ``place`` says which split it is, for reports."""
         self.found: dict[int, str] = {}
-        self._max_bad = rules.max_bad
+        self._max_bad = max_bad
         self._place = place
 
     def take_from(self, batch: dict[str, np.ndarray]) -> None:

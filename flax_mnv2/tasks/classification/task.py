@@ -17,9 +17,8 @@ from flax_mnv2.data.augment.central_crop import CentralCrop
 from flax_mnv2.data.augment.transform import make_train_transform
 from flax_mnv2.data.datasets.records import ClassificationDataset, ExampleSource
 from flax_mnv2.data.datasets.registry import load_classification
-from flax_mnv2.data.loader.bad_examples import FaultRules
-from flax_mnv2.data.loader.batches import BatchIterator
-from flax_mnv2.data.loader.classification import classification_eval_batches, classification_train_batches
+from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
+from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import smooth_targets, soft_cross_entropy_sum
@@ -31,6 +30,7 @@ from flax_mnv2.tasks.classification import config as own_config
 from flax_mnv2.tasks.classification import preview
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
+from flax_mnv2.tasks.classification.rows import EvalRow, TrainRow
 
 TOP = 5
 MAX_CONFUSION_CLASSES = 100  # a picture of more cannot be read
@@ -196,40 +196,22 @@ class ClassificationTask(Task):
     # ---- on the host -----------------------------------------------------------------------------------
 
     def train_batches(self, dataset: ClassificationDataset, *, start_step: int) -> BatchIterator:
-        """This process's share of every global batch from ``start_step`` on."""
-        config, data = self.config, self.config.data
-        return classification_train_batches(
-            dataset.source(data.train_split),
-            transform=make_train_transform(data),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start_step,
-            repeats=data.augment_repeats,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=data.num_threads,
-            num_workers=data.num_workers,
-            prefetch_buffer_size=data.prefetch_buffer_size,
-            num_classes=len(self.labels) - self._label_offset,
-            rules=FaultRules.from_config(data),
-        )
+        """This process's part of every global batch from ``start_step`` on."""
+        data = self.config.data
+        source = dataset.source(data.train_split)
+        row = TrainRow(source=source, transform=make_train_transform(data), num_classes=self._num_data_classes)
+        options = LoaderOptions.for_training(self.config)
+        return train_batches(row, source, options, start_step=start_step, repeats=data.augment_repeats)
 
     def eval_batches(self, dataset: ClassificationDataset, *, split: str) -> BatchIterator:
-        """This process's share of a split, every example once, resized and cropped as the weights want it."""
-        config, data = self.config, self.config.data
-        return classification_eval_batches(
-            dataset.source(split),
-            transform=self._eval_transform(),
-            size=self._size,
-            batch_size=config.eval.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=data.num_threads,
-            num_workers=data.num_workers,
-            prefetch_buffer_size=data.prefetch_buffer_size,
-            num_classes=len(self.labels) - self._label_offset,
-            rules=FaultRules.from_config(data),
-        )
+        """This process's part of a split, every example once, resized and cropped as the weights want it."""
+        source, transform = dataset.source(split), self._eval_transform()
+        row = EvalRow(source=source, transform=transform, size=self._size, num_classes=self._num_data_classes)
+        return eval_batches(row, source, LoaderOptions.for_evaluation(self.config))
+
+    @property
+    def _num_data_classes(self) -> int:
+        return len(self.labels) - self._label_offset
 
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
         """The part of the preparation that runs on the host.

@@ -8,8 +8,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from flax_mnv2.data.augment.segmentation import decode_image
 from flax_mnv2.data.datasets.records import ExampleSource
+from flax_mnv2.data.decode import decode_image
 from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
 
 

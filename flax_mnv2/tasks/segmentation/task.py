@@ -12,8 +12,8 @@ import ml_collections
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
 from flax_mnv2.data.datasets.registry import load_segmentation
-from flax_mnv2.data.loader.bad_examples import FaultRules
 from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
+from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
@@ -24,6 +24,7 @@ from flax_mnv2.tasks.segmentation import config as own_config
 from flax_mnv2.tasks.segmentation import preview
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
+from flax_mnv2.tasks.segmentation.rows import EvalRow, TrainRow
 
 
 class SegmentationTask(Task):
@@ -147,46 +148,17 @@ class SegmentationTask(Task):
     # ---- on the host -----------------------------------------------------------------------------------
 
     def train_batches(self, dataset: SegmentationDataset, *, start_step: int) -> BatchIterator:
-        """This process's share of every global batch from ``start_step`` on."""
-        config, data = self.config, self.config.data
-        return train_batches(
-            dataset.source(data.train_split),
-            crop_size=tuple(data.crop_size),
-            min_scale=data.min_scale,
-            max_scale=data.max_scale,
-            scale_step=data.scale_step,
-            flip=data.flip,
-            ignore_label=data.ignore_label,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=data.num_threads,
-            num_workers=data.num_workers,
-            prefetch_buffer_size=data.prefetch_buffer_size,
-            num_classes=len(self.labels),
-            rules=FaultRules.from_config(data),
-        )
+        """This process's part of every global batch from ``start_step`` on."""
+        source = dataset.source(self.config.data.train_split)
+        row = TrainRow.from_config(source, self.config.data, num_classes=len(self.labels))
+        return train_batches(row, source, LoaderOptions.for_training(self.config), start_step=start_step)
 
     def eval_batches(self, dataset: SegmentationDataset, *, split: str) -> BatchIterator:
-        """This process's share of a split, every example once, at full size."""
-        config, data = self.config, self.config.data
-        source = dataset.source(split)
-        height, width = data.eval_size
-        largest = dataset.max_size[split]
-        return eval_batches(
-            source,
-            size=(height or largest[0], width or largest[1]),
-            batch_size=config.eval.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=data.num_threads,
-            num_workers=data.num_workers,
-            ignore_label=data.ignore_label,
-            num_classes=len(self.labels),
-            rules=FaultRules.from_config(data),
-        )
+        """This process's part of a split, every example once, at full size."""
+        data, source = self.config.data, dataset.source(split)
+        size = tuple(given or largest for given, largest in zip(data.eval_size, dataset.max_size[split], strict=True))
+        row = EvalRow(source=source, size=size, ignore_label=data.ignore_label, num_classes=len(self.labels))
+        return eval_batches(row, source, LoaderOptions.for_evaluation(self.config))
 
     def evaluator(self, *, report: bool) -> SegmentationEvaluator:
         """Returns what adds up confusion matrices; for a report it keeps ``config.eval.num_pictures`` examples."""

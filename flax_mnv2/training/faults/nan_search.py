@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_mnv2.data.loader.batches import Source, batch_positions
+from flax_mnv2.data.loader.batches import Source
+from flax_mnv2.data.loader.order import batch_positions
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.run import Run
 from flax_mnv2.training.state import TrainState

@@ -1,52 +1,14 @@
-import io
-
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from flax_mnv2.data.augment import segmentation as augment
-from flax_mnv2.errors import DataError
 
 
 @pytest.fixture
 def pair():
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), rng.integers(0, 5, (24, 32), dtype=np.uint8)
-
-
-def test_decode_image_modes(archives, pair):
-    image = Image.fromarray(pair[0])
-    np.testing.assert_array_equal(augment.decode_image(archives.encode(image, "PNG")), pair[0])
-    jpeg = archives.encode(image, "JPEG")
-    np.testing.assert_allclose(augment.decode_image(jpeg), np.array(Image.open(io.BytesIO(jpeg))), atol=4)
-    for mode in ("L", "CMYK"):
-        assert augment.decode_image(archives.encode(image.convert(mode), "JPEG")).shape == (24, 32, 3)
-    assert augment.decode_image(archives.encode(image.convert("RGBA"), "PNG")).shape == (24, 32, 3)
-
-
-def test_exif_orientation_is_ignored(pair):
-    image, buffer = Image.fromarray(pair[0]), io.BytesIO()
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    image.save(buffer, "JPEG", exif=exif)
-    assert augment.decode_image(buffer.getvalue()).shape == (24, 32, 3)
-
-
-@pytest.mark.parametrize("data", [b"", b"rubbish"])
-def test_undecodable(data):
-    with pytest.raises(DataError, match="not a readable JPEG or PNG"):
-        augment.decode_image(data)
-    with pytest.raises(DataError, match="not a readable PNG mask"):
-        augment.decode_mask(data)
-
-
-def test_decode_mask_keeps_indices(archives, pair):
-    np.testing.assert_array_equal(augment.decode_mask(archives.palette_png(pair[1])), pair[1])
-    np.testing.assert_array_equal(augment.decode_mask(archives.encode(Image.fromarray(pair[1]), "PNG")), pair[1])
-    bits = augment.decode_mask(archives.encode(Image.fromarray(pair[1] > 2), "PNG"))
-    np.testing.assert_array_equal(bits, pair[1] > 2)
-    assert bits.dtype == np.uint8
 
 
 def test_scale_steps(pair):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2.data.augment.random_crop import AREA, ASPECT, decode_random_crop, draw_box
-from flax_mnv2.data.augment.segmentation import decode_image
+from flax_mnv2.data.decode import decode_image
 from flax_mnv2.errors import DataError
 
 

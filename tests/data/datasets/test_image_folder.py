@@ -11,11 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from flax_mnv2.data.augment.segmentation import decode_image
 from flax_mnv2.data.datasets import image_folder
 from flax_mnv2.data.datasets.prepared import LOCK_FILE
 from flax_mnv2.data.datasets.registry import load_classification
-from flax_mnv2.data.loader.classification import decode_rgb
+from flax_mnv2.data.decode import decode_image, decode_rgb
 from flax_mnv2.errors import ConfigError, DataError
 
 

@@ -9,13 +9,13 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from flax_mnv2.data.augment.segmentation import decode_image, decode_mask
 from flax_mnv2.data.datasets import registry
 from flax_mnv2.data.datasets.examples import LocalBuilder
 from flax_mnv2.data.datasets.imagenet import imagenet_labels
 from flax_mnv2.data.datasets.prepared import alone_for, prepared
 from flax_mnv2.data.datasets.records import ClassificationDataset, SegmentationDataset, opened
 from flax_mnv2.data.datasets.registry import known_num_classes, load_segmentation
+from flax_mnv2.data.decode import decode_image, decode_mask
 from flax_mnv2.data.prepare import command
 from flax_mnv2.errors import ConfigError, DataError
 

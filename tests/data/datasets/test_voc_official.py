@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from flax_mnv2.data.augment.segmentation import decode_mask
 from flax_mnv2.data.datasets import voc as voc_segmentation
 from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.data.datasets.sbd import SbdMasks
+from flax_mnv2.data.decode import decode_mask
 from flax_mnv2.errors import DataError
 
 VOC_NAME = "VOCtrainval_11-May-2012.tar"

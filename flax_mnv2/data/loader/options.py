@@ -1,0 +1,76 @@
+"""How batches are made: sizes, processes, threads, and what happens when input fails."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from flax_mnv2.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Options of the training and evaluation batches of any task.
+
+    Attributes:
+      batch_size: examples in the global batch, over all processes of a run.
+      seed: of order and augmentation; evaluation does not use it.
+      process_index: which equal, contiguous part of every global batch to give.
+      process_count: number of parts.
+      num_threads: threads that make batches, in each worker; 0 makes each batch when it is asked for.
+      num_workers: processes that make batches; 0 uses threads of this one.
+      prefetch_buffer_size: batches made in advance, in each worker; at least one by each thread.
+      timeout: seconds that a batch may take.
+      skip_bad: whether damaged examples are left out instead of stopping: another takes their place in training, a
+        filler in evaluation.
+      max_bad: different damaged examples that may be left out, of one iterator in one process; one more stops. The
+        count starts anew when a run is continued.
+
+    Raises:
+      ConfigError: the batch cannot be divided.
+    """
+
+    batch_size: int
+    seed: int = 0
+    process_index: int = 0
+    process_count: int = 1
+    num_threads: int = 2
+    num_workers: int = 0
+    prefetch_buffer_size: int = 4
+    timeout: float = 600.0
+    skip_bad: bool = False
+    max_bad: int = 100
+
+    def __post_init__(self):
+        if self.batch_size <= 0 or self.batch_size % self.process_count:
+            raise ConfigError(
+                f"The global batch size is {self.batch_size}, expected a positive multiple of the "
+                f"{self.process_count} process(es). Set batch_size."
+            )
+
+    @classmethod
+    def for_training(cls, config: ml_collections.ConfigDict) -> "LoaderOptions":
+        """Options of this process, from the config of a run."""
+        return cls._from_config(config, batch_size=config.batch_size, seed=config.seed)
+
+    @classmethod
+    def for_evaluation(cls, config: ml_collections.ConfigDict) -> "LoaderOptions":
+        """Options of this process, from the config of a run."""
+        return cls._from_config(config, batch_size=config.eval.batch_size)
+
+    @classmethod
+    def _from_config(cls, config: ml_collections.ConfigDict, **sizes: Any) -> "LoaderOptions":
+        import jax  # which process this is; nothing else of the loader needs it
+
+        data = config.data
+        return cls(
+            **sizes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=data.num_threads,
+            num_workers=data.num_workers,
+            prefetch_buffer_size=data.prefetch_buffer_size,
+            timeout=float(data.timeout),
+            skip_bad=data.bad_examples == "skip",
+            max_bad=data.max_bad_examples,
+        )

@@ -1,0 +1,34 @@
+"""Photos and encoded images, whole and made to exhaust memory."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(height=40, width=60, seed=0):
+    """A smooth picture, so that JPEG compresses it as it does photos."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def png(width, height, *, bits=1, colour=0, pixels=b""):
+    """A PNG whose header says what it likes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+BOMB = png(60_000, 60_000, pixels=bytes(2_000_000))  # two kilobytes; 450 MB as stored, 10.8 GB as RGB
