@@ -58,12 +58,12 @@ def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_whole_checkpoints(data,
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_told_while_they_evaluate(tiny, tmp_path):
-    config = tiny("plain", num_steps=100_000, eval_every_steps=4, checkpoint__every_steps=4, log_every_steps=4)
-    with harness.two_processes(tmp_path, config, {1: {"during": "evaluating", "step": 1}}) as two:
-        for index in (0, 1):
-            status, printed = two.wait(index)
-            assert status == 143, printed
-    assert harness.steps(two.workdir) == [4]
-    assert [line["split"] for line in harness.metrics(two.workdir)] == ["train", "train"]
-    assert "SIGTERM: saved step 4" in two.printed(0)
+def test_one_of_two_processes_is_told_while_they_evaluate(data, tmp_path):
+    flags = [*data.flags("plain"), f"--workdir={tmp_path}", "--config.num_steps=100000", "--config.eval.batch_size=4"]
+    flags += ["--config.eval_every_steps=4", "--config.log_every_steps=4"]
+    fault = {"signal": "SIGTERM", "during": "evaluating", "at": 1}
+    with harness.two_processes(*flags, faults={1: fault}, pace=1.5) as two:  # JAX looks for signals once a second
+        assert [process.end() for process in two] == [143, 143], [process.printed for process in two]
+    assert harness.steps(tmp_path) == [4]
+    assert [line["split"] for line in harness.metrics(tmp_path)] == ["train", "train"]
+    assert "SIGTERM: saved step 4" in two[0].printed

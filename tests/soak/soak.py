@@ -1,7 +1,7 @@
 """Runs broken many times over, in every way that the tests beside it know once: make soak
 
-    python tests/faults/soak.py                          # about an hour on two cores
-    python tests/faults/soak.py --only kill-saves,damage --times 200
+    python tests/soak/soak.py                          # about an hour on two cores
+    python tests/soak/soak.py --only kill-saves,damage --times 200
 
 Seeds are fixed; at what moments signals arrive follows from the machine as well. Prints a table, and with ``--output``
 puts it into a Markdown file between two marks.
@@ -220,27 +220,31 @@ def second_ctrl_c(soak: Soak) -> list[Row]:
 
 def two_processes(soak: Soak) -> list[Row]:
     """A signal to one of two processes: both stop at the same step, and go on together."""
-    row, moments = Row("SIGTERM to one of two processes, training or evaluating; all stop, go on together"), []
-    faults = [("training", 5, 1), ("evaluating", 1, 0), ("evaluating", 2, 1)]
+    row, slowest = Row("SIGTERM to one of two processes, training or evaluating; all stop, go on together"), 0.0
+    moments = [("training", 5, 1), ("evaluating", 1, 0), ("evaluating", 2, 1)]
+    folder = soak.place("two")
+    flags = [*soak.data.flags("plain"), "--config.num_steps=24", "--config.eval.batch_size=4"]
+    with harness.two_processes(*flags, f"--workdir={folder / 'whole'}") as whole:
+        statuses = [process.end() for process in whole]
+    row.lost += [] if statuses == [0, 0] else [f"uncut: {statuses} {whole[0].printed} {whole[1].printed}"]
     for number in range(soak.scaled(3)):
-        during, at, told = faults[number % len(faults)]
-        folder = soak.place(f"two-{number}")
-        config = soak.data.config("plain", num_steps=8, log_every_steps=4)
-        with harness.two_processes(folder / "cut", config, {told: {"during": during, "step": at}}) as two:
-            ends = [two.wait(index) for index in (0, 1)]
-            moments.append(two.seconds_since_fault())
-        kept = harness.steps(two.workdir)
-        with harness.two_processes(folder / "on", config, {}, workdir=two.workdir) as on:
-            ends_on = [on.wait(index) for index in (0, 1)]
-        with harness.two_processes(folder / "whole", config, {}) as whole:
-            ends_on += [whole.wait(index) for index in (0, 1)]
+        during, at, told = moments[number % len(moments)]
+        workdir = f"--workdir={folder / str(number)}"
+        fault = {"signal": "SIGTERM", "during": during, "at": at}
+        with harness.two_processes(*flags, workdir, faults={told: fault}, pace=0.5) as two:
+            two[told].wait_for("fault: ")
+            moment = time.monotonic()
+            statuses = [process.end() for process in two]
+            slowest = max(slowest, time.monotonic() - moment)
+        kept = harness.steps(folder / str(number))
+        with harness.two_processes(*flags, workdir) as on:
+            statuses += [process.end() for process in on]
         row.tried += 1
-        statuses = [status for status, _ in ends + ends_on]
-        trouble = [] if statuses == [143, 143, 0, 0, 0, 0] else [f"{statuses} {ends} {ends_on}"]
-        trouble = trouble or differences(whole.workdir, two.workdir, kept=False)
+        trouble = [] if statuses == [143, 143, 0, 0] else [f"{statuses} {two[0].printed} {two[1].printed}"]
+        trouble = trouble or differences(folder / "whole", folder / str(number), kept=False)
         say(f"two processes, {during}: process {told} told, kept {kept}; {trouble or 'the same in the end'}")
         row.lost += [str(trouble)] if trouble else []
-    row.figure = f"both ended within {max(moments):.1f} s; the end is the same bit for bit"
+    row.figure = f"both ended within {slowest:.1f} s; the end is the same bit for bit"
     return [row]
 
 
