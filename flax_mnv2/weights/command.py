@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
 from flax_mnv2.hub import expand_user
 from flax_mnv2.weights.checkpoint import Checkpoint
-from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import Source
-from flax_mnv2.weights.tensor_files import FILE_SUFFIXES
 from flax_mnv2.weights.tensors import widened
 from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
 
@@ -60,7 +59,7 @@ def convert(
       UserError: anything that is not as it should be; nothing is written then.
     """
     destination = pathlib.Path(os.path.normpath(expand_user(destination)))
-    if to is None and destination.suffix in FILE_SUFFIXES:
+    if to is None and is_file_name(destination):
         raise ConfigError(
             f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
         )
@@ -109,5 +108,5 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
     if not source.complete:
         fresh = ", and conv_1x1 is a fresh one that nothing reads" if checkpoint.task == "segmentation" else ""
         notes.append(f"counters start at 0{fresh if others else ''}")
-    notes += FORMATS[to].left_behind(checkpoint, is_file=destination.suffix in FILE_SUFFIXES)
+    notes += FORMATS[to].left_behind(checkpoint, is_file=is_file_name(destination))
     return lines + [f"note        {note}" for note in notes]

@@ -13,7 +13,7 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_json
 from flax_mnv2.hub import expand_user, resolve_folder
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
-from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
 from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, WEIGHT_NAMES, TensorFile, read_tensor_file, to_arrays
@@ -46,13 +46,15 @@ def open_weights(
     if isinstance(weights, Source):
         return weights
     path = expand_user(weights)
-    is_file = os.path.isfile(path) or (path.suffix in FILE_SUFFIXES and not os.path.isdir(path))
+    is_file = os.path.isfile(path) or (is_file_name(path) and not os.path.isdir(path))
     if not is_file:
         path = _fetch(weights, revision=revision, cache_dir=cache_dir)
     elif not os.path.exists(path):
         raise CheckpointError(f"No file or folder {path}.")
-    folder = path.parent if is_file else path
-    found = Found(path, folder, _peek(folder / CONFIG_NAME), read_tensor_file(path) if is_file else None)
+    folder, tensors = (path.parent if is_file else path), None
+    if is_file and (path.suffix in FILE_SUFFIXES or not is_file_name(path)):
+        tensors = read_tensor_file(path)  # an error where no format has the suffix
+    found = Found(path, folder, _peek(folder / CONFIG_NAME), tensors)
     return _recognise(found).open(found)
 
 
@@ -75,7 +77,8 @@ def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
 
 def _recognise(found: Found) -> Format:
     """The format that says yes; a CheckpointError where none does."""
-    form = next((form for form in FORMATS.values() if form.recognises(found)), None)
+    forms = [form for form in FORMATS.values() if not found.is_file or found.where.suffix in form.suffixes]
+    form = next((form for form in forms if form.recognises(found)), None)
     if form is not None:
         return form
     if found.tensors is None:

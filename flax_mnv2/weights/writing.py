@@ -11,10 +11,9 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import is_temporary, write_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights.checkpoint import Checkpoint
-from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format
 from flax_mnv2.weights.formats.flax import ABOUT_NAME, VARIABLES_NAME, remove_variables
-from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, write_tensor_file
 
 _WEIGHT_NAMES = dict.fromkeys(name for form in FORMATS.values() for name in form.weight_names)
 MODEL_NAMES = (CONFIG_NAME, *_WEIGHT_NAMES)  # what marks a folder as one that holds a model
@@ -37,9 +36,9 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
     form = FORMATS[to]
     form.check_target(checkpoint)
     content = form.content(checkpoint)
-    if destination.suffix in FILE_SUFFIXES:
+    if is_file_name(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        write_tensor_file(destination, content.state)
+        form.write_file(destination, content)
         return
     with _undone_on_failure(destination):
         _write_folder(destination, form, content, keep_processor=keep_processor)
@@ -52,9 +51,9 @@ def check_destination(destination: pathlib.Path, to: str) -> None:
       ConfigError: the format needs a file where a folder is named, or the reverse, or a file is in the way.
       CheckpointError: the folder is one of a training run.
     """
-    is_file, form = destination.suffix in FILE_SUFFIXES, FORMATS[to]
-    if not (form.to_file if is_file else form.to_folder):
-        wanted = f"a file ending in {', '.join(FILE_SUFFIXES)}" if form.to_file else "a folder"
+    is_file, form = is_file_name(destination), FORMATS[to]
+    if not (form.to_file and destination.suffix in form.suffixes if is_file else form.to_folder):
+        wanted = f"a file ending in {', '.join(form.suffixes)}" if form.to_file else "a folder"
         raise ConfigError(f"The format {to} is {wanted}; found {destination}.")
     if is_file and destination.is_dir():
         raise ConfigError(f"{destination} is a folder, where a file is to be written; name another place.")

@@ -4,7 +4,7 @@ import argparse
 
 import numpy as np
 import pytest
-from converting import CONFIG, TORCH_LIKE, convert
+from converting import CONFIG, TORCH_LIKE, convert, refused
 from safetensors.numpy import load_file
 
 from flax_mnv2 import (
@@ -18,7 +18,10 @@ from flax_mnv2 import (
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.weights import opening, tensor_files
 from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.formats.base import Content, Format
 from flax_mnv2.weights.pretrained import load_config, load_processor, make_model, open_weights
+from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensors import FLAX_NAMING, write_state
 
 pytestmark = pytest.mark.usefixtures("one_variant")
 
@@ -170,6 +173,39 @@ def test_what_training_programs_save_beside_the_weights_does_not_matter(make_sou
         "dropped '_orig_mod.' before every name",
         "dropped 'module.' before every name",
     )
+
+
+class _ToyFormat(Format):
+    """A library whose files end in .toy: our variables in NumPy's archive, of one network alone."""
+
+    name, suffixes, to_file, to_folder = "toy", (".toy",), True, False
+
+    def recognises(self, found):
+        return found.is_file
+
+    def open(self, found):
+        with np.load(found.where) as archive:
+            state = dict(archive)
+        return Source("toy", found.where, TORCH_LIKE, "classification", state, FLAX_NAMING, complete=False)
+
+    def content(self, checkpoint):
+        variables = {path: checkpoint.tensors[path] for path in checkpoint.model_paths}
+        return Content(write_state(variables, FLAX_NAMING))
+
+    def write_file(self, path, content):
+        with path.open("wb") as file:
+            np.savez(file, **content.state)
+
+
+def test_another_library_is_a_class_and_a_row(make_source, tmp_path, monkeypatch, assert_same, capsys):
+    monkeypatch.setitem(FORMATS, "toy", _ToyFormat())
+    path, variables = make_source("torchvision file")
+    convert(path, tmp_path / "x.toy", "--to", "toy")
+    assert_same(from_pretrained(tmp_path / "x.toy")[1], variables)
+    convert(tmp_path / "x.toy", tmp_path / "back.safetensors", "--to", "timm")
+    assert_same(from_pretrained(tmp_path / "back.safetensors")[1], variables)
+    for place, message in (("x.pth", "format toy is a file ending in .toy; found"), ("x", "is a file ending in .toy")):
+        assert message in refused(capsys, path, tmp_path / place, "--to", "toy")
 
 
 def test_the_table_has_every_format_once():

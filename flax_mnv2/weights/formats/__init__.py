@@ -1,5 +1,7 @@
 """The formats of weights, one module each; ``FORMATS`` is the table of them."""
 
+import pathlib
+
 from flax_mnv2.weights.formats.base import Format
 from flax_mnv2.weights.formats.flax import FlaxFormat
 from flax_mnv2.weights.formats.hugging_face import HuggingFaceFormat
@@ -9,3 +11,8 @@ from flax_mnv2.weights.formats.torchvision import TorchvisionFormat
 FORMATS: dict[str, Format] = {
     form.name: form for form in (HuggingFaceFormat(), TorchvisionFormat(), TimmFormat(), FlaxFormat())
 }
+
+
+def is_file_name(path: pathlib.Path) -> bool:
+    """Whether a path ends as a file of weights does."""
+    return any(path.suffix in form.suffixes for form in FORMATS.values())

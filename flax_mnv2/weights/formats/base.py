@@ -12,7 +12,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.source import Source
-from flax_mnv2.weights.tensor_files import SAFETENSORS_NAME, WEIGHT_NAMES, TensorFile
+from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, SAFETENSORS_NAME, WEIGHT_NAMES, TensorFile
 from flax_mnv2.weights.tensors import StateDict
 
 CONFIG_NAME = "config.json"
@@ -26,7 +26,7 @@ class Found:
       where: the folder or file; of a state dict, what a message calls it.
       folder: where a ``config.json`` lies if there is one; None of a state dict.
       values: contents of that ``config.json``; empty where there is none, or none that can be read.
-      tensors: of a file or a state dict; None of a folder, whose format says where they are.
+      tensors: of a PyTorch or safetensors file, or a state dict; None where the format itself knows how to read them.
       config: what a caller gave with a state dict.
     """
 
@@ -35,6 +35,11 @@ class Found:
     values: Mapping[str, Any]
     tensors: TensorFile | None = None
     config: MobileNetV2Config | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a single file."""
+        return self.folder not in (None, self.where)
 
     def read(self) -> TensorFile:
         """The tensors; a CheckpointError where a folder has none that can be read."""
@@ -65,7 +70,8 @@ class Format(abc.ABC):
       name: what the commands call it.
       example: names of its tensors, for a message; empty if it is a folder's format only, without state dicts.
       needs_config: whether its tensors alone do not say the network, so that a config has to lie beside them.
-      to_file: whether it is written as a single file.
+      suffixes: of the single files that it is read from.
+      to_file: whether it is written as such a file.
       to_folder: whether it is written as a folder.
       weight_names: what may lie in such a folder and hold weights.
       hub_files: patterns of what to fetch from the hub for it, beside the configs.
@@ -74,6 +80,7 @@ class Format(abc.ABC):
     name: str
     example: str = ""
     needs_config: bool = False
+    suffixes: tuple[str, ...] = FILE_SUFFIXES
     to_file: bool = False
     to_folder: bool = True
     weight_names: tuple[str, ...] = WEIGHT_NAMES
@@ -102,6 +109,10 @@ class Format(abc.ABC):
     def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
         """What the format cannot say of a checkpoint that it can otherwise represent, in words for the user."""
         return []
+
+    def write_file(self, path: pathlib.Path, content: Content) -> None:
+        """Writes the tensors into a file, whole or not at all."""
+        tensor_files.write_tensor_file(path, content.state)
 
     def write_weights(self, folder: pathlib.Path, content: Content) -> tuple[str, ...]:
         """Writes the tensors into a folder that exists, and returns under which names; each whole or not at all."""

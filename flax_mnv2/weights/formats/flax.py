@@ -35,6 +35,7 @@ class FlaxFormat(Format):
     """A folder that Orbax reads: converted weights, or a run's checkpoint, whose moving average goes first."""
 
     name = "flax"
+    suffixes = ()
     weight_names = (VARIABLES_NAME, EXTRA_NAME)
     hub_files = (f"{VARIABLES_NAME}/*", EXTRA_NAME)
 
