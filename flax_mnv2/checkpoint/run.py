@@ -124,11 +124,8 @@ class Checkpoints:
         A damaged one is named and set aside as ``step_N.damaged``, and the one before it is looked at. Process 0 alone
         calls this, before the first save.
 
-        Args:
-          strict: a damaged checkpoint is an error.
-
         Raises:
-          CheckpointError: ``strict``, or none is whole.
+          CheckpointError: none is whole, or one is damaged and that is an error, as ``strict`` says.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -152,12 +149,9 @@ class Checkpoints:
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def save(self, step: int, items: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Starts saving; does nothing if ``step`` is already saved. All processes call it.
+        """Starts saving pytrees of arrays by item, and JSON that describes the run, ``config`` and ``model`` among it.
 
-        Args:
-          step: of the run.
-          items: pytrees of arrays by item.
-          about: JSON that describes the run, ``config`` and ``model`` among it.
+        All processes call it. It does nothing if ``step`` is already saved.
 
         Raises:
           CheckpointError: this or an earlier save failed.
@@ -242,13 +236,9 @@ class Checkpoints:
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns items of a checkpoint, with the structure of ``like``.
+        """Returns items of a checkpoint with the structure, shapes, types and placement of ``like``.
 
         Every process reads all arrays, which are small, and keeps its own; so none waits for another.
-
-        Args:
-          step: of the checkpoint.
-          like: the items that are wanted, as pytrees of arrays with the shapes, types and placement that are wanted.
 
         Raises:
           CheckpointError: it belongs to another architecture or optimizer, or is not what was saved.

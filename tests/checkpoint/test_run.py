@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from flax_mnv2 import CheckpointError
-from flax_mnv2.checkpoint.manager import SCORE
+from flax_mnv2.checkpoint.manager import SCORE, _meet
 from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.training.state import TrainState
 
@@ -241,3 +242,22 @@ def test_a_checkpoint_of_a_version_without_sums_is_read(tmp_path):
     (tmp_path / "step_1" / "about" / "metadata").write_text('{"config": {}, "model": {}}')
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest_whole_step() == 1
+
+
+def test_a_process_whose_save_failed_waits_for_no_other(monkeypatch):
+    """Orbax would wait for the others with the error in its hand, until the timeout."""
+    met = []
+    monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: lambda **barrier: met.append(barrier))
+    _meet(key="all is saved", timeout_ms=1)
+    with pytest.raises(OSError, match="No space left"):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            _meet(key="the end", timeout_ms=1)  # as Orbax does it
+    assert met == [{"key": "all is saved", "timeout_ms": 1}]
+
+
+def test_saving_leaves_the_count_of_the_loops_questions_alone(tmp_path, monkeypatch):
+    """JAX stops all hosts at the same number of questions; Orbax would ask with its own numbers."""
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda _: pytest.fail("asked"))
+    _save(tmp_path, [1, 2])

@@ -110,10 +110,12 @@ def full_disk(monkeypatch):
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_stops_the_run_and_the_older_checkpoint_stays(tiny, whole, tmp_path, full_disk):
+def test_a_full_disk_stops_the_run_and_the_older_checkpoint_stays(tiny, whole, tmp_path, full_disk, capfd):
     config = tiny("plain", **SHORT)
-    with pytest.raises(CheckpointError, match=r"Could not save the checkpoint of step 6 .*Complete .* there: \[3\]"):
+    with pytest.raises(CheckpointError, match="Could not save the checkpoint of step 6") as caught:
         harness.train_here(config, tmp_path)
+    assert "Check free space and permissions. Complete checkpoints there: [3]" in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err  # the message is all that there is
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert harness.steps(tmp_path) == [3]
     assert harness.train_here(config, tmp_path) == 0
@@ -128,18 +130,6 @@ def test_a_run_goes_on_past_a_full_disk_and_saves_once_there_is_room(tiny, whole
     printed = capfd.readouterr().out
     assert "warning: Could not save the checkpoint of step 6" in printed
     assert printed.rindex("Could not save") > printed.index("step 9/9"), "not reported at the end"
-
-
-def test_the_script_says_that_the_disk_is_full_and_ends_with_status_2(data, run):
-    shutil.rmtree(run / "checkpoints" / "step_9")
-    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in SHORT.items()]
-    small_files = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
-    printed = harness.run("train.py", *data.flags("plain"), *flags, f"--workdir={run}", prefix=small_files, expect=2)
-    [message] = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert "Could not save the checkpoint of step 9" in message
-    assert "Check free space and permissions. Complete checkpoints there: [6]" in message
-    assert f'File "{harness.ROOT / "flax_mnv2"}' not in printed  # ours end in the message
-    assert harness.steps(run) == [6]
 
 
 @pytest.mark.parametrize("action", ["stop", "continue"])
