@@ -28,10 +28,10 @@ def config(photos, tiny_blocks, monkeypatch):
     config.data.archive, config.data.eval_split = str(photos), "test"
     config.data.data_dir, config.data.num_threads = str(photos.parent / "prepared"), 1
     config.batch_size = config.eval.batch_size = 8
-    config.num_steps = config.eval_every_steps = 30
-    config.checkpoint.every_steps, config.log_every_steps = 10, 10
-    config.model.depth_multiplier, config.model.initializer_range, config.model.batch_norm_momentum = 0.35, 0.1, 0.7
-    config.optimizer.name, config.optimizer.learning_rate, config.optimizer.schedule = "adam", 0.01, "cosine"
+    config.num_steps = config.eval_every_steps = 60
+    config.checkpoint.every_steps, config.log_every_steps = 20, 20
+    config.model.depth_multiplier, config.model.initializer_range, config.model.batch_norm_momentum = 0.35, 0.1, 0.9
+    config.optimizer.name, config.optimizer.learning_rate, config.optimizer.schedule = "adam", 0.003, "cosine"
     return config
 
 
@@ -46,22 +46,22 @@ def test_it_has_fields_and_rules_of_its_own(config):
 def test_it_trains_resumes_evaluates_and_predicts(config, photos, tmp_path, capsys):
     parallel, workdir = make_parallel("jit", jax.devices()[:1]), tmp_path / "run"
     state = train(config, workdir, parallel=parallel)
-    assert "best by R2: step 30" in capsys.readouterr().out
+    assert "best by R2: step 60" in capsys.readouterr().out
     logged = read_metrics(workdir)[-1]
     assert logged["r2"] > 0.5
 
-    shutil.rmtree(workdir / "checkpoints" / "step_30")  # as if killed before the last save
+    shutil.rmtree(workdir / "checkpoints" / "step_60")  # as if killed before the last save
     again = train(config, workdir, parallel=parallel)
-    assert "going on from step 20" in capsys.readouterr().out
+    assert "going on from step 40" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, state, again)
 
     report = evaluate_run(config, workdir=str(workdir))
     assert report["r2"] == pytest.approx(logged["r2"], abs=1e-6)
-    assert len(json.loads((workdir / "evaluation" / "test_step_30" / "pairs.json").read_text())) == 15
+    assert len(json.loads((workdir / "evaluation" / "test_step_60" / "pairs.json").read_text())) == 15
     capsys.readouterr()
 
     images = [str(photos / "test" / name) for name in ("blue/blue_0.jpg", "red/red_0.jpg")]
-    assert predict([*images, "--model", str(workdir / "checkpoints" / "step_30"), "--json"]) == 0
+    assert predict([*images, "--model", str(workdir / "checkpoints" / "step_60"), "--json"]) == 0
     blue, red = (json.loads(line)["redness"] for line in capsys.readouterr().out.splitlines())
     assert red > blue + 0.5
 
