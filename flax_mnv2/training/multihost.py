@@ -37,7 +37,7 @@ PER_HOST = (
     "data.num_threads",
     "data.prefetch_buffer_size",
 )
-_LAST_WORDS_SECONDS = 2.0  # for others that fail for the same reason, before JAX ends them
+_LAST_WORDS_SECONDS = 2.0  # for others that fail for the same reason: JAX ends them with process 0
 
 
 class Place(NamedTuple):
@@ -96,7 +96,7 @@ def session(
         _part()  # all have agreed to stop
         raise
     except BaseException as error:
-        _fail(error)
+        _fail(error, place)
     else:
         _part()
 
@@ -160,6 +160,8 @@ def _start_jax(place: Place, timeout: float, heartbeat: float, agreed_stop: bool
             f"JAX cannot start {place}: {type(error).__name__}: {error}. Give --coordinator_address, "
             "--num_processes and --process_id; --nodistributed uses this host alone."
         ) from error
+    if jax.process_count() == 1:  # a cluster of one: SIGTERM needs no agreement
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_same(config: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
@@ -188,7 +190,7 @@ def _part() -> None:
     jax.distributed.shutdown()
 
 
-def _fail(error: BaseException) -> NoReturn:
+def _fail(error: BaseException, place: Place) -> NoReturn:
     """Says why this process fails and ends it: at exit JAX would wait for the others, which wait for this one."""
     message, status = f"error: {error}", USER_ERROR_STATUS
     if isinstance(error, KeyboardInterrupt):
@@ -199,7 +201,8 @@ def _fail(error: BaseException) -> NoReturn:
     if _from_jax(error):  # perhaps because another process has died: JAX then names it and ends this one here
         with contextlib.suppress(RuntimeError):
             jax.distributed.shutdown()
-    time.sleep(_LAST_WORDS_SECONDS)
+    if not place.index:  # process 0, or unknown
+        time.sleep(_LAST_WORDS_SECONDS)
     end_process(status)
 
 

@@ -9,9 +9,11 @@ import harness
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from flax_mnv2 import DataError
 from flax_mnv2.training import multihost
+from flax_mnv2.training.faults.interrupt import StopRequest
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 
 ABORTED = 128 + signal.SIGABRT  # as JAX ends a process when another has died
@@ -148,3 +150,17 @@ def test_splits_that_some_process_cannot_train_on(monkeypatch):
         multihost.check_enough_examples(50, "train")
     with pytest.raises(DataError, match=r"'train' has 7 example\(s\) for 8 processes"):
         multihost.check_enough_examples(7, "train")
+
+
+def test_a_stop_of_several_processes_is_jaxs_and_no_question_comes_twice(monkeypatch):
+    asked, handler = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or len(asked) == 5)
+    answers = []
+    for _ in range(2):
+        with StopRequest() as stop:
+            assert signal.getsignal(signal.SIGTERM) == handler  # else JAX would not hear of it
+            answers += [stop.now() for _ in range(3)]
+    assert answers == [False, False, False, False, True, True]
+    assert stop.signal == signal.SIGTERM
+    assert asked == list(range(asked[0], asked[0] + 5))
