@@ -249,17 +249,18 @@ def test_a_process_whose_save_failed_waits_for_no_other(monkeypatch):
     """Orbax would wait for the others with the error in its hand, until the timeout."""
     met = []
     monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: lambda **barrier: met.append(barrier))
-    _meet(key="all is saved", timeout_ms=1)
 
-    def fail():
+    def finish(reason):  # as Orbax does it
         try:
-            raise OSError(28, "No space left on device")
+            if reason:
+                raise OSError(28, reason)
         finally:
-            _meet(key="the end", timeout_ms=1)  # as Orbax does it
+            _meet(key=f"ended: {reason}", timeout_ms=1)
 
+    finish(None)
     with pytest.raises(OSError, match="No space left"):
-        fail()
-    assert met == [{"key": "all is saved", "timeout_ms": 1}]
+        finish("No space left on device")
+    assert met == [{"key": "ended: None", "timeout_ms": 1}]
 
 
 def test_saving_leaves_the_count_of_the_loops_questions_alone(tmp_path, monkeypatch):
