@@ -5,22 +5,25 @@ from __future__ import annotations
 import abc
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.records import Dataset, ExampleSource
-from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.predictor import Predictor
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.weights.pretrained import from_pretrained, make_model
 from flax_mnv2.weights.source import Source
+
+if TYPE_CHECKING:  # a prediction imports no data set and no loader
+    import ml_collections
+
+    from flax_mnv2.data.datasets.records import Dataset, ExampleSource
+    from flax_mnv2.data.loader.batches import BatchIterator
 
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]

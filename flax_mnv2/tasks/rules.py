@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_collections
-
 from flax_mnv2.errors import ConfigError
 
 Rule = tuple[Callable[[Any], bool], str]  # what a value must satisfy, and the words that follow "must be"
@@ -28,7 +26,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted name."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+        if hasattr(value, "items"):  # a mapping or a ConfigDict, which is none
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value

@@ -22,16 +22,17 @@ from flax_mnv2 import (
     MobileNetV2ForImageClassification,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
+    from_pretrained,
     save_pretrained,
 )
 from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import upsample_logits
 from flax_mnv2.predict import command as predict
-from flax_mnv2.predict import records as records_module
 from flax_mnv2.predict.inputs import find_images, result_stems
 from flax_mnv2.predict.stream import predict_files
 from flax_mnv2.tasks.predictor import Example
+from flax_mnv2.tasks.segmentation import predictor as segmentation_predictor
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor, class_fractions, label_map
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.weights.pretrained import variable_shapes
@@ -287,7 +288,7 @@ def test_classes_are_printed_with_probability_label_and_index(classifier, photos
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert [lines[0], lines[4], len(lines)] == [str(photos / "a.png"), str(photos / "b.jpg"), 8]
-    (folder, variables) = predict.from_pretrained(classifier)
+    (folder, variables) = from_pretrained(classifier)
     pixels = MobileNetV2ImageProcessor.from_pretrained(classifier)(photos / "a.png", return_tensors="np").pixel_values
     expected = jax.nn.softmax(jax.jit(folder.apply)(variables, pixels).logits)[0]
     best = np.argsort(-np.asarray(expected))[:3]
@@ -533,7 +534,7 @@ def test_an_output_that_cannot_be_written_is_explained(segmenter, photos, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records_module, "save_overlay", full)
+    monkeypatch.setattr(segmentation_predictor, "save_overlay", full)
     arguments = (photos / "a.png", "--model", segmenter, "--output", tmp_path / "out")
     _stops(capsys, f"Cannot write in {tmp_path / 'out'}: No space left on device", *arguments)
 

@@ -233,7 +233,7 @@ def test_settings_are_said(config, segmentation):
     assert get_task(config.task).describe_augmentation(config) == (
         "Inception crop of area 0.08 to 1, aspect 0.75 to 1.33 · flip · jitter of brightness 0.4, contrast 0.4, "
         "saturation 0.4, hue 0.1 · TrivialAugmentWide · erasing 0.5 with the mean colour · MixUp 0.2 or CutMix 1, one "
-        "of them a batch · 4 versions of an image in a batch · label smoothing 0.1 (not in the shares)"
+        "of them a batch · 4 versions of an image in a batch · label smoothing 0.1 (not in the percentages)"
     )
     config.data.auto_augment, config.data.train_crop, config.data.crop_padding = "timm_randaugment", "pad", 8
     assert "pad 8 and crop · flip" in get_task(config.task).describe_augmentation(config)

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from PIL import Image
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.augment.central_crop import CentralCrop
-from flax_mnv2.data.augment.transform import make_train_transform
-from flax_mnv2.data.datasets.records import ClassificationDataset, ExampleSource
-from flax_mnv2.data.datasets.registry import load_classification
-from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
-from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import smooth_targets, soft_cross_entropy_sum
@@ -27,10 +20,14 @@ from flax_mnv2.mixing import mix
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.tasks.base import Batch, Task
 from flax_mnv2.tasks.classification import config as own_config
-from flax_mnv2.tasks.classification import preview
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
-from flax_mnv2.tasks.classification.rows import EvalRow, TrainRow
+
+if TYPE_CHECKING:  # what only training and evaluation import
+    import ml_collections
+
+    from flax_mnv2.data.datasets.records import ClassificationDataset, ExampleSource
+    from flax_mnv2.data.loader.batches import BatchIterator
 
 TOP = 5
 MAX_CONFUSION_CLASSES = 100  # a picture of more cannot be read
@@ -57,8 +54,6 @@ class ClassificationTask(Task):
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)
     check_config = staticmethod(own_config.check_config)
-    describe_augmentation = staticmethod(preview.describe_augmentation)
-    load_dataset = staticmethod(load_classification)
 
     def __init__(
         self,
@@ -83,6 +78,13 @@ class ClassificationTask(Task):
         self._size = output_size(processor)
         self._label_offset = label_offset
         self._mixes = self.mixes_pairs(config)
+
+    @classmethod
+    def load_dataset(cls, data: Mapping[str, Any]) -> ClassificationDataset:
+        """Opens the data set that ``config.data`` names, preparing it if need be."""
+        from flax_mnv2.data.datasets.registry import load_classification
+
+        return load_classification(data)
 
     @classmethod
     def for_training(
@@ -197,6 +199,11 @@ class ClassificationTask(Task):
 
     def train_batches(self, dataset: ClassificationDataset, *, start_step: int) -> BatchIterator:
         """This process's part of every global batch from ``start_step`` on."""
+        from flax_mnv2.data.augment.transform import make_train_transform
+        from flax_mnv2.data.loader.batches import train_batches
+        from flax_mnv2.data.loader.options import LoaderOptions
+        from flax_mnv2.tasks.classification.rows import TrainRow
+
         data = self.config.data
         source = dataset.source(data.train_split)
         row = TrainRow(source=source, transform=make_train_transform(data), num_classes=self._num_data_classes)
@@ -205,6 +212,10 @@ class ClassificationTask(Task):
 
     def eval_batches(self, dataset: ClassificationDataset, *, split: str) -> BatchIterator:
         """This process's part of a split, every example once, resized and cropped as the weights want it."""
+        from flax_mnv2.data.loader.batches import eval_batches
+        from flax_mnv2.data.loader.options import LoaderOptions
+        from flax_mnv2.tasks.classification.rows import EvalRow
+
         source, transform = dataset.source(split), self._eval_transform()
         row = EvalRow(source=source, transform=transform, size=self._size, num_classes=self._num_data_classes)
         return eval_batches(row, source, LoaderOptions.for_evaluation(self.config))
@@ -226,6 +237,8 @@ class ClassificationTask(Task):
             raise ConfigError(
                 f"config.data.eval_preparation='slim' makes square images; the weights take {height}x{width}."
             )
+        from flax_mnv2.data.augment.central_crop import CentralCrop
+
         return CentralCrop(height)
 
     def evaluator(self, *, report: bool) -> ClassificationEvaluator:
@@ -251,6 +264,13 @@ class ClassificationTask(Task):
         """Returns what gives the ``top`` most probable classes of photos."""
         return ClassificationPredictor(model, variables, processor, top=top)
 
+    @classmethod
+    def describe_augmentation(cls, config: ml_collections.ConfigDict) -> str:
+        """Returns the settings that change training images, in words."""
+        from flax_mnv2.tasks.classification import preview
+
+        return preview.describe_augmentation(config)
+
     def seen_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns pixels (N, h, w, 3) uint8 and targets (N, C) float32 as the loss sees them."""
         images, targets = self.train_inputs(batch, key)
@@ -260,6 +280,8 @@ class ClassificationTask(Task):
 
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
         """Returns originals with file names above, inputs with labels below."""
+        from flax_mnv2.tasks.classification import preview
+
         return preview.contact_sheet(source, seen, self.labels)
 
 

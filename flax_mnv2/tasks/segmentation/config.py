@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.rules import Rule
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 def add_defaults(config: ml_collections.ConfigDict) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
-from flax_mnv2.data.datasets.registry import load_segmentation
-from flax_mnv2.data.loader.batches import BatchIterator, eval_batches, train_batches
-from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
@@ -21,10 +16,14 @@ from flax_mnv2.metrics import confusion_matrix
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.tasks.base import Batch, Task
 from flax_mnv2.tasks.segmentation import config as own_config
-from flax_mnv2.tasks.segmentation import preview
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
-from flax_mnv2.tasks.segmentation.rows import EvalRow, TrainRow
+
+if TYPE_CHECKING:  # what only training and evaluation import
+    import ml_collections
+
+    from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
+    from flax_mnv2.data.loader.batches import BatchIterator
 
 
 class SegmentationTask(Task):
@@ -44,8 +43,6 @@ class SegmentationTask(Task):
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)
     check_config = staticmethod(own_config.check_config)
-    describe_augmentation = staticmethod(preview.describe_augmentation)
-    load_dataset = staticmethod(load_segmentation)
 
     def __init__(
         self,
@@ -57,6 +54,13 @@ class SegmentationTask(Task):
         """Builds the models; ``axis_name`` is the mapped axis under ``pmap``."""
         super().__init__(config, model_config, eval_output_stride=config.eval.output_stride, axis_name=axis_name)
         self.ignore_label = model_config.semantic_loss_ignore_index
+
+    @classmethod
+    def load_dataset(cls, data: Mapping[str, Any]) -> SegmentationDataset:
+        """Opens the data set that ``config.data`` names, preparing it if need be."""
+        from flax_mnv2.data.datasets.registry import load_segmentation
+
+        return load_segmentation(data)
 
     @classmethod
     def for_training(
@@ -149,12 +153,20 @@ class SegmentationTask(Task):
 
     def train_batches(self, dataset: SegmentationDataset, *, start_step: int) -> BatchIterator:
         """This process's part of every global batch from ``start_step`` on."""
+        from flax_mnv2.data.loader.batches import train_batches
+        from flax_mnv2.data.loader.options import LoaderOptions
+        from flax_mnv2.tasks.segmentation.rows import TrainRow
+
         source = dataset.source(self.config.data.train_split)
         row = TrainRow.from_config(source, self.config.data, num_classes=len(self.labels))
         return train_batches(row, source, LoaderOptions.for_training(self.config), start_step=start_step)
 
     def eval_batches(self, dataset: SegmentationDataset, *, split: str) -> BatchIterator:
         """This process's part of a split, every example once, at full size."""
+        from flax_mnv2.data.loader.batches import eval_batches
+        from flax_mnv2.data.loader.options import LoaderOptions
+        from flax_mnv2.tasks.segmentation.rows import EvalRow
+
         data, source = self.config.data, dataset.source(split)
         size = tuple(given or largest for given, largest in zip(data.eval_size, dataset.max_size[split], strict=True))
         row = EvalRow(source=source, size=size, ignore_label=data.ignore_label, num_classes=len(self.labels))
@@ -187,8 +199,17 @@ class SegmentationTask(Task):
         del top
         return SegmentationPredictor(model, variables, processor)
 
+    @classmethod
+    def describe_augmentation(cls, config: ml_collections.ConfigDict) -> str:
+        """Returns the settings that change training images, in words."""
+        from flax_mnv2.tasks.segmentation import preview
+
+        return preview.describe_augmentation(config)
+
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
         """Returns originals with names, inputs, and inputs under their masks."""
+        from flax_mnv2.tasks.segmentation import preview
+
         return preview.contact_sheet(source, seen, self.labels, ignore_label=self.ignore_label)
 
 
