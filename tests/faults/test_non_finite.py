@@ -221,7 +221,7 @@ def test_every_way_skips_the_same_and_finds_the_same_without_compiling_again(con
 
 
 def test_an_example_that_is_mixed_and_repeated_is_found(tiny, poison):
-    config = tiny("classification", eval__num_pictures=8)
+    config = tiny("classification")
     assert config.data.mixup_alpha
     assert config.data.cutmix_alpha
     (indices,) = _positions(config, 1)

@@ -58,6 +58,7 @@ def arm(fault, setattr=setattr):
     """Arranges for the fault; ``setattr`` may be a test's, which undoes it."""
     from flax_mnv2.checkpoint.run import Checkpoints
     from flax_mnv2.training import loop
+    from flax_mnv2.training import run as run_module
     from flax_mnv2.training.logging.progress import Progress
 
     counts = {"saving": 0, "evaluating": 0}
@@ -67,7 +68,7 @@ def arm(fault, setattr=setattr):
         if fault["during"] == during and counts[during] == fault["at"]:
             send(fault)
 
-    advance, save, load, prefetch = Progress.advance, Checkpoints.save, loop.load_dataset, loop.prefetch
+    advance, save, get_task, prefetch = Progress.advance, Checkpoints.save, run_module.get_task, loop.prefetch
 
     def advance_and_fail(self):
         advance(self)
@@ -80,10 +81,10 @@ def arm(fault, setattr=setattr):
         save(self, *args, **kwargs)
         count("saving")
 
-    def load_and_fail(*args, **kwargs):
+    def get_task_and_fail(name):
         if fault["during"] == "preparing":
-            send(fault)
-        return load(*args, **kwargs)
+            send(fault)  # the data set is loaded next
+        return get_task(name)
 
     def prefetch_and_fail(*args):
         if fault["during"] == "compiling":
@@ -92,7 +93,7 @@ def arm(fault, setattr=setattr):
 
     setattr(Progress, "advance", advance_and_fail)
     setattr(Checkpoints, "save", save_and_fail)
-    setattr(loop, "load_dataset", load_and_fail)
+    setattr(run_module, "get_task", get_task_and_fail)
     setattr(loop, "prefetch", prefetch_and_fail)
 
 

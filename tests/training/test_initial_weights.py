@@ -44,7 +44,7 @@ def start(tiny_blocks, tmp_path, monkeypatch):
         state = to_state_dict(model, variables, library)
         kept = {key: value for key, value in state.items() if not key.startswith(without)}
         save_file(kept, tmp_path / "weights.safetensors")
-        config = default_config()
+        config = default_config("classification")
         config.init_from, config.init_scope = str(tmp_path / "weights.safetensors"), scope
         with config.unlocked():
             config.model.update({"layer_depth_multiplier": 1.0, "fixed_stem_and_head": False})

@@ -24,7 +24,7 @@ def _png(height=40, width=60, seed=0):
 
 
 def _data(**fields):
-    data = default_config().data
+    data = default_config("classification").data
     data.train_size = 32
     data.update(fields)
     return data

@@ -20,7 +20,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture
 def record_file(shapes):
     """The file of the training split, to be damaged; it is whole again afterwards."""
-    path = pathlib.Path(shapes.builder.info.splits["train"].filepaths[0])
+    path = pathlib.Path(shapes.builders["train"]().info.splits["train"].filepaths[0])
     data = path.read_bytes()
     yield path
     path.write_bytes(data)
