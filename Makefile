@@ -14,7 +14,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 help:
 	@echo "make quickstart   install, train on drawn shapes, evaluate, write a picture (under 5 minutes)"
 	@echo "make test         install the test requirements, lint, run all tests"
-	@echo "make soak         break runs many times over, print what was lost (about an hour; SOAK_ARGS=--help)"
+	@echo "make soak         all fuzz cases; break runs many times over, print what was lost (an hour; SOAK_ARGS=--help)"
 	@echo "make lint         lint and format check alone"
 	@echo "make audit        look the requirements up among known vulnerabilities (needs the network)"
 	@echo "make clean        remove $(VENV) and caches; runs/ stays"
@@ -29,6 +29,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 soak: $(VENV)/installed-test
+	FUZZ=all $(BIN)/python -m pytest -n 2 $(shell find tests -name 'test_fuzz_*.py')
 	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
 
 lint: $(VENV)/installed-test

@@ -6,6 +6,7 @@ import pathlib
 # Before JAX and TFDS are imported: no downloads, nothing left in the home folder; and programs compile two to three
 # times faster without LLVM's optimizations, which is worth more than running fast once. XLA's own stay.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait in loops for each other; each core has a worker
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,12 +1,16 @@
-"""How the fuzz tests run: the same cases every time, kept nowhere."""
+"""How fuzz tests run: the same cases every time, kept nowhere; some of them in ``make test``, all in ``make soak``."""
+
+import os
 
 import hypothesis
 
+FEW = 200  # of each kind, unless FUZZ=all
+
 
 def cases(count: int) -> hypothesis.settings:
-    """So many, from a seed that follows from the test's own code."""
+    """So many, or ``FEW`` of them, as ``max_examples`` says; from a seed that follows from the test's own code."""
     return hypothesis.settings(
-        max_examples=count,
+        max_examples=count if os.environ.get("FUZZ") == "all" else min(count, FEW),
         derandomize=True,
         database=None,
         deadline=None,

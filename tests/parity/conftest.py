@@ -1,10 +1,5 @@
 """The reference library, quiet and offline; the tests skip where it is not installed."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -120,27 +115,3 @@ def check_state_dict():
             to_state_dict(model, variables, "keras")
 
     return check
-
-
-@pytest.fixture(scope="session")
-def run_tensorflow(tmp_path_factory):
-    """Runs a script of this folder, in a process of its own, on named arrays; returns the arrays that it writes."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TensorFlow is not installed (requirements-test.txt)")
-
-    def run(script, arrays, *arguments):
-        folder = tmp_path_factory.mktemp("tensorflow")
-        np.savez(folder / "given.npz", **arrays)
-        script = pathlib.Path(__file__).with_name(script)
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(folder / "given.npz"), *arguments, str(folder / "results.npz")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return np.load(folder / "results.npz")
-
-    return run

@@ -10,6 +10,8 @@ small batches. In float64 they agree to 1e-6 of each tensor's largest update. Se
 gradients in exact arithmetic, where only rounding is left, hence the absolute term.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +30,6 @@ SIZE = (65, 82)
 
 @pytest.mark.parametrize(("output_stride", "tf_padding"), [(16, True), (8, False)])
 def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
-    import torch
-
     fields = {
         "depth_multiplier": 0.35,
         "output_stride": output_stride,
@@ -50,37 +50,12 @@ def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
     labels[:, :9] = config.semantic_loss_ignore_index
 
     counts = _count_per_norm(reference)
-    reference.train()
-    for layer in reference.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 1.0 - MOMENTUM
-    optimizer = torch.optim.SGD(reference.parameters(), lr=LEARNING_RATE, momentum=0.9)
-    loss = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels)).loss
-    loss.backward()
-    optimizer.step()
+    their_loss = _their_step(reference, images, labels)
     theirs = _variables(reference, shapes)
-
-    @jax.jit
-    def step(variables):
-        def objective(params):
-            output, updated = model.apply(
-                {"params": params, "batch_stats": variables["batch_stats"]},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            total, count = segmentation_cross_entropy_sums(output.logits, labels, ignore_label=255)
-            return total / count, updated["batch_stats"]
-
-        (loss, stats), gradients = jax.value_and_grad(objective, has_aux=True)(variables["params"])
-        rule = optax.sgd(LEARNING_RATE, momentum=0.9)
-        updates, _ = rule.update(gradients, rule.init(variables["params"]))
-        return loss, {"params": optax.apply_updates(variables["params"], updates), "batch_stats": stats}
-
     with jax.enable_x64(True):
-        our_loss, ours = step(traverse_util.unflatten_dict(before))
+        our_loss, ours = _our_step(model, traverse_util.unflatten_dict(before), images, labels)
         ours = {path: np.asarray(value) for path, value in traverse_util.flatten_dict(ours).items()}
-    assert abs(float(our_loss) - loss.item()) < 1e-9 * abs(loss.item())
+    assert abs(float(our_loss) - their_loss) < 1e-9 * abs(their_loss)
 
     largest = max(np.abs(theirs[path] - before[path]).max() for path in shapes if path[0] == "params")
     for path in shapes:
@@ -91,6 +66,37 @@ def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
             their_move = kept + (theirs[path] - kept) * (count - 1) / count - before[path]
         tolerance = 1e-6 * np.abs(their_move).max() + 1e-10 * largest
         assert np.abs(moved - their_move).max() <= tolerance, path
+
+
+def _their_step(reference, images, labels):
+    """Updates the module as PyTorch does; returns the loss before."""
+    import torch
+
+    reference.train()
+    for layer in reference.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0 - MOMENTUM
+    optimizer = torch.optim.SGD(reference.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    loss = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels)).loss
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _our_step(model, variables, images, labels):
+    """The loss before and the variables after a step of ours."""
+
+    def objective(params):
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        output, updated = model.apply(given, images, train=True, mutable=["batch_stats"])
+        total, count = segmentation_cross_entropy_sums(output.logits, labels, ignore_label=255)
+        return total / count, updated["batch_stats"]
+
+    (loss, stats), gradients = jax.value_and_grad(objective, has_aux=True)(variables["params"])
+    rule = optax.sgd(LEARNING_RATE, momentum=0.9)
+    updates, _ = rule.update(gradients, rule.init(variables["params"]))
+    return loss, {"params": optax.apply_updates(variables["params"], updates), "batch_stats": stats}
 
 
 def _variables(module, shapes):

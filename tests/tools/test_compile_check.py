@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 from PIL import Image
 
 from flax_mnv2 import ConfigError
@@ -24,6 +25,7 @@ from flax_mnv2.tools.tpu_compile.chips import CHIPS, lower_bounds, sent_bytes
 from flax_mnv2.tools.tpu_compile.command import DoesNotFitError, check, does_not_fit
 from flax_mnv2.tools.tpu_compile.report import format_report, make_report
 from flax_mnv2.tools.tpu_compile.slices import CompilerMissingError, Slice, open_slice
+from flax_mnv2.training import cli
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import JitParallel
@@ -275,6 +277,9 @@ def test_a_step_that_does_not_fit_says_what_helps(tiny_config):
         compile_check.compile_step(step, target, tiny_config, quick=True)
 
 
+RECIPE = "--config=configs/seg_voc.py:smoke"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -285,10 +290,22 @@ def test_a_step_that_does_not_fit_says_what_helps(tiny_config):
     ],
 )
 def test_mistakes_give_one_message_and_status_2(arguments, message):
-    command = [sys.executable, "-m", "flax_mnv2.tools.tpu_compile", "--config=configs/seg_voc.py:smoke"]
-    result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+    def door():
+        compile_check.define_flags()
+        cli.run(compile_check.main)
+
+    result = scripts.run(door, RECIPE, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "flax_mnv2.tools.tpu_compile", RECIPE, "--topology=v5e:7x7"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert "there is no slice 'v5e:7x7'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

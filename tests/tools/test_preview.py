@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scripts
 from coloured_photos import COLORS, make_photos
 from PIL import Image
 
@@ -21,6 +22,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tools import preview as preview_module
 from flax_mnv2.tools.preview import preview, seen_examples
+from flax_mnv2.training import cli
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState
@@ -266,9 +268,14 @@ def test_mistakes_are_explained_before_the_work(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def _command(*arguments, environment):
-    command = [sys.executable, "-m", "flax_mnv2.tools.preview", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def _here(*arguments):
+    """The command inside this process."""
+
+    def door():
+        preview_module.define_flags()
+        cli.run(preview_module.main)
+
+    return scripts.run(door, *arguments)
 
 
 def test_the_command(photos, tmp_path):
@@ -276,7 +283,8 @@ def test_the_command(photos, tmp_path):
     recipe, data = "--config=configs/cls_image_folder.py:smoke", f"--config.data.archive={photos}"
     output = f"--output={tmp_path / 'sheet.png'}"
     options = ("--config.data.cutmix_alpha=1", "--num_images=6", "--step=1")
-    result = _command(recipe, data, output, *options, environment=environment)
+    command = [sys.executable, "-m", "flax_mnv2.tools.preview", recipe, data, output, *options]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"written: {tmp_path / 'sheet.png'}"
     config = _recipe(photos, tmp_path / "tfds")
@@ -285,7 +293,7 @@ def test_the_command(photos, tmp_path):
     for one in seen_examples(config, get_task(config.task).load_dataset(config.data), step=1, num_images=6):
         assert _contains(sheet, one.image.repeat(5, 0).repeat(5, 1))  # 32 pixels are drawn as 160
 
-    absent = _command(recipe, "--config.data.archive=/absent", output, environment=environment)
+    absent = _here(recipe, "--config.data.archive=/absent", output)
     assert absent.returncode == 2
     assert absent.stderr.startswith("error: ")
     assert "Traceback" not in absent.stderr
@@ -308,7 +316,7 @@ def _recipe(photos, data_dir):
     ],
 )
 def test_mistakes_on_the_command_line(arguments, message):
-    result = _command(*arguments, environment=os.environ | {"JAX_PLATFORMS": "cpu"})
+    result = _here(*arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert re.match(f"error: .*{message}", result.stderr), result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,7 @@
-"""The scripts as a user runs them, and mistakes on the command line; tests/faults/ has signals and kill -9."""
+"""The scripts as a user runs them, and mistakes on the command line; tests/faults/ has signals and kill -9.
+
+One run, its evaluation and one mistake have processes of their own; the other mistakes share this one.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import scripts
 
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 
@@ -93,9 +97,10 @@ def test_train_then_eval(whole_run, run):
         ([*SMALL, "--workdir=gs://bucket/run"], "must be a folder of a file system; found gs:"),
     ],
 )
-def test_mistakes_give_one_message_and_status_2(run, tmp_path, monkeypatch, arguments, message):
+def test_mistakes_give_one_message_and_status_2(environment, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setenv("TFDS_DATA_DIR", environment["TFDS_DATA_DIR"])
     arguments = [a.replace("--workdir=w", f"--workdir={tmp_path / 'w'}") for a in arguments]
-    result = run("train.py", *arguments, check=False)
+    result = scripts.run("train.py", *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert re.search(message, result.stderr), result.stderr
     assert "Traceback" not in result.stderr

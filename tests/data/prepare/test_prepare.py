@@ -1,12 +1,12 @@
 """``python -m flax_mnv2.data.prepare``: what it builds is what training finds by the data_dir alone."""
 
-import importlib.util
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
+import types
 
 import pytest
 
@@ -89,26 +89,48 @@ def test_tfds_wants_both_archives(imagenet, tmp_path, run, monkeypatch):
     assert f"{official / 'ILSVRC2012_img_train.tar'} is missing" in message
 
 
-@pytest.mark.slow
-def test_imagenet_by_tfds(shared, tmp_path, load):
+@pytest.fixture
+def golden(tmp_path):
+    """What golden/make_tfds_imagenet.py had TFDS and TensorFlow build, which are not needed here."""
+    with tarfile.open(pathlib.Path(__file__).with_name("golden") / "tfds_imagenet.tar.gz") as packed:
+        packed.extractall(tmp_path / "golden", filter="data")
+    return tmp_path / "golden"
+
+
+def test_imagenet_by_tfds(golden, load):
     """Built by TFDS, and that as TFRecord and converted: the same examples as ours."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TFDS's own builder needs TensorFlow, which is not installed")
-    mini = shared / "data" / "imagenet_mini"
-    build = (
-        "import sys, tensorflow_datasets as tfds; from flax_mnv2.data import prepare;"
-        "config = tfds.download.DownloadConfig(manual_dir=sys.argv[1]);"
-        "tfds.builder('imagenet2012', data_dir=sys.argv[3]).download_and_prepare(download_config=config);"
-        "sys.exit(prepare.main(['imagenet2012', '--manual_dir', sys.argv[1], '--data_dir', sys.argv[2]]))"
-    )
-    command = [sys.executable, "-c", build, str(mini), str(tmp_path / "data"), str(tmp_path / "tfrecord")]
-    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    ours = examples(load(archive=str(mini)))
-    assert {split: len(found) for split, found in ours.items()} == {"train": 200, "validation": 100}
-    assert examples(load()) == ours
-    assert prepare.main(["convert", str(tmp_path / "tfrecord" / "imagenet2012" / "5.1.0")]) == 0
-    assert examples(load(data_dir=str(tmp_path / "tfrecord"))) == ours
+    ours = examples(load(archive=str(golden / "official")))
+    assert {split: len(found) for split, found in ours.items()} == {"train": 6, "validation": 5}
+    assert examples(load(data_dir=str(golden / "array_record"))) == ours
+    assert prepare.main(["convert", str(golden / "tfrecord" / "imagenet2012" / "5.1.0")]) == 0
+    assert examples(load(data_dir=str(golden / "tfrecord"))) == ours
+
+
+def test_the_command_has_tfds_build_imagenet(golden, tmp_path, run, load, monkeypatch):
+    """Stands in for TFDS's builder, which needs TensorFlow, and leaves what it did."""
+    built, target = golden / "array_record" / "imagenet2012", tmp_path / "data" / "imagenet2012"
+    asked = []
+
+    def builder(name, *, data_dir, file_format):
+        if (target / "5.1.0").exists():
+            return prepare.tfds.builder_from_directory(target / "5.1.0")
+        asked.append((name, data_dir, file_format))
+        info = types.SimpleNamespace(full_name=f"{name}/5.1.0")
+        return types.SimpleNamespace(
+            name=name, info=info, data_dir=target / "5.1.0", download_and_prepare=download_and_prepare
+        )
+
+    def download_and_prepare(*, download_config, **_):
+        asked.append(download_config.manual_dir)
+        shutil.copytree(built, target)
+
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(prepare.tfds, "builder", builder)
+    status, output = run("imagenet2012", "--manual_dir", golden / "official")
+    assert status == 0
+    assert asked == [("imagenet2012", tmp_path / "data", "array_record"), golden / "official"]
+    assert "validation  5 examples" in output
+    assert examples(load()) == examples(load(archive=str(golden / "official")))
 
 
 def test_a_tfrecord_copy_is_not_built_again(tmp_path, run):
