@@ -18,7 +18,7 @@ from flax_mnv2.data.loader.batches import train_batches
 from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.errors import DataError
 
-HELPERS = pathlib.Path(__file__).parents[2] / "helpers"
+HELPERS = pathlib.Path(__file__).parents[2] / "helpers" / "loader"
 SOURCE = list(range(100))
 
 
@@ -70,7 +70,7 @@ def _take(batches, count):
 
 @contextlib.contextmanager
 def _script(name, *arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[2])])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, str(HELPERS / name), *arguments], env=environment, **pipes)
     try:

@@ -18,7 +18,7 @@ from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.weights import command as convert
 from flax_mnv2.weights import tensor_files
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 class _Trap:

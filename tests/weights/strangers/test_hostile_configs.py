@@ -23,7 +23,7 @@ from flax_mnv2.training.workdir import open_workdir
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.formats import flax
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def _id(value):
