@@ -1,8 +1,11 @@
 """A run on other devices, processes and input workers: the same global batches, the same state to rounding."""
 
 import harness
+import jax
 import numpy as np
 import pytest
+
+from flax_mnv2.training.config import checks
 
 
 def _assert_same(one, other):
@@ -26,19 +29,24 @@ def test_global_batches_do_not_depend_on_processes_workers_and_resumption(tiny, 
         _assert_same(harness.global_batches(config, processes=1, workers=2), whole)
 
 
-def test_a_run_moves_from_one_device_to_four_and_to_two_under_pmap(tiny, tmp_path):
-    config = tiny("plain", num_steps=6, eval_every_steps=6, checkpoint__every_steps=6, log_every_steps=1)
-    assert harness.train_here(config, tmp_path / "whole") == 0
-    for devices, mode, step in ((1, "jit", 2), (4, "jit", 4)):
-        config.parallel = mode
-        fault = {"signal": "SIGTERM", "during": "training", "at": step}
-        assert harness.train_here(config, tmp_path / "moved", mode=mode, devices=devices, fault=fault) == 143
-    config.parallel = "pmap"
-    assert harness.train_here(config, tmp_path / "moved", mode="pmap", devices=2) == 0
+def test_a_run_moves_from_one_device_to_four_and_to_two_under_pmap(tiny, tmp_path, monkeypatch):
+    """In float64, so that only float32 weights and statistics round: else what grows depends on the CPU."""
+    monkeypatch.setitem(checks._RULES, "dtype", (lambda value: value == "float64", "float64"))
+    config = tiny(
+        "plain", dtype="float64", num_steps=6, eval_every_steps=6, checkpoint__every_steps=6, log_every_steps=1
+    )
+    with jax.enable_x64(True):
+        assert harness.train_here(config, tmp_path / "whole") == 0
+        for devices, mode, step in ((1, "jit", 2), (4, "jit", 4)):
+            config.parallel = mode
+            fault = {"signal": "SIGTERM", "during": "training", "at": step}
+            assert harness.train_here(config, tmp_path / "moved", mode=mode, devices=devices, fault=fault) == 143
+        config.parallel = "pmap"
+        assert harness.train_here(config, tmp_path / "moved", mode="pmap", devices=2) == 0
     one, other = (harness.arrays(tmp_path / name, 6) for name in ("whole", "moved"))
     assert one.keys() == other.keys()
     for name in one:
-        np.testing.assert_allclose(other[name], one[name], rtol=2e-3, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
     for first, second in zip(harness.metrics(tmp_path / "whole"), harness.metrics(tmp_path / "moved"), strict=True):
         assert first.pop("split") == second.pop("split")
-        assert first == pytest.approx(second, rel=5e-3, abs=2e-3)
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-4)

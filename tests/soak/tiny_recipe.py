@@ -36,6 +36,7 @@ def get_config(variant: str = "segmentation"):
         config.data.crop_area = (0.5, 1.0)
         config.model.output_stride, config.model.classifier_initializer_range = 32, 0.1
         config.model.batch_norm_momentum = 0.7
+        config.model.classifier_dropout_prob = 0.1
     else:
         raise ValueError(f"{__file__} has segmentation, classification and plain; found {variant!r}.")
     if variant == "classification":
