@@ -63,7 +63,7 @@ def test_one_of_two_processes_is_told_while_they_evaluate(data, tmp_path):
     flags += ["--config.eval_every_steps=4", "--config.log_every_steps=4"]
     fault = {"signal": "SIGTERM", "during": "evaluating", "at": 1}
     with harness.two_processes(*flags, faults={1: fault}, pace=1.5) as two:  # JAX looks for signals once a second
-        assert [process.end() for process in two] == [143, 143], [process.printed for process in two]
+        harness.check_ends(two, 143, 143)
     assert harness.steps(tmp_path) == [4]
     assert [line["split"] for line in harness.metrics(tmp_path)] == ["train", "train"]
     assert "SIGTERM: saved step 4" in two[0].printed

@@ -28,7 +28,6 @@ HERE = pathlib.Path(__file__).resolve().parent
 RECIPE = HERE / "tiny_recipe.py"
 BLOCKS = ((8, 1, 2), (8, 1, 1))  # of the tiny network
 WALL_CLOCK = ("images_per_second",)  # figures that no two runs share
-HEARTBEAT = 8  # seconds of silence after which a process of two counts as dead
 
 
 # ---- starting and cutting runs --------------------------------------------------------------------------------------
@@ -178,25 +177,34 @@ def train_here(config, workdir: pathlib.Path, *, mode: str = "jit", devices: int
 
 @contextlib.contextmanager
 def two_processes(
-    *flags, own: Mapping[int, Sequence[str]] | None = None, faults: Mapping[int, dict] | None = None, **options
+    *flags,
+    own: Mapping[int, Sequence[str]] | None = None,
+    faults: Mapping[int, dict] | None = None,
+    heartbeat: float = 60.0,
+    **options,
 ) -> Iterator[list[Child]]:
-    """Two processes of one ``train.py`` with two devices each; ``own`` flags, and ``faults`` as child.py has them."""
+    """Two processes of one ``train.py`` with two devices each.
+
+    ``own`` has further flags by process, ``faults`` what child.py does; one counts as dead after ``heartbeat`` seconds
+    of silence, which a busy machine can cause, too.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    shared = ("--num_processes=2", f"--coordinator_address=127.0.0.1:{port}", f"--host_timeout={HEARTBEAT}")
+    shared = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--host_timeout={heartbeat}")
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                Child(
-                    "train.py",
-                    *(*flags, *(own or {}).get(index, ()), *shared, f"--process_id={index}"),
-                    devices=2,
-                    **({"fault": faults[index]} if index in (faults or {}) else {}),
-                    **options,
-                )
-            )
-            for index in (0, 1)
-        ]
+        children = []
+        for index in (0, 1):
+            place = (*shared, f"--process_id={index}", *(own or {}).get(index, ()))
+            fault = {"fault": faults[index]} if index in (faults or {}) else {}
+            child = Child("train.py", *flags, *place, devices=2, **fault, **options)
+            children.append(stack.enter_context(child))
+        yield children
+
+
+def check_ends(children: Sequence[Child], *expected: int) -> None:
+    """Waits for the ends of children, whose exit statuses must be these."""
+    found = tuple(child.end(timeout=600) for child in children)
+    assert found == expected, "\n".join([f"{found}, expected {expected}", *(child.printed for child in children)])
 
 
 BATCHES = 3

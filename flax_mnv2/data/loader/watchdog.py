@@ -20,7 +20,7 @@ import grain
 
 from flax_mnv2.data.loader.workers import explained, kill_workers
 
-_PATIENCE = 10.0  # seconds in which healthy threads and workers should finish the batch that they are at
+_PATIENCE = 20.0  # seconds in which healthy threads and workers should finish the batch that they are at
 _GRACE = 3.0  # the same once a batch was overdue: a thread inside OpenCV should still end before Python does
 
 

@@ -16,6 +16,7 @@ from flax_mnv2.training import multihost
 from flax_mnv2.training.faults.interrupt import StopRequest
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 
+HEARTBEAT = 8  # seconds
 ABORTED = 128 + signal.SIGABRT  # as JAX ends a process when another has died
 STEPS = {"num_steps": 8, "eval_every_steps": 3, "log_every_steps": 1, "batch_size": 16}
 STEPS |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.001}  # so that rounding stays rounding
@@ -63,7 +64,7 @@ def test_two_train_as_one_does_and_sigterm_to_one_stops_both_at_a_step_from_whic
     flags = _flags(data, "classification", two, **STEPS, shard_optimizer_state=True)
     fault = {"signal": "SIGTERM", "during": "training", "at": 2}
     with harness.two_processes(*flags, faults={1: fault}, pace=0.5) as processes:
-        assert [process.end() for process in processes] == [143, 143], [process.printed for process in processes]
+        harness.check_ends(processes, 143, 143)
     saved = max(harness.steps(two))
     assert 2 <= saved < 8
     assert f"SIGTERM: saved step {saved}" in processes[0].printed
@@ -82,7 +83,7 @@ def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monk
     assert harness.train_here(config, one) == 0
     assert harness.train_here(config, two, fault=fault) == 143
     with harness.two_processes(*_flags(data, "segmentation", two, **STEPS), "--config.parallel=pmap") as processes:
-        assert [process.end() for process in processes] == [0, 0], [process.printed for process in processes]
+        harness.check_ends(processes, 0, 0)
     assert "going on from step 2;" in processes[0].printed
     _check_same(one, two)
 
@@ -95,11 +96,11 @@ def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monk
 def test_when_one_is_killed_jax_ends_the_other_and_names_it(data, tmp_path, killed):
     flags = _flags(data, "classification", tmp_path, **STEPS | {"num_steps": 100_000, "shard_optimizer_state": True})
     fault = {"signal": "SIGKILL", "during": "training", "at": 2}
-    with harness.two_processes(*flags, faults={killed: fault}) as processes:
+    with harness.two_processes(*flags, faults={killed: fault}, heartbeat=HEARTBEAT) as processes:
         assert processes[killed].end() == 128 + signal.SIGKILL
         began = time.monotonic()
         assert processes[1 - killed].end() == ABORTED
-        assert time.monotonic() - began < harness.HEARTBEAT + 10
+        assert time.monotonic() - began < HEARTBEAT + 10
     printed = processes[1 - killed].printed
     if killed == 1:
         assert re.search(r"Task 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", printed)
@@ -111,7 +112,7 @@ def test_when_one_is_killed_jax_ends_the_other_and_names_it(data, tmp_path, kill
 def test_data_that_one_host_lacks_ends_both_and_is_named_there(data, tmp_path):
     flags = _flags(data, "plain", tmp_path / "run")
     own = {1: [f"--config.data.archive={tmp_path / 'nothing'}", f"--config.data.data_dir={tmp_path}"]}
-    with harness.two_processes(*flags, own=own) as (first, second):
+    with harness.two_processes(*flags, own=own, heartbeat=HEARTBEAT) as (first, second):
         assert second.end() == 2
         assert f"{tmp_path / 'nothing'}" in second.printed.partition("error: ")[2]
         assert "Traceback" not in second.printed
