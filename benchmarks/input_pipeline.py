@@ -163,7 +163,6 @@ def imagenet_makers(files: list[dict[str, Any]], peers: set[str]) -> dict[str, C
     makers: dict[str, Callable[[], Case]] = {
         "ours": lambda: ours_imagenet(images),
         "ours, no antialias": lambda: ours_imagenet(images, antialias=False),
-        "ours, reduced decoding": lambda: ours_imagenet(images, reduced=True),
     }
     if "pillow" in peers:
         makers["Pillow + torchvision"] = lambda: pillow_imagenet(images, to_tensor=False)

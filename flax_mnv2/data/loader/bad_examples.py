@@ -20,12 +20,7 @@ _said: set[tuple[str, int]] = set()  # place and position: an example evaluated 
 
 
 class BadExampleError(DataError):
-    """One example is damaged.
-
-    Attributes:
-      name: which.
-      reason: what is wrong with it.
-    """
+    """One example is damaged: ``name`` says which, ``reason`` what is wrong with it."""
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason.rstrip(".")
@@ -44,16 +39,11 @@ class SubstituteRow:
 
     The row goes on with the same generator, so that it depends on the seed, the step and the data alone, and no other
     row changes.
-
-    Attributes:
-      make_row: position and generator → row.
-      length: of the split.
-      limit: examples to try after the first; more would be over the budget.
     """
 
     make_row: Callable[[int, np.random.Generator], dict[str, np.ndarray]]
-    length: int
-    limit: int
+    length: int  # of the split
+    limit: int  # examples to try after the first; more would be over the budget
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The row, with the field :data:`BAD`."""
@@ -73,15 +63,10 @@ class SubstituteRow:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedRow:
-    """Evaluation rows: a filler takes the place of a bad example, so that it counts for nothing.
-
-    Attributes:
-      make_row: position → row; the position ``filler`` gives a filler, whose mask is False.
-      filler: such a position.
-    """
+    """Evaluation rows: a filler takes the place of a bad example, so that it counts for nothing."""
 
     make_row: Callable[[int], dict[str, np.ndarray]]
-    filler: int
+    filler: int  # a position whose row is a filler, with a mask that is False
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         """The row, with the field :data:`BAD`."""
@@ -92,24 +77,15 @@ class MaskedRow:
 
 
 class BadExamples:
-    """Those that an iterator has met, held against the budget and reported once each.
-
-    Attributes:
-      found: by position in the split, the name of the example with the reason.
-    """
+    """Those that an iterator has met in a split, held against the budget and reported once each."""
 
     def __init__(self, max_bad: int, place: str):
-        """``max_bad`` is the budget; ``place`` says which split it is, for reports."""
-        self.found: dict[int, str] = {}
+        self.found: dict[int, str] = {}  # by position in the split, the name of the example with the reason
         self._max_bad = max_bad
         self._place = place
 
     def take_from(self, batch: dict[str, np.ndarray]) -> None:
-        """Takes the field :data:`BAD` out of a batch.
-
-        Raises:
-          DataError: there are too many.
-        """
+        """Takes the field :data:`BAD` out of a batch; a DataError where there are too many."""
         for text in filter(None, batch.pop(BAD).tolist()):
             for position, name, reason in json.loads(text):
                 if position not in self.found:
