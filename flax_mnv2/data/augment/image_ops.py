@@ -1,8 +1,9 @@
 """The single operations of colour and geometry that augmentation policies are made of.
 
 Each takes an image, uint8 (H, W, 3) RGB, and returns one of the same shape. Nothing is random, and the input is never
-written to; where nothing changes it may be returned itself. The reference is torchvision on Pillow images, which
-Pillow's ImageEnhance, ImageOps and ``Image.transform`` stand behind. How close each one is, on any image:
+written to; where nothing changes it may be returned itself. Those that move pixels take ``interpolation``, a key of
+:data:`INTERPOLATIONS`, and ``fill``, the colour of what comes from outside. All follow torchvision on Pillow images,
+which Pillow's ImageEnhance, ImageOps and ``Image.transform`` stand behind. How close each one is, on any image:
 
 - brightness, sharpness, posterize, solarize, solarize_add, invert, autocontrast, equalize: the same bits.
 - contrast: the same bits, unless the mean grey lies on the border between two levels (then at most 1 times the
@@ -19,6 +20,7 @@ Pillow's ImageEnhance, ImageOps and ``Image.transform`` stand behind. How close 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -101,38 +103,34 @@ def equalize(image: np.ndarray) -> np.ndarray:
     return _by_table(image, np.stack([_equalizing(count.ravel().astype(np.int64)) for count in counts], axis=-1))
 
 
-def rotate(image: np.ndarray, degrees: float, *, fill: Colour = BLACK, interpolation: str = "nearest") -> np.ndarray:
-    """Turn counter-clockwise about the centre; what comes from outside the image is ``fill``."""
+def rotate(image: np.ndarray, degrees: float, **warp: Any) -> np.ndarray:
+    """Turn counter-clockwise about the centre."""
     height, width = image.shape[:2]
     # Rounded as in Pillow, so that right angles are exact.
     cos, sin = round(math.cos(math.radians(degrees)), 15), round(math.sin(math.radians(degrees)), 15)
     shift_x = (width - cos * width + sin * height) / 2
     shift_y = (height - sin * width - cos * height) / 2
-    return _warp(image, ((cos, -sin, shift_x), (sin, cos, shift_y)), fill, interpolation)
+    return _warp(image, ((cos, -sin, shift_x), (sin, cos, shift_y)), **warp)
 
 
-def shear_x(image: np.ndarray, slope: float, *, fill: Colour = BLACK, interpolation: str = "nearest") -> np.ndarray:
+def shear_x(image: np.ndarray, slope: float, **warp: Any) -> np.ndarray:
     """Move each row left by ``slope`` times its distance from the upper edge."""
-    return _warp(image, ((1, slope, 0), (0, 1, 0)), fill, interpolation)
+    return _warp(image, ((1, slope, 0), (0, 1, 0)), **warp)
 
 
-def shear_y(image: np.ndarray, slope: float, *, fill: Colour = BLACK, interpolation: str = "nearest") -> np.ndarray:
+def shear_y(image: np.ndarray, slope: float, **warp: Any) -> np.ndarray:
     """Move each column up by ``slope`` times its distance from the left edge."""
-    return _warp(image, ((1, 0, 0), (slope, 1, 0)), fill, interpolation)
+    return _warp(image, ((1, 0, 0), (slope, 1, 0)), **warp)
 
 
-def translate_x(
-    image: np.ndarray, pixels: float, *, fill: Colour = BLACK, interpolation: str = "nearest"
-) -> np.ndarray:
+def translate_x(image: np.ndarray, pixels: float, **warp: Any) -> np.ndarray:
     """Move the picture right by ``pixels``."""
-    return _translate(image, pixels, 0, fill, interpolation)
+    return _translate(image, pixels, 0, **warp)
 
 
-def translate_y(
-    image: np.ndarray, pixels: float, *, fill: Colour = BLACK, interpolation: str = "nearest"
-) -> np.ndarray:
+def translate_y(image: np.ndarray, pixels: float, **warp: Any) -> np.ndarray:
     """Move the picture down by ``pixels``."""
-    return _translate(image, 0, pixels, fill, interpolation)
+    return _translate(image, 0, pixels, **warp)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -167,10 +165,10 @@ def _equalizing(counts: np.ndarray) -> np.ndarray:
     return (step // 2 + counts.cumsum() - counts) // step
 
 
-def _translate(image: np.ndarray, right: float, down: float, fill: Colour, interpolation: str) -> np.ndarray:
+def _translate(image: np.ndarray, right: float, down: float, *, fill: Colour = BLACK, **warp: Any) -> np.ndarray:
     height, width = image.shape[:2]
     if right % 1 or down % 1 or abs(right) >= width or abs(down) >= height:
-        return _warp(image, ((1, 0, -right), (0, 1, -down)), fill, interpolation)
+        return _warp(image, ((1, 0, -right), (0, 1, -down)), fill=fill, **warp)
     # By whole pixels: a window with a border, a tenth of the time.
     before_x, after_x = max(int(right), 0), max(-int(right), 0)
     before_y, after_y = max(int(down), 0), max(-int(down), 0)
@@ -178,7 +176,7 @@ def _translate(image: np.ndarray, right: float, down: float, fill: Colour, inter
     return cv2.copyMakeBorder(kept, before_y, after_y, before_x, after_x, cv2.BORDER_CONSTANT, value=fill)
 
 
-def _warp(image: np.ndarray, matrix: tuple, fill: Colour, interpolation: str) -> np.ndarray:
+def _warp(image: np.ndarray, matrix: tuple, *, fill: Colour = BLACK, interpolation: str = "nearest") -> np.ndarray:
     """Take each pixel from where ``matrix`` (2, 3) puts it, in coordinates whose origin is the image's corner."""
     to_source = np.array(matrix, np.float64)
     to_source[:, 2] += (to_source[:, 0] + to_source[:, 1] - 1) / 2  # OpenCV's origin is the first pixel's centre

@@ -24,6 +24,7 @@ class BadExampleError(DataError):
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason.rstrip(".")
+        self.words = f"{self.name} ({self.reason})"
         super().__init__(name, reason)  # what unpickling passes, when a worker process has raised it
 
     def __str__(self) -> str:
@@ -52,12 +53,12 @@ class SubstituteRow:
             try:
                 row = self.make_row(position % self.length, rng)
             except BadExampleError as error:
-                bad.append((position % self.length, error.name, error.reason))
+                bad.append((position % self.length, error.words))
             else:
                 return row | {BAD: _text(bad)}
         raise DataError(
-            f"{len(bad)} examples in a row cannot be read: {_listed([_words(*each[1:]) for each in bad])}. Is the disk "
-            "or the data set damaged?"
+            f"{len(bad)} examples in a row cannot be read: {_listed([words for _, words in bad])}. Is the disk or the "
+            "data set damaged?"
         )
 
 
@@ -73,7 +74,7 @@ class MaskedRow:
         try:
             return self.make_row(index) | {BAD: _text([])}
         except BadExampleError as error:
-            return self.make_row(self.filler) | {BAD: _text([(index, error.name, error.reason)])}
+            return self.make_row(self.filler) | {BAD: _text([(index, error.words)])}
 
 
 class BadExamples:
@@ -87,9 +88,9 @@ class BadExamples:
     def take_from(self, batch: dict[str, np.ndarray]) -> None:
         """Takes the field :data:`BAD` out of a batch; a DataError where there are too many."""
         for text in filter(None, batch.pop(BAD).tolist()):
-            for position, name, reason in json.loads(text):
+            for position, words in json.loads(text):
                 if position not in self.found:
-                    self._add(position, _words(name, reason))
+                    self._add(position, words)
 
     def _add(self, position: int, words: str) -> None:
         self.found[position] = words
@@ -109,12 +110,8 @@ def report(found: Mapping[int, str]) -> str:
     return f"{count} bad example{' was' if count == 1 else 's were'} left out: {_listed(list(found.values()))}"
 
 
-def _text(bad: list[tuple[int, str, str]]) -> np.str_:
+def _text(bad: list[tuple[int, str]]) -> np.str_:
     return np.str_(json.dumps(bad) if bad else "")
-
-
-def _words(name: str, reason: str) -> str:
-    return f"{name} ({reason})"
 
 
 def _listed(words: list[str]) -> str:

@@ -101,8 +101,8 @@ def _build_by_tfds(
 
 
 def _prepare(arguments: argparse.Namespace) -> list[str]:
-    fields = {key: value for key, value in vars(arguments).items() if key in ("data_dir", *_FIELDS)}
-    dataset = load({"dataset": arguments.name, **{key: value for key, value in fields.items() if value is not None}})
+    given = {key: value for key, value in vars(arguments).items() if key in ("data_dir", *_FIELDS)}
+    dataset = load({"dataset": arguments.name, **given})
     labels = ", ".join(dataset.labels[:8]) + (" …" if len(dataset.labels) > 8 else "")
     builders = {split: builder() for split, builder in dataset.builders.items()}
     return [*_report(builders), f"classes     {len(dataset.labels)}: {labels}"]
@@ -116,13 +116,12 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
 
 def _report(builders: dict[str, tfds.core.DatasetBuilder]) -> list[str]:
     lines = [f"{split:<11} {builder.info.splits[split].num_examples:,} examples" for split, builder in builders.items()]
-    places = {str(builder.data_dir): builder.builder_config for builder in builders.values()}
     folders = []
-    for folder, config in places.items():
+    for folder, config in {str(builder.data_dir): builder.builder_config for builder in builders.values()}.items():
         folders.append(f"folder      {folder}")
         if config is not None and config.description:
             folders.append(f"what        {config.description}")
-    return [*folders, *lines]
+    return folders + lines
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -142,7 +141,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         for field, what in entry.fields.items():
             metavar, kind = _FIELDS[field]
             needed = field == "archive" and not entry.fixed  # there is nothing but the user's own data
-            command.add_argument(f"--{field}", type=kind, metavar=metavar, help=what, required=needed)
+            options = {"type": kind, "metavar": metavar, "help": what, "required": needed}
+            command.add_argument(f"--{field}", default=argparse.SUPPRESS, **options)
     command = _add(names, "convert", "a data set that TFDS prepared as TFRecord, to ArrayRecord", _convert)
     command.add_argument(
         "folder", metavar="FOLDER", type=pathlib.Path, help="its dataset_info.json's, such as …/imagenet2012/5.1.0"
