@@ -69,7 +69,7 @@ class TarTree(FileTree):
 
 
 def inner_files(tree: FileTree, name: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the plain files of a tar inside ``tree``, in their order; it is held in memory."""
+    """Yields names and contents of the plain files of a tar inside ``tree``, in their order; it is held in memory."""
     data = tree.read(name)
     with damage_named(tree.path, name):
         for member in _members(io.BytesIO(data)):

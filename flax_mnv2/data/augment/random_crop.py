@@ -61,11 +61,11 @@ def decode_random_crop(
     flip: bool = True,
     antialias: bool = True,
 ) -> np.ndarray:
-    """Encoded image → uint8 (size, size, 3) RGB: a window (Szegedy et al., "Going deeper with convolutions"), resized.
+    """Returns a resized window (Szegedy et al., "Going deeper with convolutions") of an encoded image.
 
-    ``area`` is the smallest and largest part of the image, ``aspect`` the smallest and largest width / height; ``flip``
-    mirrors half of the examples; ``antialias`` averages over pixels where the window shrinks, as Pillow does and
-    TF-slim does not. A DataError where the image cannot be decoded.
+    It is uint8 (size, size, 3) RGB. ``area`` is the smallest and largest part of the image, ``aspect`` the smallest and
+    largest width / height; ``flip`` mirrors half of the examples; ``antialias`` averages over pixels where the window
+    shrinks, as Pillow does and TF-slim does not. A DataError where the image cannot be decoded.
     """
     image = decode_bgr(data)
     box = draw_box(*image.shape[:2], rng, area=area, aspect=aspect)
@@ -76,7 +76,7 @@ def decode_random_crop(
 
 
 def decode_pad_crop(data: bytes, rng: np.random.Generator, *, size: int, padding: int, flip: bool) -> np.ndarray:
-    """Encoded image → uint8 (size, size, 3) RGB by CIFAR's recipe.
+    """Returns uint8 (size, size, 3) RGB of an encoded image by CIFAR's recipe.
 
     The image is resized to ``size`` on its shorter side (bilinear; averaging where it shrinks), laid on black with
     ``padding`` on each side, cropped anywhere, and with ``flip`` mirrored half of the time.

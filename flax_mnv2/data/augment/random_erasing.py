@@ -16,23 +16,15 @@ class RandomErasing:
 
     torchvision and timm erase after normalisation, to 0 or to standard normal noise; here the pixels are uint8, so it
     is those that normalise to that. Noise is cut to 0..255, for ImageNet's mean and deviation about 2 deviations
-    either way.
-
-    Attributes:
-      probability: of an image to be painted on.
-      area: smallest and largest part of the image, uniform in between.
-      aspect: smallest and largest height / width, uniform in the logarithm in between.
-      mode: ``"constant"``: all pixels are ``mean``, rounded, torchvision's default; ``"pixel"``: each value is drawn
-        from the normal distribution with ``mean`` and ``std``, as timm's recipes have it.
-      mean: of the data set, red, green, blue, in 0..255. The default is ImageNet's.
-      std: likewise its standard deviation.
+    either way. ``mode`` is ``"constant"``: all pixels are ``mean``, rounded, torchvision's default; or ``"pixel"``:
+    each value is drawn from the normal distribution with ``mean`` and ``std``, as timm's recipes have it.
     """
 
-    probability: float = 0.5
-    area: tuple[float, float] = (0.02, 1 / 3)
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    probability: float = 0.5  # of an image to be painted on
+    area: tuple[float, float] = (0.02, 1 / 3)  # of the image, uniform in between
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height / width, uniform in the logarithm in between
     mode: str = "constant"
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # ImageNet's red, green, blue, in 0..255
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def draw_box(self, height: int, width: int, rng: np.random.Generator) -> Box | None:

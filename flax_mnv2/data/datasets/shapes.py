@@ -57,7 +57,7 @@ class ShapesSegmentation(LocalBuilder):
 
 
 def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image, uint8 (H, W, 3) RGB, and its mask, uint8 (H, W); H and W lie in 80 … 128."""
+    """Draws an image, uint8 (H, W, 3) RGB, and its mask, uint8 (H, W); H and W lie in 80 … 128."""
     height, width = rng.integers(_SIZES[0], _SIZES[1] + 1, size=2)
     image = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)

@@ -47,7 +47,7 @@ class SubstituteRow:
     limit: int  # examples to try after the first; more would be over the budget
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The row, with the field :data:`BAD`."""
+        """Returns the row, with the field :data:`BAD`."""
         bad = []
         for position in range(index, index + min(self.limit + 1, self.length)):
             try:
@@ -70,7 +70,7 @@ class MaskedRow:
     filler: int  # a position whose row is a filler, with a mask that is False
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
-        """The row, with the field :data:`BAD`."""
+        """Returns the row, with the field :data:`BAD`."""
         try:
             return self.make_row(index) | {BAD: _text([])}
         except BadExampleError as error:
@@ -105,7 +105,7 @@ class BadExamples:
 
 
 def report(found: Mapping[int, str]) -> str:
-    """One line about examples that were left out."""
+    """Returns one line about examples that were left out."""
     count = len(found)
     return f"{count} bad example{' was' if count == 1 else 's were'} left out: {_listed(list(found.values()))}"
 

@@ -79,7 +79,7 @@ def train_batches(
     start_step: int,
     repeats: int = 1,
 ) -> BatchIterator:
-    """Endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
+    """Gives endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
 
     An iterator made with ``start_step=k`` therefore goes on exactly where one that gave k batches stopped,
     whatever the number of threads, workers and processes. Each epoch is shuffled and augmented anew; a
@@ -99,7 +99,7 @@ def train_batches(
 
 
 def eval_batches(make_row: Callable[[int], Batch], source: Source, options: LoaderOptions) -> BatchIterator:
-    """Every example exactly once, in the order of the split, filled up to whole global batches.
+    """Gives every example exactly once, in the order of the split, filled up to whole global batches.
 
     Every process gets the same number of batches. ``make_row`` and errors are as in :func:`train_batches`, but there is
     no generator, positions from ``len(source)`` on are fillers, and so is the row of a damaged example that is skipped.
