@@ -111,6 +111,8 @@ def check_encoded(data: bytes) -> tuple[int, int]:
     notice). Flipped bits inside the data of a JPEG or BMP cannot be found: neither has a checksum, and a decoder makes
     other pixels of them. The DataError has no name and no full stop, for the caller to complete.
     """
+    if not data:
+        raise DataError("it is empty")
     try:
         if data.startswith(b"\xff\xd8\xff"):
             width, height = _jpeg_size(data)
@@ -121,8 +123,7 @@ def check_encoded(data: bytes) -> tuple[int, int]:
         elif data.startswith(b"BM"):
             width, height = _bmp_size(data)
         else:
-            found = f"it begins with {bytes(data[:8])!r}" if data else "it is empty"
-            raise DataError(f"its format is none of {', '.join(FORMATS)}: {found}")
+            raise DataError(f"its format is none of {', '.join(FORMATS)}: it begins with {bytes(data[:8])!r}")
     except (struct.error, IndexError):
         raise DataError("its header is damaged or cut short") from None
     if width <= 0 or height <= 0:
