@@ -1,4 +1,4 @@
-"""Published figures of TPU chips, and the least time that a program can take on one.
+"""Published peak rates of TPU chips, and the least time that a program can take on one.
 
 Sources: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's documentation
 (docs.cloud.google.com/tpu/docs, read in 2026). The interconnect there is given for both directions together, or in
@@ -12,94 +12,41 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-SQUARE_SHAPES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of chip.
-
-    Attributes:
-      name: for a reader.
-      hbm_bytes: size of its memory.
-      hbm_bandwidth: bytes a second.
-      peak_flops: bfloat16 operations a second.
-      link_bandwidth: bytes a second that it can send over all its links together.
-      dimensions: of a slice, 2 or 3.
-      shapes: all slices that exist; empty where any product of even sides does.
-      examples: some slices, for messages.
-    """
+    """One kind of chip; rates are a second, in bytes and in bfloat16 operations."""
 
     name: str
     hbm_bytes: int
     hbm_bandwidth: float
     peak_flops: float
-    link_bandwidth: float
-    dimensions: int
-    shapes: tuple[str, ...] = ()
-    examples: tuple[str, ...] = ()
+    link_bandwidth: float  # that it can send over all its links together
+    slices: tuple[str, ...]  # all flat ones that exist; of three dimensions some, since any even sides do
+
+    @property
+    def dimensions(self) -> int:
+        """Of a slice, 2 or 3."""
+        return self.slices[0].count("x") + 1
 
 
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "8x8x8")
 CHIPS: Mapping[str, Chip] = {
-    "v4": Chip(
-        name="TPU v4",
-        hbm_bytes=32 * 2**30,
-        hbm_bandwidth=1200e9,
-        peak_flops=275e12,
-        link_bandwidth=300e9,
-        dimensions=3,
-        examples=_CUBES,
-    ),
-    "v5e": Chip(
-        name="TPU v5e",
-        hbm_bytes=16 * 2**30,
-        hbm_bandwidth=819e9,
-        peak_flops=197e12,
-        link_bandwidth=200e9,
-        dimensions=2,
-        shapes=SQUARE_SHAPES,
-        examples=SQUARE_SHAPES,
-    ),
-    "v5p": Chip(
-        name="TPU v5p",
-        hbm_bytes=95 * 2**30,
-        hbm_bandwidth=2765e9,
-        peak_flops=459e12,
-        link_bandwidth=600e9,
-        dimensions=3,
-        examples=_CUBES,
-    ),
-    "v6e": Chip(
-        name="TPU v6e",
-        hbm_bytes=32 * 2**30,
-        hbm_bandwidth=1638e9,
-        peak_flops=918e12,
-        link_bandwidth=400e9,
-        dimensions=2,
-        shapes=SQUARE_SHAPES,
-        examples=SQUARE_SHAPES,
-    ),
+    "v4": Chip("TPU v4", 32 * 2**30, 1200e9, 275e12, 300e9, _CUBES),
+    "v5e": Chip("TPU v5e", 16 * 2**30, 819e9, 197e12, 200e9, _FLAT),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 2765e9, 459e12, 600e9, _CUBES),
+    "v6e": Chip("TPU v6e", 32 * 2**30, 1638e9, 918e12, 400e9, _FLAT),
 }
 
 
 def lower_bounds(
     chip: Chip, *, hbm_bytes: float, flops: float, collectives: Mapping[str, Sequence[int]], num_chips: int
 ) -> dict[str, float]:
-    """Seconds that each part of a step takes at least, were the others free.
+    """Returns the seconds that ``hbm``, ``flops`` and ``interconnect`` of a step take at least, were the others free.
 
     Nothing can be faster than the published bandwidths and the peak; latencies, and parts that do not overlap, come on
-    top.
-
-    Args:
-      chip: the figures.
-      hbm_bytes: what one chip reads and writes in a step.
-      flops: what one chip computes in a step.
-      collectives: result bytes of each collective by kind, as ``hlo.Module.collectives`` gives them.
-      num_chips: that take part in each.
-
-    Returns:
-      ``hbm``, ``flops`` and ``interconnect``.
+    top. Bytes and operations are those of one chip; ``collectives`` are as ``hlo.Module.collectives`` gives them.
     """
     return {
         "hbm": hbm_bytes / chip.hbm_bandwidth,
@@ -109,7 +56,7 @@ def lower_bounds(
 
 
 def sent_bytes(collectives: Mapping[str, Sequence[int]], num_chips: int) -> float:
-    """Bytes that each chip must send at least for these collectives, whatever the algorithm.
+    """Returns the bytes that each chip must send at least for these collectives, whatever the algorithm.
 
     Of n chips that sum B bytes each sends (n - 1) / n of B to reduce its part and as much to hand it out.
     """

@@ -35,22 +35,11 @@ class DoesNotFitError(UserError):
 def check(
     config: ml_collections.ConfigDict, topology: str, *, num_classes: int = 0, quick: bool = False
 ) -> dict[str, Any]:
-    """Compiles the step for a slice and reports, printing as it goes.
+    """Compiles the step for a slice, printing as it goes.
 
-    Args:
-      config: the run's.
-      topology: as ``slices.open_slice`` takes it.
-      num_classes: of data whose name does not say it; 0: known.
-      quick: ask the TPU compiler for its least effort.
-
-    Returns:
-      What ``compile_report.make_report`` gives, with ``config`` (its changes included), ``quick`` and the seconds that
-      lowering and compiling took.
-
-    Raises:
-      ConfigError: config, slice or batch size are wrong.
-      CompilerMissingError: libtpu is not installed.
-      DoesNotFitError: the compiler found no program that fits.
+    Returns what ``report.make_report`` gives, with ``config`` (its changes included), ``quick`` and the seconds that
+    lowering and compiling took. Raises errors as ``open_slice`` and ``lower_train_step``, and a DoesNotFitError where
+    the compiler found no program that fits.
     """
     target = open_slice(topology)
     start = time.perf_counter()

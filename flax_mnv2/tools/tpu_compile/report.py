@@ -24,27 +24,21 @@ _BOUND_TITLES = {"hbm": "HBM traffic", "flops": "FLOPs", "interconnect": "interc
 
 
 def make_report(step: AbstractStep, compiled: jax.stages.Compiled, target: Slice) -> dict[str, Any]:
-    """Returns memory, traffic and bounds of a compiled step.
+    """Returns memory, traffic and bounds of a compiled step, for JSON.
 
-    Args:
-      step: what was compiled.
-      compiled: the program.
-      target: the devices that it is for.
+    Bytes, seconds and operations are those of one chip in one step:
 
-    Returns:
-      A dict for JSON. Bytes, seconds and operations are those of one chip in one step:
-
-      - ``memory``: ``state`` by part and ``batch`` (elements alone), ``padding`` (what their layout adds),
-        ``temporaries``, ``program``, ``total``; with a chip ``hbm`` and ``fits``;
-      - ``collectives``: by kind ``count``, ``bytes`` of the results and ``largest``;
-      - ``work``: ``hbm_bytes`` and ``flops``, each also by image; ``images``;
-      - ``bounds``, on a TPU: seconds of each part, ``binding``, ``step_seconds``, and images a second by ``chip`` and
-        ``slice``, which no run can exceed.
+    - ``memory``: ``state`` by part and ``batch`` (elements alone), ``padding`` (what their layout adds),
+      ``temporaries``, ``program``, ``total``; with a chip ``hbm`` and ``fits``;
+    - ``collectives``: by kind ``count``, ``bytes`` of the results and ``largest``;
+    - ``work``: ``hbm_bytes`` and ``flops``, each also by image; ``images``;
+    - ``bounds``, on a TPU: seconds of each part, ``binding``, ``step_seconds``, and images a second by ``chip`` and
+      ``slice``, which no run can exceed.
     """
     images, num_chips = step.batch["image"].shape[0] // len(target.devices), len(target.devices)
     module = hlo.Module(compiled.as_text())
     collectives = module.collectives()
-    hbm_bytes, flops = sum(each.bytes for each in module.traffic()), compiled.cost_analysis()["flops"]
+    hbm_bytes, flops = module.hbm_bytes(), compiled.cost_analysis()["flops"]
     if step.parts in module.loops():
         flops *= step.parts  # XLA counts the inside of a loop once; what is outside, the update, is nothing beside it
     report: dict[str, Any] = {

@@ -35,31 +35,20 @@ class CompilerMissingError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Devices to compile for.
+    """Devices to compile for, one for each chip."""
 
-    Attributes:
-      name: as asked for, such as ``v5e:4x4``.
-      devices: one for each chip.
-      num_hosts: processes that a run on it has.
-      chip: published figures; None on CPU.
-    """
-
-    name: str
+    name: str  # as asked for, such as v5e:4x4
     devices: Sequence[Any]
-    num_hosts: int
-    chip: Chip | None
+    num_hosts: int  # processes that a run on it has
+    chip: Chip | None  # None on CPU
 
 
 def open_slice(topology: str) -> Slice:
-    """The devices of a slice. This process computes on its CPU from then on.
+    """Returns the devices of a slice. This process computes on its CPU from then on.
 
-    Args:
-      topology: ``KIND:SHAPE`` such as ``v5e:16x16`` or ``v4:2x2x4``, which needs libtpu but no TPU; or ``cpu:N`` for N
-        devices of this machine, which tries the same without it.
-
-    Raises:
-      ConfigError: there is no such slice.
-      CompilerMissingError: libtpu is not installed.
+    ``topology`` is ``KIND:SHAPE`` such as ``v5e:16x16`` or ``v4:2x2x4``, which needs libtpu (else a
+    CompilerMissingError) but no TPU; or ``cpu:N`` for N devices of this machine, which tries the same without it. A
+    ConfigError says that there is no such slice.
     """
     kind, _, shape = topology.partition(":")
     jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine has no part in this
@@ -94,7 +83,7 @@ def _sides(topology: str, kind: str, shape: str) -> list[int]:
         )
     chip = CHIPS[kind]
     sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
-    if len(sides) != chip.dimensions or not all(sides) or (chip.shapes and shape not in chip.shapes):
+    if len(sides) != chip.dimensions or not all(sides) or (chip.dimensions == 2 and shape not in chip.slices):
         raise ConfigError(f"--topology: there is no slice {topology!r}. {_known(kind)}")
     return sides
 
@@ -108,8 +97,8 @@ def _host_bounds(sides: list[int]) -> tuple[int, int, int]:
 
 def _known(kind: str) -> str:
     chip = CHIPS[kind]
-    shapes = ", ".join(f"{kind}:{shape}" for shape in chip.examples)
-    return f"Slices of {chip.name} are {shapes}." if chip.shapes else f"Slices of {chip.name} are {shapes}, and so on."
+    shapes = ", ".join(f"{kind}:{shape}" for shape in chip.slices)
+    return f"Slices of {chip.name} are {shapes}{'.' if chip.dimensions == 2 else ', and so on.'}"
 
 
 def _cpu_slice(topology: str, shape: str) -> Slice:
