@@ -22,13 +22,7 @@ _MIN_TERMS = 16
 
 
 class Window(NamedTuple):
-    """Geometry of a convolution.
-
-    Attributes:
-      stride: step between outputs, the same along both axes.
-      padding: ((top, bottom), (left, right)) zeros around the input.
-      dilation: step between kernel taps, the same along both axes.
-    """
+    """Steps between outputs and between kernel taps, along both axes, and ((top, bottom), (left, right)) zeros."""
 
     stride: int
     padding: Padding
