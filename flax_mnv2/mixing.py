@@ -16,18 +16,9 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with its neighbour; with both methods, each is taken for half of the batches.
 
-    Args:
-      key: the batch's; the same on all devices.
-      images: (N, H, W, C), N even, normalised.
-      targets: (N, classes), probabilities.
-      mixup_alpha: of the Beta distribution of MixUp's fraction; 0 for no MixUp.
-      cutmix_alpha: the same for CutMix.
-
-    Returns:
-      Images and targets of the same shapes and types.
-
-    Raises:
-      ValueError: N is odd.
+    The key is the batch's, the same on all devices; images are normalised, (N, H, W, C), N even (else a ValueError),
+    targets probabilities (N, classes). The alphas are those of the Beta distribution of each method's fraction, 0 for
+    without it.
     """
     if len(images) % 2:
         raise ValueError(f"MixUp and CutMix pair neighbours, so a device's part must be even; found {len(images)}.")

@@ -32,18 +32,7 @@ def resize_picture(image: np.ndarray, size: Mapping[str, int], resample: int, na
 
     Floats that are not whole and lie in [0, 1] are cut to 256 levels on the way, and come back as float32 in
     [0, 1]. Whole numbers in [0, 255], of whatever type, become uint8; so does a float image of zeros and ones only.
-
-    Args:
-      image: (H, W, 3), any real type.
-      size: ``{"shortest_edge": …}`` or ``{"height": …, "width": …}``, pixels.
-      resample: Pillow's number of the filter, 0 to 5.
-      name: what messages call the image.
-
-    Returns:
-      (H', W', 3), uint8 or float32.
-
-    Raises:
-      DataError: values outside these ranges, or a result beyond ``MAX_PIXELS``.
+    Raises a DataError for values outside these ranges, and for a result beyond ``MAX_PIXELS``.
     """
     height, width = _checked_size(image.shape, size, name)
     unit_range = image.dtype != np.uint8 and _is_unit_range(image, name)
@@ -93,15 +82,10 @@ def reduce_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def label_map(logits: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """The class of the largest logit per pixel; the first of equal ones.
+    """Returns the class of the largest of the logits (h, w, C) per pixel, the first of equal ones, as int64.
 
-    Args:
-      logits: (h, w, C), float.
-      size: (H, W) to upsample the logits to first, bilinearly with half-pixel centres (torch's
-        ``align_corners=False``, no antialiasing), in float32; None leaves them.
-
-    Returns:
-      (h, w) or (H, W), int64.
+    With a ``size`` (H, W) they are upsampled to it first, in float32, bilinearly with half-pixel centres (torch's
+    ``align_corners=False``, no antialiasing).
     """
     if size is None:
         return logits.argmax(-1)

@@ -76,7 +76,7 @@ def compile_step(
 
 
 def does_not_fit(text: str, step: AbstractStep, target: Slice, config: ml_collections.ConfigDict) -> str:
-    """The message for a program that the compiler could not fit, from the compiler's."""
+    """Returns the message for a program that the compiler could not fit, from the compiler's."""
     images = config.batch_size // len(target.devices)
     changes = []
     if images > 1:
@@ -95,7 +95,7 @@ def does_not_fit(text: str, step: AbstractStep, target: Slice, config: ml_collec
 
 
 def describe(config: ml_collections.ConfigDict, step: AbstractStep, target: Slice) -> str:
-    """What is compiled, and for what, in two lines."""
+    """Returns what is compiled, and for what, in two lines."""
     images, (_, height, width, _) = config.batch_size // len(target.devices), step.batch["image"].shape
     statistics = "frozen" if config.freeze_batch_norm else "over all chips" if config.batch_norm.sync else "per chip"
     chip = target.chip.name if target.chip else "CPU device"

@@ -76,7 +76,7 @@ def make_report(step: AbstractStep, compiled: jax.stages.Compiled, target: Slice
 
 
 def memory(step: AbstractStep, compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Bytes of one device, as ``make_report`` describes; what a step reuses of its arguments counts once."""
+    """Returns bytes of one device, as ``make_report`` describes; what a step reuses of its arguments counts once."""
     sizes = compiled.memory_analysis()
     (state_shardings, batch_shardings), _ = compiled.input_shardings
     state = {
@@ -156,12 +156,12 @@ def _bounds_block(report: dict[str, Any], *, quick: bool) -> str:
 
 
 def mebibytes(size: float) -> str:
-    """A size for a reader."""
+    """Returns a size for a reader."""
     return f"{size / 2**20:,.2f} MiB"
 
 
 def _bytes(shapes: Any, shardings: Any) -> int:
-    """Bytes of the elements that one device holds of a tree of arrays."""
+    """Returns the bytes of the elements that one device holds of a tree of arrays."""
     return sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
