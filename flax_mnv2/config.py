@@ -113,7 +113,7 @@ class MobileNetV2Config:
         _check_extra(self)
 
     def replace(self, **changes: Any) -> MobileNetV2Config:
-        """A copy with some fields changed; a new ``num_labels`` or ``id2label`` drops the old names."""
+        """Returns a copy with some fields changed; a new ``num_labels`` or ``id2label`` drops the old names."""
         if {"num_labels", "id2label"} & changes.keys():
             changes = {"num_labels": None, "id2label": None, "label2id": None, **changes}
         _reject_unknown(changes)
@@ -155,7 +155,7 @@ class MobileNetV2Config:
         return cls(**fields, extra=values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a ``config.json``: Hugging Face's fields, and ours where they differ from their default."""
+        """Returns the contents of a ``config.json``: Hugging Face's fields, ours where they are not their default."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         values = {"model_type": MODEL_TYPE, **_thaw(self.extra)}
         for name in _public_fields():

@@ -50,7 +50,7 @@ def parse_json(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """``repr(value)`` for a message, cut short where it is long."""
+    """Returns ``repr(value)`` for a message, cut short where it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more digits than Python writes, or nesting without end
@@ -82,5 +82,5 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def is_temporary(path: pathlib.Path) -> bool:
-    """Whether a write that was killed left this file."""
+    """Says whether a write that was killed left this file."""
     return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()

@@ -64,7 +64,7 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
 
 
 def scale_channels(config: MobileNetV2Config, channels: int) -> int:
-    """``channels`` times the depth multiplier; Python's round-half-to-even is part of Hugging Face's rule."""
+    """Returns ``channels`` times the depth multiplier; round-half-to-even is part of Hugging Face's rule."""
     scaled = channels * config.depth_multiplier
     return make_divisible(round(scaled) if config.round_widths else scaled, config.depth_divisible_by, config.min_depth)
 

@@ -55,13 +55,13 @@ def soft_cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def segmentation_cross_entropy_sums(
     logits: jax.Array, labels: jax.Array, *, ignore_label: int
 ) -> tuple[jax.Array, jax.Array]:
-    """``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
+    """Returns ``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
     logits = upsample_logits(logits.astype(at_least_float32(logits.dtype)), labels.shape[1:])
     return cross_entropy_sums(logits, labels, ignore_label=ignore_label)
 
 
 def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> jax.Array:
-    """Mean cross-entropy over the pixels that count; 0 where none does.
+    """Returns the mean cross-entropy over the pixels that count; 0 where none does.
 
     Args:
       logits: (N, h, w, C), any resolution, C at least 2.
@@ -85,7 +85,7 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: str | None = None) -> jax.Array:
-    """Hugging Face's loss of an image classifier, a mean over the batch.
+    """Returns Hugging Face's loss of an image classifier, a mean over the batch.
 
     Args:
       logits: (N, C).

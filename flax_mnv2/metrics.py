@@ -50,7 +50,7 @@ class SegmentationMetrics:
         )
 
     def to_dict(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """Plain numbers for JSON; per-class IoU by name, None where it is not defined."""
+        """Returns plain numbers for JSON; per-class IoU by name, None where it is not defined."""
         return {
             "mean_iou": _or_none(self.mean_iou),
             "pixel_accuracy": _or_none(self.pixel_accuracy),
@@ -97,7 +97,7 @@ class ClassificationMetrics:
         return cls(*fractions, total, examples, top1, top5)
 
     def to_dict(self, labels: tuple[str, ...], *, per_class: bool = False) -> dict[str, Any]:
-        """Plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""
+        """Returns plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""
         metrics = {
             "top1": _or_none(self.top1),
             "top5": _or_none(self.top5),

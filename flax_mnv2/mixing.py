@@ -39,7 +39,7 @@ def mix(
 
 
 def box_mask(key: jax.Array, fraction: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(H, W) float32, 1 in CutMix's box of area ``1 - fraction`` around a uniform centre, cut at the edges."""
+    """Returns (H, W) float32, 1 in CutMix's box of area ``1 - fraction`` around a uniform centre, cut at the edges."""
     rows, columns = jax.random.split(key)
     half = 0.5 * jnp.sqrt(1.0 - fraction)
 
@@ -54,6 +54,6 @@ def box_mask(key: jax.Array, fraction: jax.Array, size: tuple[int, int]) -> jax.
 
 
 def _neighbours(rows: jax.Array) -> jax.Array:
-    """Row 2i + 1 in place of 2i, and the reverse."""
+    """Puts row 2i + 1 in place of 2i, and the reverse."""
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
     return pairs[:, ::-1].reshape(rows.shape)

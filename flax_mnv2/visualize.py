@@ -63,7 +63,7 @@ def save_overlay(
     """Writes a PNG of a photo (H, W, 3) in the colours of its classes (H, W), above a legend of them.
 
     The photo keeps its pixels' size and lies in the top left corner; where the legend needs more width than a small
-    photo has, there is white beside it. ``classes`` are index, name and fraction (0 to 1) of those to list, at least one.
+    photo has, there is white beside it. ``classes`` are index, name and fraction (0 to 1) of one or more to list.
     """
     palette = voc_palette(int(mask.max()) + 1)
     opacity = np.full(len(palette), _OPACITY)

@@ -200,14 +200,14 @@ def _open(path: str | os.PathLike) -> Image.Image:
 
 
 def _open_header(path: pathlib.Path) -> Image.Image:
-    """The file, opened but not decoded. Pillow warns well below our limit, where there is nothing to warn of."""
+    """Opens the file without decoding it. Pillow warns well below our limit, where there is nothing to warn of."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=FILE_FORMATS)
 
 
 def _kind(path: pathlib.Path) -> str:
-    """What a file is that no reader of ours knows, judged by its first bytes alone."""
+    """Says what a file is that no reader of ours knows, judged by its first bytes alone."""
     with path.open("rb") as file:
         start = file.read(16)
     if not start:

@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 64  # of upsampled logits in memory
 
 
 def resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """(height, width) that ``size`` asks for; the longer side is truncated, not rounded, as in Hugging Face's."""
+    """Returns (height, width) that ``size`` asks for; the longer side is truncated, as in Hugging Face's."""
     if "height" in size:
         return size["height"], size["width"]
     short = size["shortest_edge"]
@@ -65,18 +65,18 @@ def center_crop(image: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
 
 
 def rescale(image: np.ndarray, factor: float) -> np.ndarray:
-    """``image × factor``, multiplied in float64 and returned as float32."""
+    """Returns ``image × factor``, multiplied in float64, as float32."""
     return (image.astype(np.float64) * factor).astype(np.float32)
 
 
 def normalize(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """``(image - mean) / std`` per channel, in the image's float type; integers in float32."""
+    """Returns ``(image - mean) / std`` per channel, in the image's float type; integers in float32."""
     dtype = image.dtype if image.dtype.kind == "f" else np.float32
     return (image.astype(dtype, copy=False) - np.array(mean, dtype)) / np.array(std, dtype)
 
 
 def reduce_labels(labels: np.ndarray) -> np.ndarray:
-    """Background 0 becomes 255 (ignored) and every other label one less; 255 stays."""
+    """Shifts labels: background 0 becomes 255 (ignored) and every other label one less; 255 stays."""
     reduced = np.where(labels == 0, 255, labels) - 1
     return np.where(reduced == 254, 255, reduced)
 
@@ -100,7 +100,7 @@ def label_map(logits: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _taps(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each new position the two old ones it lies between, and the weight of the second."""
+    """Returns for each new position the two old ones it lies between, and the weight of the second."""
     scale = np.float32(length) / np.float32(new_length)
     # One rounding for product and sum, as torch's compiled kernel has it (a fused multiply-add).
     position = (np.float64(scale) * (np.arange(new_length) + 0.5) - 0.5).astype(np.float32)
@@ -128,7 +128,7 @@ def _checked_size(shape: tuple[int, ...], size: Mapping[str, int], name: str) ->
 
 
 def _is_unit_range(image: np.ndarray, name: str) -> bool:
-    """Whether values are fractions of 1 rather than whole numbers up to 255."""
+    """Says whether values are fractions of 1 rather than whole numbers up to 255."""
     low, high = image.min(), image.max()
     if low >= 0 and high <= 255:
         if image.dtype.kind != "f" or np.allclose(image, image.astype(np.int64)):
@@ -142,7 +142,7 @@ def _is_unit_range(image: np.ndarray, name: str) -> bool:
 
 
 def _crop_slices(have: int, want: int) -> tuple[slice, slice]:
-    """Where to read and where to write along one axis."""
+    """Returns where to read and where to write along one axis."""
     start, pad = max(0, (have - want) // 2), max(0, math.ceil((want - have) / 2))
     length = min(have, want)
     return slice(start, start + length), slice(pad, pad + length)

@@ -15,7 +15,7 @@ Selection = bool | Sequence[int | str]
 
 
 def endpoint_names(plan: LayerPlan, *, include_last_conv: bool = True) -> tuple[str, ...]:
-    """All endpoints in the order in which they are computed.
+    """Returns all endpoints in the order in which they are computed.
 
     ``conv_stem``; for each block ``layer_05/expansion`` (after the 1×1 expansion), ``layer_05/depthwise`` (after
     the 3×3) and ``layer_05`` (its output); ``conv_1x1``. TF-slim's ``layer_15/expansion_output``, on which SSDLite
@@ -38,7 +38,7 @@ def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
 
 
 def names_layers(selection: Selection) -> bool:
-    """Whether ``selection`` may name the inside of a block; True and False stand for whole blocks, and for none."""
+    """Says whether ``selection`` may name the inside of a block; True stands for whole blocks, False for none."""
     return not isinstance(selection, bool | None)
 
 

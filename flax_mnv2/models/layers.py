@@ -38,7 +38,7 @@ ACTIVATION_FUNCTIONS: dict[str, Activation] = {
 
 
 def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation: int, tf_padding: bool) -> Padding:
-    """((top, bottom), (left, right)) so that the output has ceil(size / stride) rows and columns.
+    """Returns ((top, bottom), (left, right)) so that the output has ceil(size / stride) rows and columns.
 
     TensorFlow's rule depends on the input size and puts the odd zero last; PyTorch's models pad both sides
     alike. They differ at stride 2 and even sizes. The window of the TensorFlow rule is measured undilated and
@@ -83,7 +83,7 @@ class Convolution(nn.Module):
         return kernel, bias
 
     def window(self, height: int, width: int) -> dict[str, Any]:
-        """Stride, padding and dilation for an input of this size, as keyword arguments."""
+        """Returns stride, padding and dilation for an input of this size, as keyword arguments."""
         padding = same_padding(
             height,
             width,
@@ -130,7 +130,7 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def parts(self) -> tuple[nn.Module, nn.Module | None]:
-        """The convolution and the normalisation, or None for it."""
+        """Returns the convolution and the normalisation, or None for it."""
         conv = self.conv(
             features=self.features,
             kernel_size=self.kernel_size,
@@ -143,7 +143,7 @@ class ConvNormAct(nn.Module):
         return conv, None if self.norm is None else self.norm(features=self.features, name="normalization")
 
     def kernel(self, in_channels: int) -> jax.Array:
-        """The kernel, of the type of the computation."""
+        """Returns the kernel, of the type of the computation."""
         conv, _ = self.parts()
         return conv.parameters(in_channels)[0].astype(conv.dtype)
 
@@ -166,7 +166,7 @@ def depthwise_and_project(
     project: ConvNormAct | None,
     size: tuple[int, int],
 ) -> dict[str, jax.Array]:
-    """``depthwise`` and, with ``project``, ``output`` of a block, from the expanded map, its affine and activation."""
+    """Returns ``depthwise`` and, with ``project``, ``output`` of a block, from the expanded map."""
     conv, _ = depthwise.parts()
     channels = depthwise.features
     y = expansion.depthwise(*affine, depthwise.kernel(channels), act=act, **conv.window(*size))
@@ -182,7 +182,7 @@ def expand_and_project(
     *,
     keep_expansion: bool = False,
 ) -> dict[str, jax.Array]:
-    """A block: ``expansion`` if it is to be kept, ``depthwise`` and, with ``project``, ``output``."""
+    """Computes a block: ``expansion`` if it is to be kept, ``depthwise`` and, with ``project``, ``output``."""
     conv, _ = expand.parts()
     expansion = Expansion(x.astype(conv.dtype), expand.kernel(x.shape[-1])[0, 0], conv.implementation)
     affine = expand.affine(x.shape[-1], expansion.moments)

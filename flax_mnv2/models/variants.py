@@ -15,7 +15,7 @@ VARIANTS = tuple(_SIZES)
 
 
 def variant_config(name: str, **fields: Any) -> MobileNetV2Config:
-    """The config of a named variant.
+    """Returns the config of a named variant.
 
     Args:
       name: one of ``VARIANTS``.

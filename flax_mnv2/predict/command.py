@@ -130,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _progress(total: int):
-    """A bar on stderr if that is a terminal; ``write`` prints a line to stdout beside it."""
+    """Makes a bar on stderr if that is a terminal; ``write`` prints a line to stdout beside it."""
     from tqdm import tqdm
 
     return tqdm(total=total, unit="image", disable=None, leave=False, file=sys.stderr)

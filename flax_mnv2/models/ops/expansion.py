@@ -115,7 +115,7 @@ def _native(static, product, x, weights, multiplier, offset, kernel):
 
 
 def _expand_slice(act, x, weights, multiplier, offset):
-    """The activated map of a few images, the multiplier folded into the weights."""
+    """Returns the activated map of a few images, the multiplier folded into the weights."""
     if weights is None:
         return affine_act(x, multiplier, offset, act)
     weights = weights if multiplier is None else weights * multiplier[None]
