@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from flax_mnv2.tools.tpu_compile import hlo
 from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep
-from flax_mnv2.tools.tpu_compile.chips import lower_bounds
-from flax_mnv2.tools.tpu_compile.slices import Slice
+from flax_mnv2.tools.tpu_compile.slices import Chip, Slice
 
 _STATE_TITLES = {
     "params": "parameters",
@@ -93,6 +93,37 @@ def memory(step: AbstractStep, compiled: jax.stages.Compiled) -> dict[str, Any]:
         "program": sizes.generated_code_size_in_bytes,
     }
     return {"state": state, "batch": batch, **parts, "total": sum(state.values()) + batch + sum(parts.values())}
+
+
+def lower_bounds(
+    chip: Chip, *, hbm_bytes: float, flops: float, collectives: Mapping[str, Sequence[int]], num_chips: int
+) -> dict[str, float]:
+    """Returns the seconds that ``hbm``, ``flops`` and ``interconnect`` of a step take at least, were the others free.
+
+    Nothing can be faster than the published bandwidths and the peak; latencies, and parts that do not overlap, come on
+    top. Bytes and operations are those of one chip; ``collectives`` are as ``hlo.Module.collectives`` gives them.
+    """
+    return {
+        "hbm": hbm_bytes / chip.hbm_bandwidth,
+        "flops": flops / chip.peak_flops,
+        "interconnect": sent_bytes(collectives, num_chips) / chip.link_bandwidth,
+    }
+
+
+def sent_bytes(collectives: Mapping[str, Sequence[int]], num_chips: int) -> float:
+    """Returns the bytes that each chip must send at least for these collectives, whatever the algorithm.
+
+    Of n chips that sum B bytes each sends (n - 1) / n of B to reduce its part and as much to hand it out.
+    """
+    others = (num_chips - 1) / num_chips
+    fractions = {
+        "all-reduce": 2 * others,
+        "all-gather": others,
+        "reduce-scatter": num_chips * others,  # its result is an n-th of what is summed
+        "all-to-all": others,
+        "collective-permute": 1.0,
+    }
+    return sum(fractions[kind] * sum(sizes) for kind, sizes in collectives.items())
 
 
 def format_report(report: dict[str, Any], *, quick: bool = False) -> str:

@@ -1,4 +1,11 @@
-"""Devices of a TPU slice that is not there, for the compiler alone, and of this machine's CPU."""
+"""Devices of a TPU slice that is not there, for the compiler alone, and of this machine's CPU.
+
+What is published of a chip: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's documentation
+(docs.cloud.google.com/tpu/docs, read in 2026). The interconnect there is given for both directions together, or in
+bits a second, or as the all-reduce bandwidth of a pod; all agree with what a chip can send over all its links:
+v5e 51.2 TB/s and v6e 102.4 TB/s over 256 chips, v5p 4,800 Gbit/s. Only v4's, six links of 50 GB/s, is from the paper
+(Jouppi et al., ISCA 2023).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +14,12 @@ import dataclasses
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from flax_mnv2.errors import ConfigError, UserError
-from flax_mnv2.tools.tpu_compile.chips import CHIPS, Chip
 
 MISSING = """\
 The TPU compiler is not installed (no module libtpu). It needs no TPU:
@@ -27,6 +33,33 @@ _ENVIRONMENT = {
 }
 _ACCELERATORS = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
 _CORES = {"v4": 2, "v5p": 2}  # accelerator types of these count cores, of the others chips
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of chip; rates are a second, in bytes and in bfloat16 operations."""
+
+    name: str
+    hbm_bytes: int
+    hbm_bandwidth: float
+    peak_flops: float
+    link_bandwidth: float  # that it can send over all its links together
+    slices: tuple[str, ...]  # all flat ones that exist; of three dimensions some, since any even sides do
+
+    @property
+    def dimensions(self) -> int:
+        """Of a slice, 2 or 3."""
+        return self.slices[0].count("x") + 1
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "8x8x8")
+CHIPS: Mapping[str, Chip] = {
+    "v4": Chip("TPU v4", 32 * 2**30, 1200e9, 275e12, 300e9, _CUBES),
+    "v5e": Chip("TPU v5e", 16 * 2**30, 819e9, 197e12, 200e9, _FLAT),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 2765e9, 459e12, 600e9, _CUBES),
+    "v6e": Chip("TPU v6e", 32 * 2**30, 1638e9, 918e12, 400e9, _FLAT),
+}
 
 
 class CompilerMissingError(UserError):
