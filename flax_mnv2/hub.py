@@ -11,16 +11,10 @@ from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import shown
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # branch, tag, commit, refs/pr/1
-_MAX_REVISION_LENGTH = 200
 
 
 def expand_user(path: str | pathlib.Path) -> pathlib.Path:
-    """``path`` with ``~`` and ``~user`` at its beginning replaced by the home folder.
-
-    Raises:
-      CheckpointError: nobody has that name.
-    """
+    """Returns ``path`` with the home folder for ``~`` or ``~user``; a CheckpointError where nobody has that name."""
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
@@ -37,20 +31,11 @@ def resolve_folder(
     cache_dir: str | pathlib.Path | None = None,
     files: Sequence[str],
 ) -> pathlib.Path:
-    """The local folder of a checkpoint, downloading ``files`` if a hub id is given.
+    """Returns a folder as it is, and of a hub id the folder into which ``files`` were downloaded, or a CheckpointError.
 
-    A folder of that name goes first. Downloads are huggingface_hub's: its cache and its ``HF_HUB_OFFLINE`` hold. They
-    are anonymous: no token is read or sent, neither from the environment nor a stored one, and no usage data. Download
-    a private model with huggingface_hub's own command, and give the folder.
-
-    Args:
-      id_or_folder: a folder, or a hub id such as ``google/mobilenet_v2_1.0_224``.
-      revision: branch, tag or commit of a hub id.
-      cache_dir: where downloads are kept; None is huggingface_hub's default.
-      files: names to fetch from the hub; the first is the one that no such folder lacks. Not looked for here.
-
-    Raises:
-      CheckpointError: no such folder, and not a hub id that can be had.
+    Downloads are huggingface_hub's: its cache and its ``HF_HUB_OFFLINE`` hold. They are anonymous: no token is read or
+    sent, neither from the environment nor a stored one, and no usage data. Download a private model with
+    huggingface_hub's own command, and give the folder.
     """
     folder = expand_user(id_or_folder)
     name = shown(str(id_or_folder))[1:-1]  # without quotes; of a name that is no text, what stands for its characters
@@ -69,8 +54,6 @@ def resolve_folder(
             f"No folder {name}; expected one with {files[0]}, or a hub id of the form owner/name "
             "(letters, digits, '.', '_' and '-', at most 96 each)."
         )
-    if revision is not None and not _is_revision(revision):
-        raise CheckpointError(f"revision must be a branch, a tag or a commit, such as 'main'; found {shown(revision)}.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -84,12 +67,7 @@ def resolve_folder(
     except Exception as error:  # many types, from the network to the cache; the message must be one
         offline = "; HF_HUB_OFFLINE is set, so only its cache was looked at" if HF_HUB_OFFLINE else ""
         raise CheckpointError(
-            f"{name!r}{f' at revision {revision!r}' if revision else ''} is no local folder and could not be "
+            f"{name!r}{f' at revision {shown(revision)}' if revision else ''} is no local folder and could not be "
             f"downloaded from the Hugging Face hub ({type(error).__name__}){offline}. Check the spelling and the "
             f"network, or give a local folder with {files[0]}."
         ) from None
-
-
-def _is_revision(revision: str) -> bool:
-    short = isinstance(revision, str) and len(revision) <= _MAX_REVISION_LENGTH
-    return short and _REVISION.fullmatch(revision) is not None and ".." not in revision

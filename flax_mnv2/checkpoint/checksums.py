@@ -34,11 +34,7 @@ def describe_arrays(tree: Any) -> dict[str, str]:
 
 
 def check_arrays(tree: Any, saved: Mapping[str, str], source: str | pathlib.Path) -> None:
-    """Compares arrays that were read with ``saved``, their description at the save.
-
-    Raises:
-      DamagedCheckpointError: they differ; the message names ``source`` and the first arrays.
-    """
+    """Raises a DamagedCheckpointError with the first differences unless arrays are as ``saved`` describes them."""
     found = describe_arrays(tree)
     names = sorted(name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name))
     if names:
@@ -71,16 +67,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _describe(leaf: Any) -> str:
-    array = np.ascontiguousarray(_whole(leaf))
-    return f"{array.dtype}{list(leaf.shape)} {zlib.crc32(array.view(np.uint8).reshape(-1)):08x}".replace(", ", ",")
-
-
-def _whole(leaf: Any) -> np.ndarray:
+    whole = leaf
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         from jax.experimental import multihost_utils
 
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
+        whole = multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.ascontiguousarray(whole)
+    return f"{array.dtype}{list(leaf.shape)} {zlib.crc32(array.view(np.uint8).reshape(-1)):08x}".replace(", ", ",")
 
 
 def _crc_of(values: Mapping[str, Any]) -> str:

@@ -18,14 +18,9 @@ def check_same_tensors(
     owner: str = "the checkpoint has",
     advice: str = "Check that the config beside the weights is theirs, and that the file is whole.",
 ) -> None:
-    """Raises a CheckpointError with the full list unless names and shapes agree exactly.
+    """Raises a CheckpointError that lists every difference, unless names and shapes agree exactly.
 
-    Args:
-      found: shapes by tensor name in the checkpoint.
-      expected: shapes by tensor name in the model.
-      source: what the message calls the checkpoint.
-      owner: subject and verb before a shape that was found.
-      advice: the last sentence: what to do.
+    In its message ``source`` is the checkpoint, ``owner`` stands before a shape that was found, ``advice`` at the end.
     """
     missing = [f"{name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))]
     unexpected = [f"{name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]

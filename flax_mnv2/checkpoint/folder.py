@@ -42,11 +42,7 @@ class CheckpointFolder:
         self.path = path
 
     def prepare(self) -> None:
-        """Makes the folder, removes what cut saves and removals have left, and renames what has an earlier name.
-
-        Raises:
-          OSError: the folder cannot be made or written.
-        """
+        """Makes the folder, removes what cut saves and removals have left, and renames what has an earlier name."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK):
             raise PermissionError(13, "no permission to write")

@@ -7,13 +7,14 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from flax_mnv2.checkpoint.folder import ABOUT, VARIABLES
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import is_temporary, write_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format
-from flax_mnv2.weights.formats.flax import ABOUT_NAME, VARIABLES_NAME, remove_variables
+from flax_mnv2.weights.formats.flax import remove_variables
 
 _WEIGHT_NAMES = dict.fromkeys(name for form in FORMATS.values() for name in form.weight_names)
 MODEL_NAMES = (CONFIG_NAME, *_WEIGHT_NAMES)  # what marks a folder as one that holds a model
@@ -62,7 +63,7 @@ def check_destination(destination: pathlib.Path, to: str) -> None:
         if (path.exists() or path.is_symlink()) and not path.is_dir():
             what = "a file" if path.exists() else "a link to nothing"
             raise ConfigError(f"{path} is {what}, where a folder is needed; name another place.")
-    if (destination / ABOUT_NAME).exists():
+    if (destination / ABOUT).exists():
         raise CheckpointError(
             f"{destination} is a checkpoint of a training run and is not written to; name another folder."
         )
@@ -107,7 +108,7 @@ def _undone_on_failure(folder: pathlib.Path) -> Iterator[None]:
 
 def _remove_weights(folder: pathlib.Path, keep: tuple[str, ...] = ()) -> None:
     for name in _WEIGHT_NAMES:
-        if name == VARIABLES_NAME and name not in keep:
+        if name == VARIABLES and name not in keep:
             remove_variables(folder)
         elif name not in keep:
             (folder / name).unlink(missing_ok=True)
@@ -115,7 +116,7 @@ def _remove_weights(folder: pathlib.Path, keep: tuple[str, ...] = ()) -> None:
 
 def _is_leftover(path: pathlib.Path) -> bool:
     """Whether a write of ours or of Orbax that was killed left this."""
-    return is_temporary(path) or (path.is_dir() and path.match(f"{VARIABLES_NAME}*.orbax-checkpoint-tmp*"))
+    return is_temporary(path) or (path.is_dir() and path.match(f"{VARIABLES}*.orbax-checkpoint-tmp*"))
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
