@@ -7,6 +7,7 @@ and timm. Every tensor comes back bit for bit on the way back.
 from __future__ import annotations
 
 import argparse
+import collections
 import os
 import pathlib
 import sys
@@ -14,10 +15,9 @@ from collections.abc import Sequence
 
 from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
 from flax_mnv2.hub import expand_user
-from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
-from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.source import Checkpoint, Source
 from flax_mnv2.weights.tensors import widened
 from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
 
@@ -53,11 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(
     weights: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
 ) -> None:
-    """Does what the command line says, and prints it.
-
-    Raises:
-      UserError: anything that is not as it should be; nothing is written then.
-    """
+    """Does what the command line says, and prints it; a UserError, and nothing written, where that cannot be."""
     destination = pathlib.Path(os.path.normpath(expand_user(destination)))
     if to is None and is_file_name(destination):
         raise ConfigError(
@@ -92,13 +88,16 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
     deeper = f" (depth {config.layer_depth_multiplier})" if config.layer_depth_multiplier != 1 else ""
     classes = "" if checkpoint.task == "backbone" else f", {config.num_labels} classes"
     padding = "TensorFlow's" if config.tf_padding else "PyTorch's"
+    sizes = collections.Counter()
+    for path in checkpoint.model_paths:
+        sizes[path[0]] += checkpoint.tensors[path].size
     others = len(checkpoint.tensors) - len(checkpoint.model_paths)
     lines = [
         f"source      {source.where} ({source.format})",
         f"network     MobileNetV2 {config.depth_multiplier}{deeper}, {checkpoint.task}{classes}, output stride "
         f"{config.output_stride}, {padding} padding",
-        f"tensors     {len(checkpoint.model_paths)} of the model: {checkpoint.count('params'):,} parameters and "
-        f"{checkpoint.count('batch_stats'):,} running statistics; {others} more, which only PyTorch's code has",
+        f"tensors     {len(checkpoint.model_paths)} of the model: {sizes['params']:,} parameters and "
+        f"{sizes['batch_stats']:,} running statistics; {others} more, which only PyTorch's code has",
         f"written     {destination} ({to})",
     ]
     notes = list(source.notes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from flax_mnv2.checkpoint.folder import FOLDER_NAME, CheckpointFolder, step_of
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_json
@@ -48,7 +48,7 @@ def open_weights(
     path = expand_user(weights)
     is_file = os.path.isfile(path) or (is_file_name(path) and not os.path.isdir(path))
     if not is_file:
-        path = _fetch(weights, revision=revision, cache_dir=cache_dir)
+        path = _fetch(_renamed(path) or weights, revision=revision, cache_dir=cache_dir)
     elif not os.path.exists(path):
         raise CheckpointError(f"No file or folder {path}.")
     folder, tensors = (path.parent if is_file else path), None
@@ -67,6 +67,15 @@ def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None =
     return form.open(found)
 
 
+def _renamed(path: pathlib.Path) -> pathlib.Path | None:
+    """Where a run's checkpoint lies that is not at ``path``: earlier versions called ``step_4`` only ``4``."""
+    step = step_of(path.name)
+    if step is None or path.exists():
+        return None
+    other = CheckpointFolder(path.parent).path_of(step)
+    return other if other.is_dir() else None
+
+
 def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
     """The local folder; from the hub, pickled weights are fetched only where there are no others."""
     folder = resolve_folder(weights, files=_HUB_FILES, **options)
@@ -82,12 +91,12 @@ def _recognise(found: Found) -> Format:
     if form is not None:
         return form
     if found.tensors is None:
-        items = [*found.where.glob("*/variables"), *found.where.glob("checkpoints/*/variables")]
-        steps = sorted((item.parent for item in items if re.search(r"\d$", item.parent.name)), key=_step_of)
-        if steps:
-            raise CheckpointError(
-                f"{found.where} holds the checkpoints of a training run; name one of them, such as {steps[-1]}."
-            )
+        for folder in map(CheckpointFolder, (found.where, found.where / FOLDER_NAME)):
+            if steps := folder.steps():
+                raise CheckpointError(
+                    f"{found.where} holds the checkpoints of a training run; name one of them, such as "
+                    f"{folder.path_of(steps[-1])}."
+                )
         return FORMATS["hf"]  # whose error says what such a folder lacks
     names = [f"{name} {value.shape}" for name, value in sorted(found.tensors.state.items())]
     examples = "\n".join(f"    {form.name + ':':<12} {form.example}" for form in FORMATS.values() if form.example)
@@ -96,10 +105,6 @@ def _recognise(found: Found) -> Format:
         f"  found {len(names)}: {', '.join(names[:_SHOWN]) or 'none'}{', …' if len(names) > _SHOWN else ''}\n"
         f"  expected names such as\n{examples}"
     )
-
-
-def _step_of(folder: pathlib.Path) -> int:
-    return int(re.search(r"\d+$", folder.name)[0])
 
 
 def _peek(path: pathlib.Path) -> dict[str, Any]:

@@ -18,35 +18,20 @@ from flax_mnv2.checkpoint.diff import check_same_tensors
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import (
+from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.opening import open_state_dict, open_weights
+from flax_mnv2.weights.source import (
     MODEL_CLASSES,
     Checkpoint,
+    Source,
     example_image,
     make_model,
     task_of,
     variable_shapes,
     with_pytorch_extras,
 )
-from flax_mnv2.weights.formats import FORMATS
-from flax_mnv2.weights.opening import open_state_dict, open_weights
-from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensors import Path, Shapes, Tensors
 from flax_mnv2.weights.writing import write
-
-__all__ = [
-    "MODEL_CLASSES",
-    "from_pretrained",
-    "from_state_dict",
-    "load_backbone",
-    "load_config",
-    "load_processor",
-    "make_model",
-    "open_weights",
-    "save_pretrained",
-    "task_of",
-    "to_state_dict",
-    "variable_shapes",
-]
 
 Variables = dict[str, Any]
 Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
@@ -164,24 +149,6 @@ def load_backbone(weights: Weights, variables: Mapping[str, Any]) -> Variables:
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
     flat |= open_weights(weights).select(wanted, backbone_only=True)
     return traverse_util.unflatten_dict(flat)
-
-
-def load_config(weights: Weights) -> MobileNetV2Config:
-    """The architecture of a checkpoint; arguments and errors as for ``from_pretrained``."""
-    return open_weights(weights).config
-
-
-def load_processor(
-    weights: Weights, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
-) -> MobileNetV2ImageProcessor:
-    """The processor that belongs to a checkpoint: its file's, the run's, or what torchvision or timm does.
-
-    Arguments as for ``from_pretrained``; who has opened the weights already asks them: ``source.processor()``.
-
-    Raises:
-      CheckpointError: nothing readable there, or nothing is known of its processor.
-    """
-    return open_weights(weights, revision=revision, cache_dir=cache_dir).processor()
 
 
 def save_pretrained(

@@ -1,26 +1,166 @@
-"""Weights as they lie on disk, opened: what they are, their tensors by their own names, and their image processor."""
+"""Weights that were read: a ``Source`` has them as they lie on disk, a ``Checkpoint`` every tensor by its Flax path."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.errors import CheckpointError
+from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import (
-    Checkpoint,
-    last_conv_shapes,
-    make_model,
-    variable_shapes,
-    with_pytorch_extras,
+from flax_mnv2.layer_plan import LayerPlan
+from flax_mnv2.models import (
+    MobileNetV2ForImageClassification,
+    MobileNetV2ForSemanticSegmentation,
+    MobileNetV2Model,
 )
-from flax_mnv2.weights.tensors import Naming, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
+from flax_mnv2.models.endpoints import LAST_CONV
+from flax_mnv2.weights.tensors import (
+    COUNTERS,
+    Naming,
+    Path,
+    Shapes,
+    StateDict,
+    Tensors,
+    counter_shapes,
+    read_state,
+    widened,
+)
 
+MODEL_CLASSES: dict[str, type[nn.Module]] = {
+    "backbone": MobileNetV2Model,
+    "classification": MobileNetV2ForImageClassification,
+    "segmentation": MobileNetV2ForSemanticSegmentation,
+}
+_LAST_CONV = ("mobilenet_v2", LAST_CONV)
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 _DTYPE_FIELDS = ("dtype", "torch_dtype")  # what transformers calls the type of the stored weights, now and before
+
+
+# ---- models of ours -------------------------------------------------------------------------------------------------
+
+
+def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
+    """Returns the model of a task, with attributes such as ``dtype``."""
+    if task not in MODEL_CLASSES:
+        raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
+    return MODEL_CLASSES[task](config, **attributes)
+
+
+def stated_task(config: MobileNetV2Config) -> str | None:
+    """Returns the task that a config's ``architectures`` names; None if it names none."""
+    stated = config.extra.get("architectures") or ()
+    names = stated if isinstance(stated, (list, tuple)) else (stated,)
+    tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
+    return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
+
+
+def task_of(config: MobileNetV2Config) -> str:
+    """Returns the task that a config's ``architectures`` names, or raises a ConfigError."""
+    task = stated_task(config)
+    if task is None:
+        raise ConfigError(
+            f"The config's architectures are {config.extra.get('architectures') or []}; expected one of "
+            f"{', '.join(cls.__name__ for cls in MODEL_CLASSES.values())}. Say which model you want: "
+            f"task={' or '.join(map(repr, MODEL_CLASSES))}."
+        )
+    return task
+
+
+def variable_shapes(model: nn.Module) -> Shapes:
+    """Returns the shape of every variable by its path, without computing anything."""
+    return dict(_variable_shapes(model, model.config.layer_plan))
+
+
+@functools.lru_cache(maxsize=64)  # tracing takes a second
+def _variable_shapes(model: nn.Module, plan: LayerPlan) -> Shapes:
+    del plan  # part of the key: it decides the shapes
+    tree = jax.eval_shape(model.init, jax.random.key(0), example_image(model.config))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
+
+
+def example_image(config: MobileNetV2Config) -> jax.ShapeDtypeStruct:
+    """Returns shape and type of an image that any model takes."""
+    return jax.ShapeDtypeStruct((1, 64, 64, config.num_channels), jnp.float32)
+
+
+# ---- a checkpoint in memory -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that weights say, so that they can be written back as they were.
+
+    ``tensors`` are in Flax's layout: the variables of the model in float32, PyTorch's counters, and for segmentation
+    the last 1×1 convolution that transformers declares and nobody reads. ``config_text`` is the ``config.json`` that
+    was read, where it still holds; ``processor_text`` the ``preprocessor_config.json``, if there is one.
+    """
+
+    config: MobileNetV2Config
+    task: str
+    tensors: Tensors
+    config_text: str | None = None
+    processor_text: str | None = None
+
+    @property
+    def model_paths(self) -> set[Path]:
+        """Paths of the tensors that the model has; the others are kept for the way back."""
+        unused = _LAST_CONV if self.task == "segmentation" else None
+        return {path for path in self.tensors if path[0] != COUNTERS and path[1:3] != unused}
+
+    def to_config_text(self) -> str:
+        """Returns the ``config.json`` to write."""
+        if self.config_text is not None:
+            return self.config_text
+        architectures = [MODEL_CLASSES[self.task].__name__]
+        config = self.config.replace(extra={**self.config.extra, "architectures": architectures})
+        return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
+    """Returns shapes of the last 1×1 convolution, which a segmentation model does not have."""
+    plan = config.layer_plan
+    width = (plan.last_channels,)
+    return {
+        ("params", *_LAST_CONV, "convolution", "kernel"): (1, 1, plan.blocks[-1].out_channels, *width),
+        ("params", *_LAST_CONV, "normalization", "scale"): width,
+        ("params", *_LAST_CONV, "normalization", "bias"): width,
+        ("batch_stats", *_LAST_CONV, "normalization", "mean"): width,
+        ("batch_stats", *_LAST_CONV, "normalization", "var"): width,
+    }
+
+
+def with_pytorch_extras(config: MobileNetV2Config, task: str, variables: Mapping[Path, np.ndarray]) -> Tensors:
+    """Returns the variables of a model of ours, and what a PyTorch checkpoint holds beside them.
+
+    Counters start at 0. For segmentation a fresh last 1×1 convolution is drawn from seed 0.
+    """
+    extras: Tensors = {}
+    if task == "segmentation":
+        rng = np.random.default_rng(0)
+        for path, shape in last_conv_shapes(config).items():
+            if path[-1] == "kernel":
+                extras[path] = rng.normal(0.0, config.initializer_range, shape).astype(np.float32)
+            else:
+                extras[path] = np.full(shape, path[-1] in ("scale", "var"), np.float32)
+    tensors = extras | dict(variables)
+    shapes = {path: np.shape(value) for path, value in tensors.items()}
+    return {path: np.zeros((), np.int64) for path in counter_shapes(shapes)} | tensors
+
+
+# ---- weights as they lie on disk ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +172,7 @@ class Source:
       where: the folder or file.
       config: the architecture.
       task: what the model does; None where the config does not say.
-      state: every tensor by the name it has there.
-      naming: of ``state``.
+      state: every tensor by the name it has there, which is one of ``naming``.
       complete: whether ``state`` is all that its library would write; a run's checkpoint has the variables alone.
       config_text: its ``config.json`` if that is a config of ours and transformers'.
       processor_folder: where a ``preprocessor_config.json`` of these weights lies, if there is one.
@@ -62,12 +201,7 @@ class Source:
         return text
 
     def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for these weights.
-
-        Raises:
-          CheckpointError: nothing is known of it, or the file that says so cannot be read.
-          ConfigError: a setting in that file is out of its range.
-        """
+        """Returns what prepares images for these weights, or raises a CheckpointError where nothing is known of it."""
         folder = self.processor_folder
         if self.usual_processor is not None and (folder is None or not (folder / PROCESSOR_NAME).exists()):
             return self.usual_processor
@@ -78,14 +212,9 @@ class Source:
         return MobileNetV2ImageProcessor.from_pretrained(folder)
 
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
-        """The variables of a model, strictly; what no model of ours reads is left out.
+        """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
 
-        Args:
-          shapes: of the model's variables, by path.
-          backbone_only: whether to leave out heads too.
-
-        Raises:
-          CheckpointError: tensors are missing, left over or of another shape or type; each named.
+        A CheckpointError names every tensor that is missing, left over or of another shape or type.
         """
         unused = set() if any("conv_1x1" in path for path in shapes) else self._keys(last_conv_shapes(self.config))
         state = {
@@ -96,11 +225,7 @@ class Source:
         return read_state(state, shapes, self.naming, source=str(self.where))
 
     def checkpoint(self) -> Checkpoint:
-        """Every tensor, strictly.
-
-        Raises:
-          CheckpointError: tensors are missing, left over or of another shape or type; each named.
-        """
+        """Returns every tensor; errors as for ``select``."""
         task = self.task or self.task_of_names()
         shapes = variable_shapes(make_model(self.config, task))
         if task == "segmentation" and self._keys(last_conv_shapes(self.config)) & self.state.keys():
@@ -117,7 +242,7 @@ class Source:
         return Checkpoint(config, task, tensors, config_text, self.processor_text)
 
     def task_of_names(self) -> str:
-        """The task of the head that the tensors have; ``"backbone"`` where there is none."""
+        """Returns the task of the head that the tensors have; ``"backbone"`` where there is none."""
         for task, head in (("segmentation", "segmentation_head"), ("classification", "classifier")):
             if any(re.match(rf"(\w+/)?{head}[./]", key) for key in self.state):
                 return task
@@ -128,11 +253,7 @@ class Source:
 
 
 def read_text_file(path: pathlib.Path) -> str | None:
-    """A small text file beside weights; None where there is none.
-
-    Raises:
-      CheckpointError: it cannot be read.
-    """
+    """Returns a small text file beside weights; None where there is none."""
     try:
         return read_text(path)
     except FileNotFoundError:

@@ -33,15 +33,10 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")  # before every name: DataParall
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """What one file, or several that belong together, hold.
-
-    Attributes:
-      state: tensors by name, in the file's types.
-      notes: what was done to find them, in words for the user.
-    """
+    """What one file, or several that belong together, hold: tensors by name, in the file's types."""
 
     state: StateDict
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was done to find them, in words for the user
 
     def unwrapped(self) -> TensorFile:
         """The same without a wrapper's prefix, where all names have one; a note says so."""
@@ -58,11 +53,7 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def read_weights(folder: pathlib.Path) -> TensorFile:
-    """Tensors by name from ``model.safetensors`` or, in its absence, ``pytorch_model.bin``; one file or shards.
-
-    Raises:
-      CheckpointError: no such file is there, or the one that is cannot be read.
-    """
+    """Tensors by name from ``model.safetensors`` or, in its absence, ``pytorch_model.bin``; one file or shards."""
     path = find_weights(folder)
     if path is None:
         raise CheckpointError(
@@ -76,9 +67,6 @@ def read_tensor_file(path: pathlib.Path) -> TensorFile:
     """Tensors by name from a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of at most ``MAX_WEIGHTS_BYTES``.
 
     Weights inside a training checkpoint are taken out of it, and a wrapper's prefix is dropped; the notes say so.
-
-    Raises:
-      CheckpointError: the suffix is unknown, or the file is damaged, or is no state dict.
     """
     if path.suffix not in FILE_SUFFIXES:
         raise CheckpointError(
@@ -110,11 +98,7 @@ def write_tensor_file(path: pathlib.Path, state: StateDict) -> None:
 
 
 def to_arrays(state: Mapping[str, Any]) -> StateDict:
-    """The arrays of a state dict of PyTorch tensors or arrays.
-
-    Raises:
-      CheckpointError: it does not map names to tensors.
-    """
+    """The arrays of a state dict of PyTorch tensors or arrays; a CheckpointError unless it maps names to such."""
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise CheckpointError("A state dict must map names to tensors; pass module.state_dict().")
     arrays = {}

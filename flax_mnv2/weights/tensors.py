@@ -34,17 +34,11 @@ _WIDENED = ("float16", "bfloat16")  # every value of theirs is a float32
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How one library calls and lays out tensors.
+    """How one library calls and lays out tensors."""
 
-    Attributes:
-      key_of: its name for the tensor at a path.
-      backbone: how the names of the backbone's tensors begin, as a regular expression.
-      torch_layout: convolutions are OIHW and matrices (out, in); off, the arrays lie as in Flax.
-    """
-
-    key_of: Callable[[Path], str]
-    backbone: str
-    torch_layout: bool = True
+    key_of: Callable[[Path], str]  # its name for the tensor at a path
+    backbone: str  # a regular expression: how the names of the backbone's tensors begin
+    torch_layout: bool = True  # convolutions are OIHW and matrices (out, in); else the arrays lie as in Flax
 
     def is_backbone(self, key: str) -> bool:
         """Whether a name is one of the backbone's, and of no head's."""
@@ -84,11 +78,7 @@ FLAX_NAMING = Naming("/".join, r"\w+/mobilenet_v2/", torch_layout=False)
 
 
 def widen(key: str, array: np.ndarray) -> np.ndarray:
-    """float32 as it is; float16 and bfloat16 exactly as float32.
-
-    Raises:
-      CheckpointError: any other type, which would lose by it or is no weight.
-    """
+    """float32 as it is; float16 and bfloat16 exactly as float32; a CheckpointError for what would lose by it."""
     if array.dtype == np.float32:
         return array
     if array.dtype.name not in _WIDENED:
@@ -105,16 +95,9 @@ def widened(state: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str) -> Tensors:
-    """The tensors of ``state`` by path, strictly.
+    """The tensors of ``state``, which has a library's names, by path: exactly those of ``shapes``, in Flax's layout.
 
-    Args:
-      state: tensors by the library's names.
-      shapes: shape of every tensor that is expected, by path, in Flax's layout.
-      naming: the library's.
-      source: what a message calls the checkpoint.
-
-    Raises:
-      CheckpointError: tensors are missing, left over, of another shape or of a type that does not fit; each named.
+    A CheckpointError names every tensor that is missing, left over or of another shape or type.
     """
     keys = {path: naming.key_of(path) for path in shapes}
     check_same_tensors(

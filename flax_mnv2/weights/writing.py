@@ -11,27 +11,21 @@ from flax_mnv2.checkpoint.folder import ABOUT, VARIABLES
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import is_temporary, write_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
-from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format
 from flax_mnv2.weights.formats.flax import remove_variables
+from flax_mnv2.weights.source import Checkpoint
 
 _WEIGHT_NAMES = dict.fromkeys(name for form in FORMATS.values() for name in form.weight_names)
 MODEL_NAMES = (CONFIG_NAME, *_WEIGHT_NAMES)  # what marks a folder as one that holds a model
 
 
 def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_processor: bool = False) -> None:
-    """Writes a checkpoint; ``config.json`` comes last, so that a folder that has one is whole.
+    """Writes a checkpoint in the format ``to``; ``config.json`` comes last, so that a folder that has one is whole.
 
-    Args:
-      checkpoint: what to write.
-      destination: a folder or a file, as the format has it. What lies there under the names that are written is
-        replaced, and other weights are removed.
-      to: one of ``FORMATS``.
-      keep_processor: whether a ``preprocessor_config.json`` stays where the checkpoint has none.
-
-    Raises:
-      UserError: the format cannot represent the model, or as for ``check_destination``.
+    What lies at the destination under the names that are written is replaced, and other weights are removed; a
+    ``preprocessor_config.json`` stays if ``keep_processor`` and the checkpoint has none. A UserError, and nothing
+    written, where the format cannot represent the model or the destination is none for it.
     """
     check_destination(destination, to)
     form = FORMATS[to]
@@ -46,12 +40,7 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
 
 
 def check_destination(destination: pathlib.Path, to: str) -> None:
-    """Checks that a format can be written to a place, whether or not something lies there.
-
-    Raises:
-      ConfigError: the format needs a file where a folder is named, or the reverse, or a file is in the way.
-      CheckpointError: the folder is one of a training run.
-    """
+    """Raises a UserError unless a format can be written to a place, whether or not something lies there."""
     is_file, form = is_file_name(destination), FORMATS[to]
     if not (form.to_file and destination.suffix in form.suffixes if is_file else form.to_folder):
         wanted = f"a file ending in {', '.join(form.suffixes)}" if form.to_file else "a folder"

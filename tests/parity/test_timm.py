@@ -142,7 +142,7 @@ def test_training_normalises_as_timm_does(saved):
     import torch
     from flax import traverse_util
 
-    from flax_mnv2.weights.checkpoint import make_model
+    from flax_mnv2.weights.source import make_model
 
     module, path = saved("mobilenetv2_035")
     checkpoint = open_weights(path).checkpoint()

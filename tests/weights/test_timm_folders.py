@@ -9,7 +9,7 @@ from converting import TORCH_LIKE, convert, refused, set_processor
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.command import main
 from flax_mnv2.weights.formats import timm_config
-from flax_mnv2.weights.pretrained import load_processor
+from flax_mnv2.weights.opening import open_weights
 
 pytestmark = pytest.mark.usefixtures("one_variant")
 
@@ -44,7 +44,7 @@ def test_a_damaged_processor_is_named(make_folder, tmp_path, capsys, settings, m
 def _through_timm(source, tmp_path):
     convert(source, tmp_path / "timm", "--to", "timm")
     convert(tmp_path / "timm", tmp_path / "back", "--to", "hf")
-    return json.loads((tmp_path / "timm" / "config.json").read_text()), load_processor(tmp_path / "back")
+    return json.loads((tmp_path / "timm" / "config.json").read_text()), open_weights(tmp_path / "back").processor()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_one_number_for_all_channels_is_read_from_timm(make_folder, tmp_path):
     config["pretrained_cfg"] |= {"mean": 0.25, "std": None}
     path.write_text(json.dumps(config))
     convert(tmp_path / "timm", tmp_path / "hf", "--to", "hf")
-    processor = load_processor(tmp_path / "hf")
+    processor = open_weights(tmp_path / "hf").processor()
     assert (processor.image_mean, processor.image_std) == ([0.25] * 3, [0.229, 0.224, 0.225])
 
 

@@ -38,7 +38,7 @@ def test_rules_for_widths_differ_where_they_should():
 
 
 def test_every_norm_has_its_width(tiny_blocks):
-    from flax_mnv2.weights.checkpoint import make_model, variable_shapes
+    from flax_mnv2.weights.source import make_model, variable_shapes
 
     config = MobileNetV2Config(depth_multiplier=0.5, first_layer_is_expansion=False)
     shapes = variable_shapes(make_model(config, "backbone"))

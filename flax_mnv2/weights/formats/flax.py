@@ -15,9 +15,8 @@ from flax_mnv2.checkpoint.folder import ABOUT, EMA, VARIABLES
 from flax_mnv2.checkpoint.reading import quiet, read_about, read_item
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import Checkpoint, stated_task
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format, Found
-from flax_mnv2.weights.source import Source, read_text_file
+from flax_mnv2.weights.source import Checkpoint, Source, read_text_file, stated_task
 from flax_mnv2.weights.tensor_files import read_tensor_file, write_tensor_file
 from flax_mnv2.weights.tensors import FLAX_NAMING, write_state
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
-from flax_mnv2.weights.checkpoint import Checkpoint, stated_task, with_pytorch_extras
 from flax_mnv2.weights.formats import timm_config
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format, Found
-from flax_mnv2.weights.source import Source, read_text_file
+from flax_mnv2.weights.source import Checkpoint, Source, read_text_file, stated_task, with_pytorch_extras
 from flax_mnv2.weights.tensor_files import find_weights
 from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
 

@@ -1,7 +1,7 @@
-"""What torchvision and timm have in common, as far as this library's config says it.
+"""What torchvision and timm have in common.
 
-Their numbers: padding 1 on both sides, batch norm's epsilon 1e-5 and momentum 0.1 (0.9 in Flax's sense) are PyTorch's
-defaults, dropout 0.2 is torchvision's default and timm's recipe, mean and standard deviation are those of ImageNet.
+Padding 1 on both sides, batch norm's epsilon 1e-5 and momentum 0.1 (0.9 in Flax's sense) are PyTorch's defaults,
+dropout 0.2 is torchvision's default and timm's recipe, mean and standard deviation are those of ImageNet.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy as np
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.formats.base import Content, Format, Found
 from flax_mnv2.weights.formats.widths import find_depth_multiplier, norm_widths, plan_differences
-from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.source import Checkpoint, Source
 from flax_mnv2.weights.tensors import Naming, Path, write_state
 
 SHARED_FIELDS: dict[str, Any] = {
@@ -55,17 +54,13 @@ class PyTorchFormat(Format):
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """The config of the network that ``state`` is; where the library has none such, of the nearest that it has.
 
-        Args:
-          state: tensors by name.
-          values: of the ``config.json`` beside them, which the library may know.
-
-        Raises:
-          ConfigError: ``values`` are the library's own, for a network that we do not have.
+        ``values`` are those of the ``config.json`` beside the tensors; a ConfigError where they are the library's own,
+        for a network that we do not have.
         """
 
     @abc.abstractmethod
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """What the library does to images; arguments and errors as for ``config_of``."""
+        """What the library does to images."""
 
     @abc.abstractmethod
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
@@ -146,10 +141,7 @@ def state_fields(state: Mapping[str, np.ndarray], naming: Naming, *, default_lab
 
 
 def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> MobileNetV2Config:
-    """The same network with fields that transformers does not know at their default, as far as that can be.
-
-    ``search`` says whether another depth multiplier may serve.
-    """
+    """The same network with fields that only we have at their default; by another depth multiplier if ``search``."""
     defaults = {"round_widths": True, "stem_residual": False}
     for own in ({}, {"stem_residual": True}, {"round_widths": False}):
         base = config.replace(**defaults | own)

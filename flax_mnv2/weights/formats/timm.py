@@ -18,10 +18,10 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import parse_json
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.formats import pytorch, timm_config
 from flax_mnv2.weights.formats.base import Content, Found
 from flax_mnv2.weights.formats.widths import norm_widths
+from flax_mnv2.weights.source import Checkpoint
 from flax_mnv2.weights.tensors import Naming, Path, torch_naming
 
 # Width, depth of the stages between the first and the last, and whether stem and head keep their width.

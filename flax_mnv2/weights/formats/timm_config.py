@@ -31,11 +31,7 @@ def recognises(values: Mapping[str, Any] | None) -> bool:
 
 
 def variant_of(values: Mapping[str, Any], variants: Container[str]) -> str:
-    """The variant that a config names.
-
-    Raises:
-      ConfigError: it is none of ``variants``, or has settings that this library does not have.
-    """
+    """The variant that a config names, or a ConfigError where it or its settings are not ours."""
     for part in ("model_args", "label_descriptions"):
         _object(values, part)
     name = str(values.get("architecture")).partition(".")[0]
@@ -89,11 +85,7 @@ def unsaid_settings(processor: MobileNetV2ImageProcessor) -> list[str]:
 
 
 def folder_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2ImageProcessor | None) -> str:
-    """The ``config.json`` of a timm hub folder: the one that the weights came with, or a new one.
-
-    Raises:
-      ConfigError: the one that the weights came with is damaged.
-    """
+    """The ``config.json`` of a timm hub folder: the one that the weights came with, or a new one."""
     said = {} if processor is None else preprocessing_of(processor, config.num_channels)
     values = kept_config(config)
     if values.get("num_classes") == config.num_labels and values.get("architecture") == variant:
