@@ -26,7 +26,6 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 FILE_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 MAX_WEIGHTS_BYTES = 2**30  # of one file, twice what a config.json may describe
-_NUMPY_KINDS = re.compile(r"BOOL|BF16|[FIU](8|16|32|64)")  # what safetensors calls NumPy's types, and bfloat16
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # before every name: DataParallel, torch.compile, Lightning
 
@@ -151,26 +150,15 @@ def _read_shards(index: pathlib.Path) -> TensorFile:
 
 
 def _read_safetensors(path: pathlib.Path) -> TensorFile:
-    from safetensors import safe_open
+    from safetensors.numpy import load_file
 
-    state = {}
     try:
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                kind = file.get_slice(key).get_dtype()
-                if not _NUMPY_KINDS.fullmatch(kind):
-                    raise CheckpointError(
-                        f"{path} holds a tensor of an unsupported type, {kind!r} of {shown(key)}; weights must be "
-                        "float32, float16 or bfloat16. Turn it into one of these in the library that wrote it."
-                    )
-                state[key] = file.get_tensor(key)
-    except CheckpointError:
-        raise
-    except Exception as error:  # SafetensorError, and what NumPy says of shapes that it does not have
+        return TensorFile(load_file(path))
+    except Exception as error:  # SafetensorError, and what NumPy says of shapes and types that it does not have
         raise CheckpointError(
-            f"Cannot read {path}: {error}. The file is damaged or incomplete; copy or download it again."
+            f"Cannot read {path}: {error}. The file is damaged or incomplete, or of a type that NumPy does not have; "
+            "copy or download it again."
         ) from None
-    return TensorFile(state)
 
 
 def _read_torch_file(path: pathlib.Path) -> TensorFile:

@@ -4,7 +4,7 @@ import pytest
 
 from flax_mnv2 import MobileNetV2Config
 from flax_mnv2.weights.formats import pytorch
-from flax_mnv2.weights.formats.widths import find_depth_multiplier, norm_widths, plan_differences
+from flax_mnv2.weights.formats.pytorch import find_depth_multiplier, norm_widths, plan_differences
 
 TRANSFORMERS = MobileNetV2Config(num_labels=2)
 OTHERS = TRANSFORMERS.replace(**pytorch.WIDTH_RULE)

@@ -20,7 +20,6 @@ from flax_mnv2.files import parse_json
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats import pytorch, timm_config
 from flax_mnv2.weights.formats.base import Content, Found
-from flax_mnv2.weights.formats.widths import norm_widths
 from flax_mnv2.weights.source import Checkpoint
 from flax_mnv2.weights.tensors import Naming, Path, torch_naming
 
@@ -128,7 +127,7 @@ def _nearest_variant(state: Mapping[str, np.ndarray]) -> str:
 
     def agreement(variant: str) -> int:
         config = _variant_config(variant)
-        names, plan = naming(config), norm_widths(config.layer_plan)
+        names, plan = naming(config), pytorch.norm_widths(config.layer_plan)
         widths = pytorch.state_widths(state, names, tuple(plan))
         expected = {names.key_of(("params", *module, "normalization", "scale")) for module in plan}
         unexpected = sum(key.startswith("blocks.") and ".bn" in key and key.endswith(".weight") for key in state)
