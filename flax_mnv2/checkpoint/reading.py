@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_mnv2.checkpoint.checksums import (
+from flax_mnv2.checkpoint.comparing import (
     ARRAYS_NAME,
     DamagedCheckpointError,
     check_arrays,
@@ -44,19 +44,12 @@ def read_about(checkpoint: pathlib.Path) -> dict[str, Any]:
 def read_item(checkpoint: pathlib.Path, item: str, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns all arrays of an item by path, joined by slashes: ``params/mobilenet_v2/…``.
 
-    A DamagedCheckpointError where they cannot be read, or are not those that ``about`` describes; it describes none in
-    checkpoints of earlier versions.
+    A DamagedCheckpointError where they are not those that ``about`` describes, which earlier versions did not.
     """
-    arrays = _read_arrays(checkpoint / item)
-    if ARRAYS_NAME in about:
-        check_arrays(arrays, about[ARRAYS_NAME].get(item, {}), checkpoint / item)
-    return arrays
-
-
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     leave_out_closed_loops()
+    path = checkpoint / item
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
     )
@@ -68,11 +61,14 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
                 raise ValueError("Orbax's note of its tensors, _METADATA, is missing or cannot be read")
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
             tree = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        return {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
     except Exception as error:  # Orbax and TensorStore raise many types
         raise DamagedCheckpointError(
             f"Cannot read {path}: {first_line(error)}. It is damaged or no Orbax checkpoint of a model"
         ) from None
+    if ARRAYS_NAME in about:
+        check_arrays(arrays, about[ARRAYS_NAME].get(item, {}), path)
+    return arrays
 
 
 def first_line(error: Exception) -> str:

@@ -21,14 +21,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from flax_mnv2.checkpoint.checksums import (
+from flax_mnv2.checkpoint.comparing import (
     ARRAYS_NAME,
     DamagedCheckpointError,
+    check_same_tensors,
     describe_arrays,
     named_leaves,
     with_checksum,
 )
-from flax_mnv2.checkpoint.diff import check_same_tensors
 from flax_mnv2.checkpoint.folder import ABOUT, PREFIX, REMOVING, TRAINING, VARIABLES, CheckpointFolder
 from flax_mnv2.checkpoint.reading import first_line, leave_out_closed_loops, quiet, read_about, read_item
 from flax_mnv2.errors import CheckpointError
@@ -98,10 +98,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 
 
 class Checkpoints(CheckpointFolder):
-    """The checkpoints of one run; saving happens in the background. A context manager.
-
-    ``failures`` has what went wrong with saves, where a run tolerates that.
-    """
+    """The checkpoints of one run; saving happens in the background. A context manager."""
 
     def __init__(
         self,
@@ -121,7 +118,7 @@ class Checkpoints(CheckpointFolder):
         enforces that where Orbax hangs: (seconds, ``"Saving step 6 in runs/a"``) → a context manager.
         """
         super().__init__(folder)
-        self.failures: list[str] = []
+        self.failures: list[str] = []  # what went wrong with saves, where a run tolerates that
         self._policy = LastAndBest(self, keep_last, keep_best)
         self._tolerant, self._timeout, self._limit_of = tolerant, timeout, limit
         self._manager: Manager | None = None  # made by the first save
@@ -192,8 +189,7 @@ class Checkpoints(CheckpointFolder):
     def save(self, step: int, items: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Starts saving pytrees of arrays by item, and JSON that describes the run, ``config`` and ``model`` among it.
 
-        All processes call it. It does nothing if ``step`` is already saved. A CheckpointError where this save failed,
-        or the one before.
+        All processes call it; a step that is saved already is left alone. A CheckpointError where a save failed.
         """
         if step == self._saving or step in self.steps():
             return
@@ -299,6 +295,6 @@ class Checkpoints(CheckpointFolder):
 
 
 def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
-    """An array of the host with the type and placement of another."""
+    """Returns an array of the host with the type and placement of another."""
     array = array.astype(like.dtype, copy=False)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])

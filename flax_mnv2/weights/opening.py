@@ -9,7 +9,7 @@ from typing import Any
 
 from flax_mnv2.checkpoint.folder import FOLDER_NAME, CheckpointFolder, step_of
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import read_json
 from flax_mnv2.hub import expand_user, resolve_folder
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
@@ -29,19 +29,12 @@ def open_weights(
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
 ) -> Source:
-    """Opens weights of any format, which it recognises by files, config and names.
+    """Opens weights of any format, which it recognises by files, config and names, or raises a UserError.
 
-    Args:
-      weights: a folder of Hugging Face, timm or the flax format; a checkpoint of a training run,
-        ``WORKDIR/checkpoints/step_N``; a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its
-        ``config.json`` beside it), torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, which
-        huggingface_hub downloads and caches; or a source that is open already, which is given back.
-      revision: branch, tag or commit of a hub id.
-      cache_dir: where downloads are kept; None is huggingface_hub's default.
-
-    Raises:
-      CheckpointError: nothing there, unreadable, or of no known format.
-      ConfigError: the config beside it is not a MobileNetV2's.
+    They are a folder of Hugging Face, timm or the flax format; a checkpoint of a run, ``WORKDIR/checkpoints/step_N``; a
+    ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its ``config.json`` beside it),
+    torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, with ``revision`` and ``cache_dir`` as for
+    ``from_pretrained``; or a source that is open already, which is given back.
     """
     if isinstance(weights, Source):
         return weights
@@ -61,14 +54,11 @@ def open_weights(
 def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None = None) -> Source:
     """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
     found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)).unwrapped(), config)
-    form = _recognise(found)
-    if config is not None and not form.needs_config:
-        raise ConfigError(f"A {form.name} state dict says its network itself; pass no config.")
-    return form.open(found)
+    return _recognise(found).open(found)
 
 
 def _renamed(path: pathlib.Path) -> pathlib.Path | None:
-    """Where a run's checkpoint lies that is not at ``path``: earlier versions called ``step_4`` only ``4``."""
+    """Returns where a run's checkpoint lies that is not at ``path``: earlier versions called ``step_4`` only ``4``."""
     step = step_of(path.name)
     if step is None or path.exists():
         return None
@@ -77,7 +67,7 @@ def _renamed(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
-    """The local folder; from the hub, pickled weights are fetched only where there are no others."""
+    """Returns the local folder; from the hub, pickled weights are fetched only where there are no others."""
     folder = resolve_folder(weights, files=_HUB_FILES, **options)
     if any((folder / name).exists() for form in FORMATS.values() for name in form.weight_names):
         return folder
@@ -85,7 +75,7 @@ def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
 
 
 def _recognise(found: Found) -> Format:
-    """The format that says yes; a CheckpointError where none does."""
+    """Returns the format that says yes; a CheckpointError where none does."""
     forms = [form for form in FORMATS.values() if not found.is_file or found.where.suffix in form.suffixes]
     form = next((form for form in forms if form.recognises(found)), None)
     if form is not None:
@@ -108,7 +98,7 @@ def _recognise(found: Found) -> Format:
 
 
 def _peek(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
+    """Returns a JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
     try:
         values = read_json(path)
     except (OSError, ValueError):

@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -21,23 +20,9 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.layer_plan import LayerPlan
-from flax_mnv2.models import (
-    MobileNetV2ForImageClassification,
-    MobileNetV2ForSemanticSegmentation,
-    MobileNetV2Model,
-)
+from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.models.endpoints import LAST_CONV
-from flax_mnv2.weights.tensors import (
-    COUNTERS,
-    Naming,
-    Path,
-    Shapes,
-    StateDict,
-    Tensors,
-    counter_shapes,
-    read_state,
-    widened,
-)
+from flax_mnv2.weights.tensors import Naming, Path, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
 
 MODEL_CLASSES: dict[str, type[nn.Module]] = {
     "backbone": MobileNetV2Model,
@@ -49,9 +34,6 @@ _COUNTER = re.compile(r"[./]num_batches_tracked$")
 _DTYPE_FIELDS = ("dtype", "torch_dtype")  # what transformers calls the type of the stored weights, now and before
 
 
-# ---- models of ours -------------------------------------------------------------------------------------------------
-
-
 def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
     """Returns the model of a task, with attributes such as ``dtype``."""
     if task not in MODEL_CLASSES:
@@ -61,10 +43,9 @@ def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Mo
 
 def stated_task(config: MobileNetV2Config) -> str | None:
     """Returns the task that a config's ``architectures`` names; None if it names none."""
-    stated = config.extra.get("architectures") or ()
-    names = stated if isinstance(stated, (list, tuple)) else (stated,)
-    tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
-    return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
+    stated = config.extra.get("architectures")
+    names = stated if isinstance(stated, (list, tuple)) else ()
+    return next((task for task, cls in MODEL_CLASSES.items() if cls.__name__ in names), None)
 
 
 def task_of(config: MobileNetV2Config) -> str:
@@ -87,16 +68,9 @@ def variable_shapes(model: nn.Module) -> Shapes:
 @functools.lru_cache(maxsize=64)  # tracing takes a second
 def _variable_shapes(model: nn.Module, plan: LayerPlan) -> Shapes:
     del plan  # part of the key: it decides the shapes
-    tree = jax.eval_shape(model.init, jax.random.key(0), example_image(model.config))
+    image = jax.ShapeDtypeStruct((1, 64, 64, model.config.num_channels), np.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
-
-
-def example_image(config: MobileNetV2Config) -> jax.ShapeDtypeStruct:
-    """Returns shape and type of an image that any model takes."""
-    return jax.ShapeDtypeStruct((1, 64, 64, config.num_channels), jnp.float32)
-
-
-# ---- a checkpoint in memory -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +78,20 @@ class Checkpoint:
     """Everything that weights say, so that they can be written back as they were.
 
     ``tensors`` are in Flax's layout: the variables of the model in float32, PyTorch's counters, and for segmentation
-    the last 1×1 convolution that transformers declares and nobody reads. ``config_text`` is the ``config.json`` that
-    was read, where it still holds; ``processor_text`` the ``preprocessor_config.json``, if there is one.
+    the last 1×1 convolution that transformers declares and nobody reads.
     """
 
     config: MobileNetV2Config
     task: str
     tensors: Tensors
-    config_text: str | None = None
-    processor_text: str | None = None
+    config_text: str | None = None  # the config.json that was read, where it still holds
+    processor_text: str | None = None  # the preprocessor_config.json, if there is one
 
     @property
     def model_paths(self) -> set[Path]:
         """Paths of the tensors that the model has; the others are kept for the way back."""
         unused = _LAST_CONV if self.task == "segmentation" else None
-        return {path for path in self.tensors if path[0] != COUNTERS and path[1:3] != unused}
+        return {path for path in self.tensors if path[0] in ("params", "batch_stats") and path[1:3] != unused}
 
     def to_config_text(self) -> str:
         """Returns the ``config.json`` to write."""
@@ -160,56 +133,46 @@ def with_pytorch_extras(config: MobileNetV2Config, task: str, variables: Mapping
     return {path: np.zeros((), np.int64) for path in counter_shapes(shapes)} | tensors
 
 
-# ---- weights as they lie on disk ------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A folder, file or state dict, read but not yet converted.
+    """A folder, file or state dict, read but not yet converted."""
 
-    Attributes:
-      format: its format's name, a key of ``FORMATS``.
-      where: the folder or file.
-      config: the architecture.
-      task: what the model does; None where the config does not say.
-      state: every tensor by the name it has there, which is one of ``naming``.
-      complete: whether ``state`` is all that its library would write; a run's checkpoint has the variables alone.
-      config_text: its ``config.json`` if that is a config of ours and transformers'.
-      processor_folder: where a ``preprocessor_config.json`` of these weights lies, if there is one.
-      usual_processor: what prepares images where that file is absent: as the run noted, or as its library does.
-      notes: what was done on the way, in words for the user.
-    """
-
-    format: str
+    format: str  # its name, a key of FORMATS
     where: pathlib.Path
     config: MobileNetV2Config
-    task: str | None
-    state: StateDict
+    task: str | None  # None where the config does not say
+    state: StateDict  # every tensor by the name that it has there
     naming: Naming
-    complete: bool = True
-    config_text: str | None = None
-    processor_folder: pathlib.Path | None = None
-    usual_processor: MobileNetV2ImageProcessor | None = None
-    notes: tuple[str, ...] = ()
+    complete: bool = True  # whether state is all that its library would write; a run's has the variables alone
+    config_text: str | None = None  # its config.json if that is a config of ours and transformers'
+    processor_folder: pathlib.Path | None = None  # where a preprocessor_config.json lies, if there is one
+    usual_processor: MobileNetV2ImageProcessor | None = None  # where that is absent
+    notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
 
     @property
     def processor_text(self) -> str | None:
-        """The ``preprocessor_config.json`` as it lies there, or would lie there; None where nothing is known."""
-        text = None if self.processor_folder is None else read_text_file(self.processor_folder / PROCESSOR_NAME)
-        if text is None and self.usual_processor is not None:
-            return self.usual_processor.to_json_string()
-        return text
+        """Returns the ``preprocessor_config.json`` that lies there, or would; None where nothing is known."""
+        if not self._has_processor_file:
+            return None if self.usual_processor is None else self.usual_processor.to_json_string()
+        path = self.processor_folder / PROCESSOR_NAME
+        try:
+            return read_text(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"Cannot read {path}: {error}.") from None
 
     def processor(self) -> MobileNetV2ImageProcessor:
         """Returns what prepares images for these weights, or raises a CheckpointError where nothing is known of it."""
-        folder = self.processor_folder
-        if self.usual_processor is not None and (folder is None or not (folder / PROCESSOR_NAME).exists()):
+        if self.usual_processor is not None and not self._has_processor_file:
             return self.usual_processor
-        if folder is None:
+        if self.processor_folder is None:
             raise CheckpointError(
                 f"Nothing is known of how images are prepared for {self.where}, of {self.config.num_channels} channels."
             )
-        return MobileNetV2ImageProcessor.from_pretrained(folder)
+        return MobileNetV2ImageProcessor.from_pretrained(self.processor_folder)
+
+    @property
+    def _has_processor_file(self) -> bool:
+        return self.processor_folder is not None and (self.processor_folder / PROCESSOR_NAME).exists()
 
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
         """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
@@ -220,7 +183,9 @@ class Source:
         state = {
             key: value
             for key, value in self.state.items()
-            if not _COUNTER.search(key) and key not in unused and (not backbone_only or self.naming.is_backbone(key))
+            if not _COUNTER.search(key)
+            and key not in unused
+            and (not backbone_only or re.match(self.naming.backbone, key))
         }
         return read_state(state, shapes, self.naming, source=str(self.where))
 
@@ -250,13 +215,3 @@ class Source:
 
     def _keys(self, shapes: Shapes) -> set[str]:
         return {self.naming.key_of(path) for path in shapes}
-
-
-def read_text_file(path: pathlib.Path) -> str | None:
-    """Returns a small text file beside weights; None where there is none."""
-    try:
-        return read_text(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}.") from None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from flax_mnv2.checkpoint.folder import ABOUT, VARIABLES
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import is_temporary, write_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights.formats import FORMATS, is_file_name
-from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format
+from flax_mnv2.weights.formats.base import CONFIG_NAME
 from flax_mnv2.weights.formats.flax import remove_variables
 from flax_mnv2.weights.source import Checkpoint
 
-_WEIGHT_NAMES = dict.fromkeys(name for form in FORMATS.values() for name in form.weight_names)
+_WEIGHT_NAMES = {name for form in FORMATS.values() for name in form.weight_names}
 MODEL_NAMES = (CONFIG_NAME, *_WEIGHT_NAMES)  # what marks a folder as one that holds a model
 
 
@@ -30,13 +29,33 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
     check_destination(destination, to)
     form = FORMATS[to]
     form.check_target(checkpoint)
-    content = form.content(checkpoint)
     if is_file_name(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        form.write_file(destination, content)
+        form.write_file(destination, checkpoint)
         return
-    with _undone_on_failure(destination):
-        _write_folder(destination, form, content, keep_processor=keep_processor)
+    texts = form.texts(checkpoint)  # or an error, before anything is touched
+    is_new = not destination.exists()
+    destination.mkdir(parents=True, exist_ok=True)
+    was_empty = is_empty(destination)
+    try:
+        _remove(filter(_is_leftover, destination.iterdir()))
+        (destination / CONFIG_NAME).unlink(missing_ok=True)  # without one, nothing takes the folder for a whole model
+        written = form.write_weights(destination, checkpoint)
+        for name in _WEIGHT_NAMES - set(written):  # which would be taken for this model's
+            if name == VARIABLES:
+                remove_variables(destination)
+            else:
+                (destination / name).unlink(missing_ok=True)
+        if PROCESSOR_NAME not in texts and not keep_processor:
+            (destination / PROCESSOR_NAME).unlink(missing_ok=True)
+        for name, text in texts.items():
+            write_text(destination / name, text)
+    except BaseException:
+        if was_empty:
+            _remove(destination.iterdir())
+        if is_new:
+            destination.rmdir()
+        raise
 
 
 def check_destination(destination: pathlib.Path, to: str) -> None:
@@ -59,58 +78,18 @@ def check_destination(destination: pathlib.Path, to: str) -> None:
 
 
 def is_empty(folder: pathlib.Path) -> bool:
-    """Whether nothing lies in a folder, or only what a killed write of ours left there."""
+    """Returns whether nothing lies in a folder, or only what a killed write of ours left there."""
     return all(map(_is_leftover, folder.iterdir()))
 
 
-def _write_folder(folder: pathlib.Path, form: Format, content: Content, *, keep_processor: bool) -> None:
-    _remove_leftovers(folder)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)  # without one, nothing takes the folder for a whole model
-    written = form.write_weights(folder, content)
-    _remove_weights(folder, keep=written)  # others would be taken for this model's
-    if content.processor_text is not None:
-        write_text(folder / PROCESSOR_NAME, content.processor_text)
-    elif not keep_processor:
-        (folder / PROCESSOR_NAME).unlink(missing_ok=True)
-    write_text(folder / CONFIG_NAME, content.config_text)
-
-
-@contextlib.contextmanager
-def _undone_on_failure(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder; what is written into one that was new or empty is removed if that fails."""
-    was_there = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    was_empty = is_empty(folder)
-    try:
-        yield
-    except BaseException:
-        if was_empty:
-            for name in (CONFIG_NAME, PROCESSOR_NAME):
-                (folder / name).unlink(missing_ok=True)
-            _remove_weights(folder)
-            _remove_leftovers(folder)
-            if not was_there:
-                with contextlib.suppress(OSError):  # somebody else's files may have come
-                    folder.rmdir()
-        raise
-
-
-def _remove_weights(folder: pathlib.Path, keep: tuple[str, ...] = ()) -> None:
-    for name in _WEIGHT_NAMES:
-        if name == VARIABLES and name not in keep:
-            remove_variables(folder)
-        elif name not in keep:
-            (folder / name).unlink(missing_ok=True)
-
-
 def _is_leftover(path: pathlib.Path) -> bool:
-    """Whether a write of ours or of Orbax that was killed left this."""
+    """Returns whether a write of ours or of Orbax that was killed left this."""
     return is_temporary(path) or (path.is_dir() and path.match(f"{VARIABLES}*.orbax-checkpoint-tmp*"))
 
 
-def _remove_leftovers(folder: pathlib.Path) -> None:
-    for path in filter(_is_leftover, list(folder.iterdir())):
+def _remove(paths: Iterable[pathlib.Path]) -> None:
+    for path in list(paths):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()

@@ -4,8 +4,8 @@ import pytest
 from converting import CONFIG, TORCH_LIKE, convert, refused
 
 from flax_mnv2 import CheckpointError, ConfigError, from_pretrained, save_pretrained
+from flax_mnv2.convert import main
 from flax_mnv2.weights import writing
-from flax_mnv2.weights.command import main
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import make_model
 

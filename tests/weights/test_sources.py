@@ -18,7 +18,7 @@ from flax_mnv2 import (
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.weights import opening, tensor_files
 from flax_mnv2.weights.formats import FORMATS
-from flax_mnv2.weights.formats.base import Content, Format
+from flax_mnv2.weights.formats.base import Format
 from flax_mnv2.weights.pretrained import make_model, open_weights
 from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensors import FLAX_NAMING, write_state
@@ -188,13 +188,12 @@ class _ToyFormat(Format):
             state = dict(archive)
         return Source("toy", found.where, TORCH_LIKE, "classification", state, FLAX_NAMING, complete=False)
 
-    def content(self, checkpoint):
-        variables = {path: checkpoint.tensors[path] for path in checkpoint.model_paths}
-        return Content(write_state(variables, FLAX_NAMING))
+    def state_dict(self, checkpoint):
+        return write_state({path: checkpoint.tensors[path] for path in checkpoint.model_paths}, FLAX_NAMING)
 
-    def write_file(self, path, content):
+    def write_file(self, path, checkpoint):
         with path.open("wb") as file:
-            np.savez(file, **content.state)
+            np.savez(file, **self.state_dict(checkpoint))
 
 
 def test_another_library_is_a_class_and_a_row(make_source, tmp_path, monkeypatch, assert_same, capsys):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.source import Checkpoint, Source
 from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, SAFETENSORS_NAME, WEIGHT_NAMES, TensorFile
@@ -29,22 +30,12 @@ class Found:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a single file."""
+        """Returns whether it is a single file."""
         return self.folder not in (None, self.where)
 
     def read(self) -> TensorFile:
-        """The tensors; a CheckpointError where a folder has none that can be read."""
+        """Returns the tensors; a CheckpointError where a folder has none that can be read."""
         return tensor_files.read_weights(self.where) if self.tensors is None else self.tensors
-
-
-@dataclasses.dataclass(frozen=True)
-class Content:
-    """What a format writes of a checkpoint, all of it known before anything is touched."""
-
-    state: StateDict
-    config_text: str = ""
-    processor_text: str | None = None
-    extra: StateDict = dataclasses.field(default_factory=dict)  # what the model does not have, if that is kept apart
 
 
 class Format(abc.ABC):
@@ -52,7 +43,6 @@ class Format(abc.ABC):
 
     name: str  # what the commands call it
     example: str = ""  # names of its tensors, for a message; empty if it is a folder's only, without state dicts
-    needs_config: bool = False  # whether the tensors alone do not say the network
     suffixes: tuple[str, ...] = FILE_SUFFIXES  # of the single files that it is read from
     to_file: bool = False  # whether it is written as such a file
     to_folder: bool = True  # whether it is written as a folder
@@ -61,7 +51,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def recognises(self, found: Found) -> bool:
-        """Whether it is this format; at most one says so."""
+        """Returns whether it is this format; at most one says so."""
 
     @abc.abstractmethod
     def open(self, found: Found) -> Source:
@@ -71,18 +61,23 @@ class Format(abc.ABC):
         """Raises a ConfigError that names the fields, if the library would build another network than this."""
 
     @abc.abstractmethod
-    def content(self, checkpoint: Checkpoint) -> Content:
-        """What to write of a checkpoint that ``check_target`` lets pass."""
+    def state_dict(self, checkpoint: Checkpoint) -> StateDict:
+        """Returns the tensors of a checkpoint that ``check_target`` lets pass, by the library's names."""
+
+    def texts(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Returns the small files that lie beside the tensors in a folder, by name."""
+        processor = {} if checkpoint.processor_text is None else {PROCESSOR_NAME: checkpoint.processor_text}
+        return processor | {CONFIG_NAME: checkpoint.to_config_text()}
 
     def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
-        """What the format cannot say of a checkpoint that it can otherwise represent, in words for the user."""
+        """Returns what the format cannot say of a checkpoint that it can otherwise represent, for the user."""
         return []
 
-    def write_file(self, path: pathlib.Path, content: Content) -> None:
+    def write_file(self, path: pathlib.Path, checkpoint: Checkpoint) -> None:
         """Writes the tensors into a file, whole or not at all."""
-        tensor_files.write_tensor_file(path, content.state)
+        tensor_files.write_tensor_file(path, self.state_dict(checkpoint))
 
-    def write_weights(self, folder: pathlib.Path, content: Content) -> tuple[str, ...]:
+    def write_weights(self, folder: pathlib.Path, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Writes the tensors into a folder that exists, and returns under which names; each whole or not at all."""
-        tensor_files.write_tensor_file(folder / SAFETENSORS_NAME, content.state)
+        tensor_files.write_tensor_file(folder / SAFETENSORS_NAME, self.state_dict(checkpoint))
         return (SAFETENSORS_NAME,)

@@ -14,11 +14,12 @@ from flax import traverse_util
 from flax_mnv2.checkpoint.folder import ABOUT, EMA, VARIABLES
 from flax_mnv2.checkpoint.reading import quiet, read_about, read_item
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format, Found
-from flax_mnv2.weights.source import Checkpoint, Source, read_text_file, stated_task
+from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
+from flax_mnv2.weights.source import Checkpoint, Source, stated_task
 from flax_mnv2.weights.tensor_files import read_tensor_file, write_tensor_file
-from flax_mnv2.weights.tensors import FLAX_NAMING, write_state
+from flax_mnv2.weights.tensors import FLAX_NAMING, StateDict, write_state
 
 EXTRA_NAME = "extra_tensors.safetensors"
 
@@ -46,7 +47,7 @@ class FlaxFormat(Format):
             processor = MobileNetV2ImageProcessor.from_dict(settings)
         else:
             config = MobileNetV2Config.from_json_file(folder / CONFIG_NAME)
-            task, text = stated_task(config), read_text_file(folder / CONFIG_NAME)
+            task, text = stated_task(config), read_text(folder / CONFIG_NAME)
         state = read_item(folder, EMA if (folder / EMA).is_dir() else VARIABLES, about)
         complete = (folder / EXTRA_NAME).is_file()
         if complete:
@@ -64,26 +65,20 @@ class FlaxFormat(Format):
             usual_processor=processor,
         )
 
-    def content(self, checkpoint: Checkpoint) -> Content:
-        """Every tensor by its path."""
-        paths = checkpoint.model_paths
-        model = {path: value for path, value in checkpoint.tensors.items() if path in paths}
-        extra = {path: value for path, value in checkpoint.tensors.items() if path not in paths}
-        return Content(
-            write_state(model, FLAX_NAMING),
-            checkpoint.to_config_text(),
-            checkpoint.processor_text,
-            extra=write_state(extra, FLAX_NAMING),
-        )
+    def state_dict(self, checkpoint: Checkpoint) -> StateDict:
+        """Returns every tensor by its path."""
+        return write_state(checkpoint.tensors, FLAX_NAMING)
 
-    def write_weights(self, folder: pathlib.Path, content: Content) -> tuple[str, ...]:
+    def write_weights(self, folder: pathlib.Path, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Writes ``variables/`` and the extra tensors."""
         import orbax.checkpoint as ocp
 
-        write_tensor_file(folder / EXTRA_NAME, content.extra)
+        extra = self.state_dict(checkpoint)
+        model = {key: extra.pop(key) for key in map(FLAX_NAMING.key_of, checkpoint.model_paths)}
+        write_tensor_file(folder / EXTRA_NAME, extra)
         remove_variables(folder)
         with quiet(), ocp.StandardCheckpointer() as checkpointer:
-            tree = traverse_util.unflatten_dict(content.state, sep="/")
+            tree = traverse_util.unflatten_dict(model, sep="/")
             checkpointer.save((folder / VARIABLES).absolute(), tree)  # Orbax renames it when it is whole
         return self.weight_names
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from flax_mnv2.config import MAX_WIDTH_FACTOR, MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.layer_plan import LayerPlan
-from flax_mnv2.weights.formats.base import Content, Format, Found
+from flax_mnv2.weights.formats.base import Format, Found
 from flax_mnv2.weights.source import Checkpoint, Source
-from flax_mnv2.weights.tensors import Naming, Path, write_state
+from flax_mnv2.weights.tensors import Naming, Path, StateDict, write_state
 
 SHARED_FIELDS: dict[str, Any] = {
     "tf_padding": False,
@@ -50,11 +50,11 @@ class PyTorchFormat(Format):
 
     @abc.abstractmethod
     def naming(self, config: MobileNetV2Config) -> Naming:
-        """The library's names in the network of ``config``."""
+        """Returns the library's names in the network of ``config``."""
 
     @abc.abstractmethod
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
-        """The config of the network that ``state`` is; where the library has none such, of the nearest that it has.
+        """Returns the config of the network that ``state`` is, or of the nearest that the library has.
 
         ``values`` are those of the ``config.json`` beside the tensors; a ConfigError where they are the library's own,
         for a network that we do not have.
@@ -62,14 +62,16 @@ class PyTorchFormat(Format):
 
     @abc.abstractmethod
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """What the library does to images."""
+        """Returns what the library does to images."""
 
     @abc.abstractmethod
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
-        """The nearest network that the library has, for a message, and fields of ``config`` that it must have."""
+        """Returns the nearest network of the library, for a message, and fields that ``config`` must have."""
 
     def open(self, found: Found) -> Source:
         """Config and processor follow from the tensors and what lies beside them."""
+        if found.config is not None:
+            raise ConfigError(f"A {self.name} state dict says its network itself; pass no config.")
         tensors = found.read()
         config, notes = self.config_of(tensors.state, found.values), tensors.notes
         processor = self.make_processor(found.values)
@@ -110,12 +112,12 @@ class PyTorchFormat(Format):
                 + "\nConvert to hf or flax instead."
             )
 
-    def content(self, checkpoint: Checkpoint) -> Content:
-        """The tensors, which say all."""
-        return Content(write_state(checkpoint.tensors, self.naming(checkpoint.config)))
+    def state_dict(self, checkpoint: Checkpoint) -> StateDict:
+        """Returns the tensors, which say all."""
+        return write_state(checkpoint.tensors, self.naming(checkpoint.config))
 
     def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
-        """What no file of tensors can say."""
+        """Returns what no file of tensors can say."""
         problem = checkpoint.config.problem_type
         notes = [] if problem is None else [f"{self.name} has no problem_type: {problem!r} stays behind"]
         if is_file:
@@ -123,10 +125,10 @@ class PyTorchFormat(Format):
         return notes
 
 
-def state_widths(state: Mapping[str, np.ndarray], naming: Naming, modules: tuple[Path, ...]) -> dict[Path, int]:
-    """Channels of those batch norms that ``state`` has, by the path of their layer."""
+def state_widths(state: Mapping[str, np.ndarray], naming: Naming, plan: LayerPlan) -> dict[Path, int]:
+    """Returns channels of those batch norms of ``plan`` that ``state`` has, by the path of their layer."""
     widths = {}
-    for module in modules:
+    for module in norm_widths(plan):
         key = naming.key_of(("params", *module, "normalization", "scale"))
         if key in state and state[key].ndim == 1:
             widths[module] = state[key].shape[0]
@@ -143,7 +145,7 @@ def state_fields(state: Mapping[str, np.ndarray], naming: Naming, *, default_lab
 
 
 def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> MobileNetV2Config:
-    """The same network with fields that only we have at their default; by another depth multiplier if ``search``."""
+    """Returns the same network with our own fields at their default; by another depth multiplier if ``search``."""
     defaults = {"round_widths": True, "stem_residual": False}
     for own in ({}, {"stem_residual": True}, {"round_widths": False}):
         base = config.replace(**defaults | own)
@@ -159,7 +161,7 @@ def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> Mobile
 
 
 def norm_widths(plan: LayerPlan) -> dict[Path, int]:
-    """Channels of every batch norm of a backbone, by the path of its layer."""
+    """Returns channels of every batch norm of a backbone, by the path of its layer."""
     stem = ("mobilenet_v2", "conv_stem")
     widths = {(*stem, "first_conv"): plan.stem.channels}
     if plan.stem.expand:
@@ -173,7 +175,7 @@ def norm_widths(plan: LayerPlan) -> dict[Path, int]:
 
 
 def plan_differences(*, needed: LayerPlan, found: LayerPlan) -> dict[str, tuple[int | bool, int | bool]]:
-    """What differs between two networks, by name: (needed, found)."""
+    """Returns what differs between two networks, by name: (needed, found)."""
     if len(needed.blocks) != len(found.blocks):
         return {"blocks after the stem": (len(needed.blocks), len(found.blocks))}
     rows = [("conv_stem", needed.stem, found.stem)]
@@ -188,7 +190,7 @@ def plan_differences(*, needed: LayerPlan, found: LayerPlan) -> dict[str, tuple[
 
 
 def find_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -> float | None:
-    """The shortest decimal at which ``base`` has ``widths``; None if there is none, or no widths are known.
+    """Returns the shortest decimal at which ``base`` has ``widths``; None if there is none, or no widths are known.
 
     Every width grows with the multiplier, so those that fit are an interval, whose ends bisection finds.
     """
@@ -198,8 +200,16 @@ def find_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -
         pairs = [(found[path], width) for path, width in widths.items() if path in found]
         return all(ours >= theirs for ours, theirs in pairs), any(ours > theirs for ours, theirs in pairs)
 
-    low = _smallest(lambda multiplier: compare(multiplier)[0])
-    high = _smallest(lambda multiplier: compare(multiplier)[1])
+    def smallest(index: int) -> float:  # at which that comparison holds, which it does from there on
+        low, high = 0.0, MAX_WIDTH_FACTOR
+        while (middle := (low + high) / 2) not in (low, high):
+            if compare(middle)[index]:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    low, high = smallest(0), smallest(1)
     if not widths or low >= high:
         return None
     decimals = (round((low + high) / 2, digits) for digits in range(17))
@@ -207,21 +217,10 @@ def find_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -
 
 
 def nearest_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -> float:
-    """The multiplier at which most of ``widths`` agree, for a message about the others."""
+    """Returns the multiplier at which most of ``widths`` agree, for a message about the others."""
 
     def agreeing(multiplier: float) -> int:
         found = norm_widths(base.replace(depth_multiplier=multiplier).layer_plan)
         return sum(found.get(path) == width for path, width in widths.items())
 
     return max(_GRID, key=agreeing)
-
-
-def _smallest(holds: Callable[[float], bool]) -> float:
-    """The smallest multiplier at which ``holds``, which stays true from there on."""
-    low, high = 0.0, MAX_WIDTH_FACTOR
-    while (middle := (low + high) / 2) not in (low, high):
-        if holds(middle):
-            high = middle
-        else:
-            low = middle
-    return high

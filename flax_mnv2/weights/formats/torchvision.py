@@ -58,7 +58,7 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
         """By the widths of ``state``; fields that only we have stay at their default where that changes nothing."""
         base = MobileNetV2Config(num_labels=2, **pytorch.SHARED_FIELDS, **pytorch.WIDTH_RULE)
         names = self.naming(base)
-        widths = pytorch.state_widths(state, names, tuple(pytorch.norm_widths(base.layer_plan)))
+        widths = pytorch.state_widths(state, names, base.layer_plan)
         multiplier = pytorch.find_depth_multiplier(base, widths)
         if multiplier is None:
             config = base.replace(depth_multiplier=pytorch.nearest_depth_multiplier(base, widths))
@@ -67,7 +67,7 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
         return config.replace(**pytorch.state_fields(state, names, default_labels=1000))
 
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """That of ``MobileNet_V2_Weights.IMAGENET1K_V1``: shorter side 256, central 224. (V2 resizes to 232.)"""
+        """Returns that of ``MobileNet_V2_Weights.IMAGENET1K_V1``: shorter side 256, central 224; V2 resizes to 232."""
         return MobileNetV2ImageProcessor(
             size=256, crop_size=224, resample=2, image_mean=pytorch.IMAGENET_MEAN, image_std=pytorch.IMAGENET_STD
         )

@@ -1,4 +1,4 @@
-"""What a checkpoint's arrays were when they were saved, so that a damaged one is never taken for whole.
+"""Compares what a checkpoint holds with what a model needs, and with what it held when it was saved.
 
 Orbax checks that it can decode what it reads, not that it reads what was written: a flipped bit in an array that
 compression left as it is would go unnoticed. A CRC of every array is therefore noted beside the arrays.
@@ -19,10 +19,41 @@ from flax_mnv2.errors import CheckpointError
 
 CHECKSUM_NAME = "crc32"  # of the JSON object that it is in
 ARRAYS_NAME = "arrays"
+_SHOWN = 12  # of missing, unexpected and other tensors each
 
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was saved."""
+
+
+def check_same_tensors(
+    *,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    source: str,
+    owner: str = "the checkpoint has",
+    advice: str = "Check that the config beside the weights is theirs, and that the file is whole.",
+) -> None:
+    """Raises a CheckpointError that lists every difference, unless names and shapes agree exactly.
+
+    In its message ``source`` is the checkpoint, ``owner`` stands before a shape that was found, ``advice`` at the end.
+    """
+    missing = [f"{name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))]
+    unexpected = [f"{name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
+    misshapen = [
+        f"{name}: {owner} {tuple(found[name])}, the model needs {tuple(expected[name])}"
+        for name in sorted(set(found) & set(expected))
+        if tuple(found[name]) != tuple(expected[name])
+    ]
+    if not (missing or unexpected or misshapen):
+        return
+    parts = [f"The weights of {source} do not fit the model:"]
+    for title, lines in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
+        if lines:
+            more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            parts.append(f"  {len(lines)} {title}:")
+            parts += [f"    {line}" for line in [*lines[:_SHOWN], *more]]
+    raise CheckpointError("\n".join([*parts, advice]))
 
 
 def describe_arrays(tree: Any) -> dict[str, str]:
