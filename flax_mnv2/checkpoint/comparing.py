@@ -45,15 +45,14 @@ def check_same_tensors(
         for name in sorted(set(found) & set(expected))
         if tuple(found[name]) != tuple(expected[name])
     ]
-    if not (missing or unexpected or misshapen):
-        return
-    parts = [f"The weights of {source} do not fit the model:"]
+    parts = []
     for title, lines in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
         if lines:
             more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             parts.append(f"  {len(lines)} {title}:")
             parts += [f"    {line}" for line in [*lines[:_SHOWN], *more]]
-    raise CheckpointError("\n".join([*parts, advice]))
+    if parts:
+        raise CheckpointError("\n".join([f"The weights of {source} do not fit the model:", *parts, advice]))
 
 
 def describe_arrays(tree: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ from flax_mnv2.checkpoint.comparing import (
 )
 from flax_mnv2.checkpoint.folder import ABOUT
 from flax_mnv2.files import read_json
+
+_MAX_BYTES = 2**30  # of all arrays of an item, far above any MobileNetV2
 
 
 def read_about(checkpoint: pathlib.Path) -> dict[str, Any]:
@@ -59,6 +62,9 @@ def read_item(checkpoint: pathlib.Path, item: str, about: Mapping[str, Any]) -> 
             metadata = checkpointer.metadata(path.absolute()).item_metadata
             if metadata is None:
                 raise ValueError("Orbax's note of its tensors, _METADATA, is missing or cannot be read")
+            needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(metadata.tree))
+            if needed > _MAX_BYTES:
+                raise ValueError(f"its tensors would take {needed:,} bytes, more than {_MAX_BYTES:,}")
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
             tree = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}

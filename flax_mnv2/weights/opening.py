@@ -41,7 +41,11 @@ def open_weights(
     path = expand_user(weights)
     is_file = os.path.isfile(path) or (is_file_name(path) and not os.path.isdir(path))
     if not is_file:
-        path = _fetch(_renamed(path) or weights, revision=revision, cache_dir=cache_dir)
+        step = step_of(path.name)
+        if step is not None and not path.exists():  # earlier versions called a run's checkpoint 4, not step_4
+            other = CheckpointFolder(path.parent).path_of(step)
+            weights = other if other.is_dir() else weights
+        path = _fetch(weights, revision=revision, cache_dir=cache_dir)
     elif not os.path.exists(path):
         raise CheckpointError(f"No file or folder {path}.")
     folder, tensors = (path.parent if is_file else path), None
@@ -55,15 +59,6 @@ def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None =
     """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
     found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)).unwrapped(), config)
     return _recognise(found).open(found)
-
-
-def _renamed(path: pathlib.Path) -> pathlib.Path | None:
-    """Returns where a run's checkpoint lies that is not at ``path``: earlier versions called ``step_4`` only ``4``."""
-    step = step_of(path.name)
-    if step is None or path.exists():
-        return None
-    other = CheckpointFolder(path.parent).path_of(step)
-    return other if other.is_dir() else None
 
 
 def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:

@@ -14,7 +14,7 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.weights.formats import timm
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
-from flax_mnv2.weights.source import Checkpoint, Source, stated_task, with_pytorch_extras
+from flax_mnv2.weights.source import Checkpoint, Source, stated_task
 from flax_mnv2.weights.tensor_files import find_weights
 from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
 
@@ -84,10 +84,7 @@ class HuggingFaceFormat(Format):
 
     def state_dict(self, checkpoint: Checkpoint) -> StateDict:
         """Returns all that transformers' own class would save."""
-        tensors = checkpoint.tensors
-        if checkpoint.task == "segmentation" and not any("conv_1x1" in path for path in tensors):
-            tensors = with_pytorch_extras(checkpoint.config, checkpoint.task, tensors)
-        state = write_state(tensors, NAMING)
+        state = write_state(checkpoint.tensors, NAMING)
         if checkpoint.task == "backbone":  # a bare one has no prefix there
             state = {key.removeprefix(PREFIX): value for key, value in state.items()}
         return state
