@@ -1,8 +1,113 @@
-"""The door of ``python -m flax_mnv2.convert``."""
+"""Converts weights: python -m flax_mnv2.convert SRC DST [--from auto] [--to flax]
 
+SRC is a folder, a file of weights or a hub id; its format is recognised. DST is a folder, or a file for torchvision
+and timm. Every tensor comes back bit for bit on the way back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
 import sys
+from collections.abc import Sequence
 
-from flax_mnv2.weights.command import main
+from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
+from flax_mnv2.hub import expand_user
+from flax_mnv2.weights.formats import FORMATS, is_file_name
+from flax_mnv2.weights.opening import open_weights
+from flax_mnv2.weights.source import Checkpoint, Source
+from flax_mnv2.weights.tensors import widened
+from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and converts; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flax_mnv2.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .pt, .bin) or hub id")
+    parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for torchvision and timm")
+    parser.add_argument(
+        "--from", dest="source_format", choices=("auto", *FORMATS), default="auto", help="what SRC must be"
+    )
+    parser.add_argument(
+        "--to", choices=tuple(FORMATS), help="format of DST; a folder is flax by default, and hf where SRC is flax"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write where something lies already")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.src, options.dst, options.source_format, options.to, overwrite=options.overwrite)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # the shell's for SIGINT
+    return 0
+
+
+def convert(
+    weights: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
+) -> None:
+    """Does what the command line says, and prints it; a UserError, and nothing written, where that cannot be."""
+    destination = pathlib.Path(os.path.normpath(expand_user(destination)))
+    if to is None and is_file_name(destination):
+        raise ConfigError(
+            f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
+        )
+    source = open_weights(weights)
+    if source_format not in ("auto", source.format):
+        raise CheckpointError(f"{weights} is in the format {source.format}, not {source_format} as --from says.")
+    to = to or ("hf" if source.format == "flax" else "flax")
+    check_destination(destination, to)
+    _check_free(source.where, destination, overwrite=overwrite)
+    checkpoint = source.checkpoint()
+    write(checkpoint, destination, to)
+    print("\n".join(_report(source, checkpoint, destination, to)))
+
+
+def _check_free(source: pathlib.Path, destination: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises a ConfigError where the source lies at the destination, or something else that is to stay."""
+    own, target = source.resolve(), destination.resolve()
+    files_of_source = [path.resolve() for path in own.iterdir()] if own.is_dir() else []
+    if target in (own.parent, *files_of_source) or target.is_relative_to(own):
+        raise ConfigError(f"{destination} is where the source lies; name another place.")
+    taken = not is_empty(destination) if destination.is_dir() else destination.exists()
+    if taken and not overwrite:
+        raise ConfigError(f"{destination} exists and is not empty; name another place, or pass --overwrite.")
+    if destination.is_dir() and not any((destination / name).exists() for name in MODEL_NAMES) and taken:
+        raise ConfigError(f"{destination} holds no model, so --overwrite does not write there; name another folder.")
+
+
+def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, to: str) -> list[str]:
+    config = checkpoint.config
+    deeper = f" (depth {config.layer_depth_multiplier})" if config.layer_depth_multiplier != 1 else ""
+    classes = "" if checkpoint.task == "backbone" else f", {config.num_labels} classes"
+    padding = "TensorFlow's" if config.tf_padding else "PyTorch's"
+    sizes = collections.Counter()
+    for path in checkpoint.model_paths:
+        sizes[path[0]] += checkpoint.tensors[path].size
+    others = len(checkpoint.tensors) - len(checkpoint.model_paths)
+    lines = [
+        f"source      {source.where} ({source.format})",
+        f"network     MobileNetV2 {config.depth_multiplier}{deeper}, {checkpoint.task}{classes}, output stride "
+        f"{config.output_stride}, {padding} padding",
+        f"tensors     {len(checkpoint.model_paths)} of the model: {sizes['params']:,} parameters and "
+        f"{sizes['batch_stats']:,} running statistics; {others} more, which only PyTorch's code has",
+        f"written     {destination} ({to})",
+    ]
+    notes = list(source.notes)
+    types = widened(source.state)
+    if types:
+        notes.append(f"{' and '.join(types)} became float32, exactly")
+    if not source.complete:
+        fresh = ", and conv_1x1 is a fresh one that nothing reads" if checkpoint.task == "segmentation" else ""
+        notes.append(f"counters start at 0{fresh if others else ''}")
+    notes += FORMATS[to].left_behind(checkpoint, is_file=is_file_name(destination))
+    return lines + [f"note        {note}" for note in notes]
+
 
 if __name__ == "__main__":
     sys.exit(main())

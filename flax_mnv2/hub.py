@@ -31,15 +31,11 @@ def resolve_folder(
     cache_dir: str | pathlib.Path | None = None,
     files: Sequence[str],
 ) -> pathlib.Path:
-    """Returns the local folder of a checkpoint, downloading ``files`` if a hub id is given.
+    """Returns a folder as it is, and of a hub id the folder into which ``files`` were downloaded, or a CheckpointError.
 
-    A folder of that name goes first; the files, of which no such folder lacks the first, are not looked for there.
     Downloads are huggingface_hub's: its cache and its ``HF_HUB_OFFLINE`` hold. They are anonymous: no token is read or
     sent, neither from the environment nor a stored one, and no usage data. Download a private model with
     huggingface_hub's own command, and give the folder.
-
-    Raises:
-      CheckpointError: no such folder, and not a hub id that can be had.
     """
     folder = expand_user(id_or_folder)
     name = shown(str(id_or_folder))[1:-1]  # without quotes; of a name that is no text, what stands for its characters
@@ -77,7 +73,7 @@ def resolve_folder(
     except Exception as error:  # many types, from the network to the cache; the message must be one
         offline = "; HF_HUB_OFFLINE is set, so only its cache was looked at" if HF_HUB_OFFLINE else ""
         raise CheckpointError(
-            f"{name!r}{f' at revision {revision!r}' if revision else ''} is no local folder and could not be "
+            f"{name!r}{f' at revision {shown(revision)}' if revision else ''} is no local folder and could not be "
             f"downloaded from the Hugging Face hub ({type(error).__name__}){offline}. Check the spelling and the "
             f"network, or give a local folder with {files[0]}."
         ) from None

@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from flax_mnv2.checkpoint.checksums import DamagedCheckpointError, check_checksum, with_checksum
-from flax_mnv2.files import read_json
+from flax_mnv2.checkpoint.comparing import DamagedCheckpointError, check_checksum, with_checksum
+from flax_mnv2.files import read_json, write_text
 
 FOLDER_NAME = "checkpoints"  # in the folder of a run
 PREFIX = "step"  # of a checkpoint's name, step_300
@@ -42,11 +42,7 @@ class CheckpointFolder:
         self.path = path
 
     def prepare(self) -> None:
-        """Makes the folder, removes what cut saves and removals have left, and renames what has an earlier name.
-
-        Raises:
-          OSError: the folder cannot be made or written.
-        """
+        """Makes the folder, removes what cut saves and removals have left, and renames what has an earlier name."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK):
             raise PermissionError(13, "no permission to write")
@@ -93,9 +89,7 @@ class CheckpointFolder:
         """Adds the item ``metrics`` to a checkpoint, a JSON object with a checksum; whole or not."""
         folder = self.path_of(step) / METRICS
         folder.mkdir(exist_ok=True)
-        temporary = folder / f".{METRICS}"
-        temporary.write_text(json.dumps(with_checksum(metrics)), encoding="utf-8")
-        os.replace(temporary, folder / METRICS)
+        write_text(folder / METRICS, json.dumps(with_checksum(metrics)))
 
     def read_metrics(self, step: int) -> dict[str, Any]:
         """Returns the item ``metrics`` of a checkpoint; empty where there is none, or it is damaged."""
@@ -109,7 +103,7 @@ class CheckpointFolder:
 
 
 def _is_ours(path: pathlib.Path, *, may_be_empty: bool = False) -> bool:
-    """Whether a run has written a folder: an item of a checkpoint is in it, or nothing yet, or nothing any more."""
+    """Returns whether a run has written a folder: an item of a checkpoint is in it, or nothing yet or any more."""
     if path.is_symlink() or not path.is_dir():
         return False
     names = {name.removesuffix(_TEMPORARY) for name in os.listdir(path)}

@@ -11,7 +11,7 @@ from flax import traverse_util
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.tasks.base import Task
-from flax_mnv2.weights.formats.widths import norm_widths
+from flax_mnv2.weights.formats.pytorch import norm_widths
 from flax_mnv2.weights.pretrained import load_backbone, open_weights
 from flax_mnv2.weights.source import Source
 

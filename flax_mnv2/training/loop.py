@@ -11,8 +11,7 @@ import jax
 import ml_collections
 
 from flax_mnv2.checkpoint.folder import FOLDER_NAME
-from flax_mnv2.checkpoint.manager import SCORE
-from flax_mnv2.checkpoint.run import Checkpoints
+from flax_mnv2.checkpoint.run import SCORE, Checkpoints
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.errors import CheckpointError, DataError

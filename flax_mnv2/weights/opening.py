@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from flax_mnv2.checkpoint.folder import FOLDER_NAME, CheckpointFolder, step_of
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import read_json
 from flax_mnv2.hub import expand_user, resolve_folder
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
@@ -29,25 +29,22 @@ def open_weights(
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
 ) -> Source:
-    """Opens weights of any format, which it recognises by files, config and names.
+    """Opens weights of any format, which it recognises by files, config and names, or raises a UserError.
 
-    Args:
-      weights: a folder of Hugging Face, timm or the flax format; a checkpoint of a training run,
-        ``WORKDIR/checkpoints/step_N``; a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its
-        ``config.json`` beside it), torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, which
-        huggingface_hub downloads and caches; or a source that is open already, which is given back.
-      revision: branch, tag or commit of a hub id.
-      cache_dir: where downloads are kept; None is huggingface_hub's default.
-
-    Raises:
-      CheckpointError: nothing there, unreadable, or of no known format.
-      ConfigError: the config beside it is not a MobileNetV2's.
+    They are a folder of Hugging Face, timm or the flax format; a checkpoint of a run, ``WORKDIR/checkpoints/step_N``; a
+    ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its ``config.json`` beside it),
+    torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, with ``revision`` and ``cache_dir`` as for
+    ``from_pretrained``; or a source that is open already, which is given back.
     """
     if isinstance(weights, Source):
         return weights
     path = expand_user(weights)
     is_file = os.path.isfile(path) or (is_file_name(path) and not os.path.isdir(path))
     if not is_file:
+        step = step_of(path.name)
+        if step is not None and not path.exists():  # earlier versions called a run's checkpoint 4, not step_4
+            other = CheckpointFolder(path.parent).path_of(step)
+            weights = other if other.is_dir() else weights
         path = _fetch(weights, revision=revision, cache_dir=cache_dir)
     elif not os.path.exists(path):
         raise CheckpointError(f"No file or folder {path}.")
@@ -61,14 +58,11 @@ def open_weights(
 def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None = None) -> Source:
     """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
     found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)).unwrapped(), config)
-    form = _recognise(found)
-    if config is not None and not form.needs_config:
-        raise ConfigError(f"A {form.name} state dict says its network itself; pass no config.")
-    return form.open(found)
+    return _recognise(found).open(found)
 
 
 def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
-    """The local folder; from the hub, pickled weights are fetched only where there are no others."""
+    """Returns the local folder; from the hub, pickled weights are fetched only where there are no others."""
     folder = resolve_folder(weights, files=_HUB_FILES, **options)
     if any((folder / name).exists() for form in FORMATS.values() for name in form.weight_names):
         return folder
@@ -76,18 +70,18 @@ def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
 
 
 def _recognise(found: Found) -> Format:
-    """The format that says yes; a CheckpointError where none does."""
+    """Returns the format that says yes; a CheckpointError where none does."""
     forms = [form for form in FORMATS.values() if not found.is_file or found.where.suffix in form.suffixes]
     form = next((form for form in forms if form.recognises(found)), None)
     if form is not None:
         return form
     if found.tensors is None:
-        items = [*found.where.glob("*/variables"), *found.where.glob("checkpoints/*/variables")]
-        steps = sorted((item.parent for item in items if re.search(r"\d$", item.parent.name)), key=_step_of)
-        if steps:
-            raise CheckpointError(
-                f"{found.where} holds the checkpoints of a training run; name one of them, such as {steps[-1]}."
-            )
+        for folder in map(CheckpointFolder, (found.where, found.where / FOLDER_NAME)):
+            if steps := folder.steps():
+                raise CheckpointError(
+                    f"{found.where} holds the checkpoints of a training run; name one of them, such as "
+                    f"{folder.path_of(steps[-1])}."
+                )
         return FORMATS["hf"]  # whose error says what such a folder lacks
     names = [f"{name} {value.shape}" for name, value in sorted(found.tensors.state.items())]
     examples = "\n".join(f"    {form.name + ':':<12} {form.example}" for form in FORMATS.values() if form.example)
@@ -98,12 +92,8 @@ def _recognise(found: Found) -> Format:
     )
 
 
-def _step_of(folder: pathlib.Path) -> int:
-    return int(re.search(r"\d+$", folder.name)[0])
-
-
 def _peek(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
+    """Returns a JSON object, or nothing where there is none; who needs a valid one reads it again and says why not."""
     try:
         values = read_json(path)
     except (OSError, ValueError):

@@ -14,45 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from flax_mnv2.checkpoint.diff import check_same_tensors
+from flax_mnv2.checkpoint.comparing import check_same_tensors
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import (
+from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.opening import open_state_dict, open_weights
+from flax_mnv2.weights.source import (
     MODEL_CLASSES,
     Checkpoint,
-    example_image,
+    Source,
     make_model,
     task_of,
     variable_shapes,
     with_pytorch_extras,
 )
-from flax_mnv2.weights.formats import FORMATS
-from flax_mnv2.weights.opening import open_state_dict, open_weights
-from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensors import Path, Shapes, Tensors
 from flax_mnv2.weights.writing import write
 
-__all__ = [
-    "MODEL_CLASSES",
-    "from_pretrained",
-    "from_state_dict",
-    "load_backbone",
-    "load_config",
-    "load_processor",
-    "make_model",
-    "open_weights",
-    "save_pretrained",
-    "task_of",
-    "to_state_dict",
-    "variable_shapes",
-]
-
 Variables = dict[str, Any]
 Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
-LAYOUTS = ("hf", "flax")
-_HEAD_SEED = 0  # of tensors that are started afresh
-_SHOWN = 8
 
 
 def from_pretrained(
@@ -108,10 +89,9 @@ def from_pretrained(
     if afresh:
         flat |= _initialise(model, list(afresh))
         names = sorted(f"{key} {tuple(source.state[key].shape)}" for key in afresh.values())
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         warnings.warn(
             f"{source.where}: these tensors have another shape than the model's and were started afresh; train the "
-            f"head before using it: {', '.join(names[:_SHOWN])}{more}.",
+            f"head before using it: {', '.join(names)}.",
             stacklevel=2,
         )
     return model, traverse_util.unflatten_dict(flat)
@@ -131,10 +111,7 @@ def from_state_dict(
       config: of a model of transformers, ``MobileNetV2Config.from_dict(module.config.to_dict())``; the tensors of
         torchvision's and timm's say it themselves.
       task: as for ``from_pretrained``; None takes the config's, else that of the head.
-      dtype: type of the computation.
-
-    Returns:
-      The linen model and its variables, as ``from_pretrained``.
+      dtype: as for ``from_pretrained``, which has what is returned too.
 
     Raises:
       CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
@@ -148,40 +125,16 @@ def load_backbone(weights: Weights, variables: Mapping[str, Any]) -> Variables:
     """Replaces the backbone of ``variables`` by that of a checkpoint; the head stays as it is.
 
     For training with other labels, or a segmentation head on an ImageNet backbone. The head of the checkpoint
-    is not looked at; its backbone must fit exactly.
+    is not looked at; its backbone must fit exactly, else a CheckpointError names the tensors that do not.
 
     Args:
       weights: as for ``from_pretrained``.
-      variables: ``params`` and ``batch_stats`` of the model that gets the backbone.
-
-    Returns:
-      New variables, NumPy arrays where they come from the checkpoint.
-
-    Raises:
-      CheckpointError: the backbone's tensors are missing, left over or of another shape, each named.
+      variables: ``params`` and ``batch_stats`` of the model that gets the backbone; new ones are returned.
     """
     flat = traverse_util.flatten_dict(dict(variables))
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
     flat |= open_weights(weights).select(wanted, backbone_only=True)
     return traverse_util.unflatten_dict(flat)
-
-
-def load_config(weights: Weights) -> MobileNetV2Config:
-    """The architecture of a checkpoint; arguments and errors as for ``from_pretrained``."""
-    return open_weights(weights).config
-
-
-def load_processor(
-    weights: Weights, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
-) -> MobileNetV2ImageProcessor:
-    """The processor that belongs to a checkpoint: its file's, the run's, or what torchvision or timm does.
-
-    Arguments as for ``from_pretrained``; who has opened the weights already asks them: ``source.processor()``.
-
-    Raises:
-      CheckpointError: nothing readable there, or nothing is known of its processor.
-    """
-    return open_weights(weights, revision=revision, cache_dir=cache_dir).processor()
 
 
 def save_pretrained(
@@ -209,8 +162,8 @@ def save_pretrained(
       ConfigError: transformers cannot represent the model, or it is not one of ``MODEL_CLASSES``.
       CheckpointError: ``variables`` are not the model's; every difference is named, and nothing is written.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}; found {layout!r}.")
+    if layout not in ("hf", "flax"):
+        raise ConfigError(f"layout must be one of 'hf', 'flax'; found {layout!r}.")
     checkpoint = _checkpoint_of(model, variables)
     if processor is not None:
         checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
@@ -218,12 +171,9 @@ def save_pretrained(
 
 
 def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) -> dict[str, np.ndarray]:
-    """The state dict that a module of ``library`` loads: ``"hf"``, ``"torchvision"`` or ``"timm"``.
+    """Returns the state dict that a module of ``library`` loads: ``"hf"``, ``"torchvision"`` or ``"timm"``.
 
-    Args:
-      model: one of this library's models.
-      variables: its ``params`` and ``batch_stats``.
-      library: whose names and layouts; counters of batch norm are 0.
+    ``variables`` are the model's ``params`` and ``batch_stats``; counters of batch norm are 0.
 
     Raises:
       CheckpointError: ``variables`` are not the model's.
@@ -234,11 +184,11 @@ def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) 
         raise ConfigError(f"The library must be {', '.join(names)} or {last}; found {library!r}.")
     checkpoint = _checkpoint_of(model, variables)
     FORMATS[library].check_target(checkpoint)
-    return FORMATS[library].content(checkpoint).state
+    return FORMATS[library].state_dict(checkpoint)
 
 
 def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
-    """Those variables of the head that the checkpoint has in another shape, and their names there."""
+    """Returns those variables of the head that the checkpoint has in another shape, and their names there."""
     keys = {path: source.naming.key_of(path) for path in shapes if path[1] != "mobilenet_v2"}
     return {
         path: key
@@ -248,7 +198,7 @@ def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
 
 
 def _advice(source: Source, task: str, *, mismatched: bool) -> str:
-    """What to do about tensors that do not fit, as far as that is known: a line, or nothing."""
+    """Returns what to do about tensors that do not fit, as far as that is known: a line, or nothing."""
     held = source.task_of_names()
     if mismatched:
         return "\nTo start the head's tensors of another shape afresh, pass ignore_mismatched_sizes=True."
@@ -262,7 +212,7 @@ def _advice(source: Source, task: str, *, mismatched: bool) -> str:
 
 
 def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
-    """The model and exactly its variables; every difference is named."""
+    """Returns the model and exactly its variables; every difference is named."""
     task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
     if task is None:
         known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
@@ -283,12 +233,11 @@ def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint
 
 
 def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:
-    """Fresh values of some variables, from a fixed seed; compiled, so that the network itself is not run."""
+    """Returns fresh values of some variables, from a fixed seed; compiled, so that the network itself is not run."""
 
     def init(key: jax.Array, image: jax.Array) -> list[jax.Array]:
         flat = traverse_util.flatten_dict(dict(model.init(key, image)))
         return [flat[path] for path in paths]
 
-    image = example_image(model.config)
-    values = jax.jit(init)(jax.random.key(_HEAD_SEED), np.zeros(image.shape, image.dtype))
+    values = jax.jit(init)(jax.random.key(0), np.zeros((1, 64, 64, model.config.num_channels), np.float32))
     return {path: np.asarray(value) for path, value in zip(paths, values, strict=True)}

@@ -1,106 +1,196 @@
-"""Weights as they lie on disk, opened: what they are, their tensors by their own names, and their image processor."""
+"""Weights that were read: a ``Source`` has them as they lie on disk, a ``Checkpoint`` every tensor by its Flax path."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.errors import CheckpointError
+from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import (
-    Checkpoint,
-    last_conv_shapes,
-    make_model,
-    variable_shapes,
-    with_pytorch_extras,
-)
-from flax_mnv2.weights.tensors import Naming, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
+from flax_mnv2.layer_plan import LayerPlan
+from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation, MobileNetV2Model
+from flax_mnv2.models.endpoints import LAST_CONV
+from flax_mnv2.weights.tensors import Naming, Path, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
 
+MODEL_CLASSES: dict[str, type[nn.Module]] = {
+    "backbone": MobileNetV2Model,
+    "classification": MobileNetV2ForImageClassification,
+    "segmentation": MobileNetV2ForSemanticSegmentation,
+}
+_LAST_CONV = ("mobilenet_v2", LAST_CONV)
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 _DTYPE_FIELDS = ("dtype", "torch_dtype")  # what transformers calls the type of the stored weights, now and before
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A folder, file or state dict, read but not yet converted.
+def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
+    """Returns the model of a task, with attributes such as ``dtype``."""
+    if task not in MODEL_CLASSES:
+        raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
+    return MODEL_CLASSES[task](config, **attributes)
 
-    Attributes:
-      format: its format's name, a key of ``FORMATS``.
-      where: the folder or file.
-      config: the architecture.
-      task: what the model does; None where the config does not say.
-      state: every tensor by the name it has there.
-      naming: of ``state``.
-      complete: whether ``state`` is all that its library would write; a run's checkpoint has the variables alone.
-      config_text: its ``config.json`` if that is a config of ours and transformers'.
-      processor_folder: where a ``preprocessor_config.json`` of these weights lies, if there is one.
-      usual_processor: what prepares images where that file is absent: as the run noted, or as its library does.
-      notes: what was done on the way, in words for the user.
+
+def stated_task(config: MobileNetV2Config) -> str | None:
+    """Returns the task that a config's ``architectures`` names; None if it names none."""
+    stated = config.extra.get("architectures")
+    names = stated if isinstance(stated, (list, tuple)) else ()
+    return next((task for task, cls in MODEL_CLASSES.items() if cls.__name__ in names), None)
+
+
+def task_of(config: MobileNetV2Config) -> str:
+    """Returns the task that a config's ``architectures`` names, or raises a ConfigError."""
+    task = stated_task(config)
+    if task is None:
+        raise ConfigError(
+            f"The config's architectures are {config.extra.get('architectures') or []}; expected one of "
+            f"{', '.join(cls.__name__ for cls in MODEL_CLASSES.values())}. Say which model you want: "
+            f"task={' or '.join(map(repr, MODEL_CLASSES))}."
+        )
+    return task
+
+
+def variable_shapes(model: nn.Module) -> Shapes:
+    """Returns the shape of every variable by its path, without computing anything."""
+    return dict(_variable_shapes(model, model.config.layer_plan))
+
+
+@functools.lru_cache(maxsize=64)  # tracing takes a second
+def _variable_shapes(model: nn.Module, plan: LayerPlan) -> Shapes:
+    del plan  # part of the key: it decides the shapes
+    image = jax.ShapeDtypeStruct((1, 64, 64, model.config.num_channels), np.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), image)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that weights say, so that they can be written back as they were.
+
+    ``tensors`` are in Flax's layout: the variables of the model in float32, PyTorch's counters, and for segmentation
+    the last 1×1 convolution that transformers declares and nobody reads.
     """
 
-    format: str
+    config: MobileNetV2Config
+    task: str
+    tensors: Tensors
+    config_text: str | None = None  # the config.json that was read, where it still holds
+    processor_text: str | None = None  # the preprocessor_config.json, if there is one
+
+    @property
+    def model_paths(self) -> set[Path]:
+        """Paths of the tensors that the model has; the others are kept for the way back."""
+        unused = _LAST_CONV if self.task == "segmentation" else None
+        return {path for path in self.tensors if path[0] in ("params", "batch_stats") and path[1:3] != unused}
+
+    def to_config_text(self) -> str:
+        """Returns the ``config.json`` to write."""
+        if self.config_text is not None:
+            return self.config_text
+        architectures = [MODEL_CLASSES[self.task].__name__]
+        config = self.config.replace(extra={**self.config.extra, "architectures": architectures})
+        return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
+    """Returns shapes of the last 1×1 convolution, which a segmentation model does not have."""
+    plan = config.layer_plan
+    width = (plan.last_channels,)
+    return {
+        ("params", *_LAST_CONV, "convolution", "kernel"): (1, 1, plan.blocks[-1].out_channels, *width),
+        ("params", *_LAST_CONV, "normalization", "scale"): width,
+        ("params", *_LAST_CONV, "normalization", "bias"): width,
+        ("batch_stats", *_LAST_CONV, "normalization", "mean"): width,
+        ("batch_stats", *_LAST_CONV, "normalization", "var"): width,
+    }
+
+
+def with_pytorch_extras(config: MobileNetV2Config, task: str, variables: Mapping[Path, np.ndarray]) -> Tensors:
+    """Returns the variables of a model of ours, and what a PyTorch checkpoint holds beside them.
+
+    Counters start at 0. For segmentation a fresh last 1×1 convolution is drawn from seed 0.
+    """
+    extras: Tensors = {}
+    if task == "segmentation":
+        rng = np.random.default_rng(0)
+        for path, shape in last_conv_shapes(config).items():
+            if path[-1] == "kernel":
+                extras[path] = rng.normal(0.0, config.initializer_range, shape).astype(np.float32)
+            else:
+                extras[path] = np.full(shape, path[-1] in ("scale", "var"), np.float32)
+    tensors = extras | dict(variables)
+    shapes = {path: np.shape(value) for path, value in tensors.items()}
+    return {path: np.zeros((), np.int64) for path in counter_shapes(shapes)} | tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A folder, file or state dict, read but not yet converted."""
+
+    format: str  # its name, a key of FORMATS
     where: pathlib.Path
     config: MobileNetV2Config
-    task: str | None
-    state: StateDict
+    task: str | None  # None where the config does not say
+    state: StateDict  # every tensor by the name that it has there
     naming: Naming
-    complete: bool = True
-    config_text: str | None = None
-    processor_folder: pathlib.Path | None = None
-    usual_processor: MobileNetV2ImageProcessor | None = None
-    notes: tuple[str, ...] = ()
+    complete: bool = True  # whether state is all that its library would write; a run's has the variables alone
+    config_text: str | None = None  # its config.json if that is a config of ours and transformers'
+    processor_folder: pathlib.Path | None = None  # where a preprocessor_config.json lies, if there is one
+    usual_processor: MobileNetV2ImageProcessor | None = None  # where that is absent
+    notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
 
     @property
     def processor_text(self) -> str | None:
-        """The ``preprocessor_config.json`` as it lies there, or would lie there; None where nothing is known."""
-        text = None if self.processor_folder is None else read_text_file(self.processor_folder / PROCESSOR_NAME)
-        if text is None and self.usual_processor is not None:
-            return self.usual_processor.to_json_string()
-        return text
+        """Returns the ``preprocessor_config.json`` that lies there, or would; None where nothing is known."""
+        if not self._has_processor_file:
+            return None if self.usual_processor is None else self.usual_processor.to_json_string()
+        path = self.processor_folder / PROCESSOR_NAME
+        try:
+            return read_text(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"Cannot read {path}: {error}.") from None
 
     def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for these weights.
-
-        Raises:
-          CheckpointError: nothing is known of it, or the file that says so cannot be read.
-          ConfigError: a setting in that file is out of its range.
-        """
-        folder = self.processor_folder
-        if self.usual_processor is not None and (folder is None or not (folder / PROCESSOR_NAME).exists()):
+        """Returns what prepares images for these weights, or raises a CheckpointError where nothing is known of it."""
+        if self.usual_processor is not None and not self._has_processor_file:
             return self.usual_processor
-        if folder is None:
+        if self.processor_folder is None:
             raise CheckpointError(
                 f"Nothing is known of how images are prepared for {self.where}, of {self.config.num_channels} channels."
             )
-        return MobileNetV2ImageProcessor.from_pretrained(folder)
+        return MobileNetV2ImageProcessor.from_pretrained(self.processor_folder)
+
+    @property
+    def _has_processor_file(self) -> bool:
+        return self.processor_folder is not None and (self.processor_folder / PROCESSOR_NAME).exists()
 
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
-        """The variables of a model, strictly; what no model of ours reads is left out.
+        """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
 
-        Args:
-          shapes: of the model's variables, by path.
-          backbone_only: whether to leave out heads too.
-
-        Raises:
-          CheckpointError: tensors are missing, left over or of another shape or type; each named.
+        A CheckpointError names every tensor that is missing, left over or of another shape or type.
         """
         unused = set() if any("conv_1x1" in path for path in shapes) else self._keys(last_conv_shapes(self.config))
         state = {
             key: value
             for key, value in self.state.items()
-            if not _COUNTER.search(key) and key not in unused and (not backbone_only or self.naming.is_backbone(key))
+            if not _COUNTER.search(key)
+            and key not in unused
+            and (not backbone_only or re.match(self.naming.backbone, key))
         }
         return read_state(state, shapes, self.naming, source=str(self.where))
 
     def checkpoint(self) -> Checkpoint:
-        """Every tensor, strictly.
-
-        Raises:
-          CheckpointError: tensors are missing, left over or of another shape or type; each named.
-        """
+        """Returns every tensor; errors as for ``select``."""
         task = self.task or self.task_of_names()
         shapes = variable_shapes(make_model(self.config, task))
         if task == "segmentation" and self._keys(last_conv_shapes(self.config)) & self.state.keys():
@@ -117,7 +207,7 @@ class Source:
         return Checkpoint(config, task, tensors, config_text, self.processor_text)
 
     def task_of_names(self) -> str:
-        """The task of the head that the tensors have; ``"backbone"`` where there is none."""
+        """Returns the task of the head that the tensors have; ``"backbone"`` where there is none."""
         for task, head in (("segmentation", "segmentation_head"), ("classification", "classifier")):
             if any(re.match(rf"(\w+/)?{head}[./]", key) for key in self.state):
                 return task
@@ -125,17 +215,3 @@ class Source:
 
     def _keys(self, shapes: Shapes) -> set[str]:
         return {self.naming.key_of(path) for path in shapes}
-
-
-def read_text_file(path: pathlib.Path) -> str | None:
-    """A small text file beside weights; None where there is none.
-
-    Raises:
-      CheckpointError: it cannot be read.
-    """
-    try:
-        return read_text(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}.") from None

@@ -23,28 +23,21 @@ INDEX_SUFFIX = ".index.json"
 # In the order in which they are looked for.
 WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX)
 SAFETENSORS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
-FILE_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
+FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".pth", ".pt", ".bin")
 MAX_WEIGHTS_BYTES = 2**30  # of one file, twice what a config.json may describe
-_NUMPY_KINDS = re.compile(r"BOOL|BF16|[FIU](8|16|32|64)")  # what safetensors calls NumPy's types, and bfloat16
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # before every name: DataParallel, torch.compile, Lightning
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """What one file, or several that belong together, hold.
-
-    Attributes:
-      state: tensors by name, in the file's types.
-      notes: what was done to find them, in words for the user.
-    """
+    """What one file, or several that belong together, hold: tensors by name, in the file's types."""
 
     state: StateDict
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was done to find them, in words for the user
 
     def unwrapped(self) -> TensorFile:
-        """The same without a wrapper's prefix, where all names have one; a note says so."""
+        """Returns the same without a wrapper's prefix, where all names have one; a note says so."""
         for wrapper in _WRAPPERS:
             if self.state and all(key.startswith(wrapper) for key in self.state):
                 state = {key.removeprefix(wrapper): value for key, value in self.state.items()}
@@ -53,16 +46,12 @@ class TensorFile:
 
 
 def find_weights(folder: pathlib.Path) -> pathlib.Path | None:
-    """The file, or the index of several, that holds the weights of a Hugging Face folder; safetensors first."""
+    """Returns the file, or the index of several, that holds the weights of a Hugging Face folder; safetensors first."""
     return next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
 
 
 def read_weights(folder: pathlib.Path) -> TensorFile:
-    """Tensors by name from ``model.safetensors`` or, in its absence, ``pytorch_model.bin``; one file or shards.
-
-    Raises:
-      CheckpointError: no such file is there, or the one that is cannot be read.
-    """
+    """Returns tensors by name from ``model.safetensors``, else ``pytorch_model.bin``; one file or shards."""
     path = find_weights(folder)
     if path is None:
         raise CheckpointError(
@@ -73,12 +62,9 @@ def read_weights(folder: pathlib.Path) -> TensorFile:
 
 
 def read_tensor_file(path: pathlib.Path) -> TensorFile:
-    """Tensors by name from a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of at most ``MAX_WEIGHTS_BYTES``.
+    """Returns tensors by name from a file with one of ``FILE_SUFFIXES``, of at most ``MAX_WEIGHTS_BYTES``.
 
     Weights inside a training checkpoint are taken out of it, and a wrapper's prefix is dropped; the notes say so.
-
-    Raises:
-      CheckpointError: the suffix is unknown, or the file is damaged, or is no state dict.
     """
     if path.suffix not in FILE_SUFFIXES:
         raise CheckpointError(
@@ -110,11 +96,7 @@ def write_tensor_file(path: pathlib.Path, state: StateDict) -> None:
 
 
 def to_arrays(state: Mapping[str, Any]) -> StateDict:
-    """The arrays of a state dict of PyTorch tensors or arrays.
-
-    Raises:
-      CheckpointError: it does not map names to tensors.
-    """
+    """Returns the arrays of a state dict of tensors or arrays; a CheckpointError unless it maps names to such."""
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise CheckpointError("A state dict must map names to tensors; pass module.state_dict().")
     arrays = {}
@@ -159,34 +141,20 @@ def _read_shards(index: pathlib.Path) -> TensorFile:
             raise CheckpointError(f"{index} names the shard {shown(name)}, which is not there; copy or download it.")
         shard = read_tensor_file(index.parent / name)
         notes |= dict.fromkeys(shard.notes)
-        absent = sorted(key for key in shard_of if shard_of[key] == name and key not in shard.state)
-        if absent:
-            raise CheckpointError(f"{index} says that {name} holds {', '.join(absent[:3])}, which it does not.")
-        state |= {key: value for key, value in shard.state.items() if shard_of.get(key) == name}
+        state |= shard.state
     return TensorFile(state, tuple(notes))
 
 
 def _read_safetensors(path: pathlib.Path) -> TensorFile:
-    from safetensors import safe_open
+    from safetensors.numpy import load_file
 
-    state = {}
     try:
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                kind = file.get_slice(key).get_dtype()
-                if not _NUMPY_KINDS.fullmatch(kind):
-                    raise CheckpointError(
-                        f"{path} holds a tensor of an unsupported type, {kind!r} of {shown(key)}; weights must be "
-                        "float32, float16 or bfloat16. Turn it into one of these in the library that wrote it."
-                    )
-                state[key] = file.get_tensor(key)
-    except CheckpointError:
-        raise
-    except Exception as error:  # SafetensorError, and what NumPy says of shapes that it does not have
+        return TensorFile(load_file(path))
+    except Exception as error:  # SafetensorError, and what NumPy says of shapes and types that it does not have
         raise CheckpointError(
-            f"Cannot read {path}: {error}. The file is damaged or incomplete; copy or download it again."
+            f"Cannot read {path}: {error}. The file is damaged or incomplete, or of a type that NumPy does not have; "
+            "copy or download it again."
         ) from None
-    return TensorFile(state)
 
 
 def _read_torch_file(path: pathlib.Path) -> TensorFile:
@@ -209,20 +177,15 @@ def _read_torch_file(path: pathlib.Path) -> TensorFile:
             isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()
         )
 
-    notes: tuple[str, ...] = ()
-    if isinstance(loaded, dict) and not is_state_dict(loaded):
-        nested = next((name for name in _NESTED_UNDER if is_state_dict(loaded.get(name))), None)
-        if nested is not None:
-            loaded, notes = loaded[nested], (f"took the weights from {nested!r} in the file",)
-    if not is_state_dict(loaded):
-        raise CheckpointError(
-            f"{path} is not a state dict (tensors by name), alone or under {', '.join(_NESTED_UNDER)}; "
-            "save model.state_dict()."
-        )
-    try:
-        return TensorFile(to_arrays(loaded), notes)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    if is_state_dict(loaded):
+        return TensorFile(to_arrays(loaded))
+    for name in _NESTED_UNDER if isinstance(loaded, dict) else ():
+        if is_state_dict(loaded.get(name)):
+            return TensorFile(to_arrays(loaded[name]), (f"took the weights from {name!r} in the file",))
+    raise CheckpointError(
+        f"{path} is not a state dict (tensors by name), alone or under {', '.join(_NESTED_UNDER)}; "
+        "save model.state_dict()."
+    )
 
 
 def _import_torch(purpose: str):

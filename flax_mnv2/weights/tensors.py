@@ -7,12 +7,11 @@ which no model of ours reads and which is kept so that a checkpoint comes back a
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from flax_mnv2.checkpoint.diff import check_same_tensors
+from flax_mnv2.checkpoint.comparing import check_same_tensors
 from flax_mnv2.errors import CheckpointError
 
 Path = tuple[str, ...]
@@ -34,24 +33,14 @@ _WIDENED = ("float16", "bfloat16")  # every value of theirs is a float32
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How one library calls and lays out tensors.
+    """How one library calls and lays out tensors."""
 
-    Attributes:
-      key_of: its name for the tensor at a path.
-      backbone: how the names of the backbone's tensors begin, as a regular expression.
-      torch_layout: convolutions are OIHW and matrices (out, in); off, the arrays lie as in Flax.
-    """
-
-    key_of: Callable[[Path], str]
-    backbone: str
-    torch_layout: bool = True
-
-    def is_backbone(self, key: str) -> bool:
-        """Whether a name is one of the backbone's, and of no head's."""
-        return re.match(self.backbone, key) is not None
+    key_of: Callable[[Path], str]  # its name for the tensor at a path
+    backbone: str  # a regular expression: how the names of the backbone's tensors begin
+    torch_layout: bool = True  # convolutions are OIHW and matrices (out, in); else the arrays lie as in Flax
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in the library's layout of a tensor with ``shape`` in ours."""
+        """Returns the shape in the library's layout of a tensor with ``shape`` in ours."""
         return tuple(shape[axis] for axis in self._axes(len(shape)))
 
     def to_flax(self, key: str, array: np.ndarray) -> np.ndarray:
@@ -61,7 +50,7 @@ class Naming:
         return np.ascontiguousarray(widen(key, array).transpose(np.argsort(self._axes(array.ndim))))
 
     def from_flax(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of ``to_flax``; types stay."""
+        """Returns the inverse of ``to_flax``; types stay."""
         array = np.asarray(array)
         return np.ascontiguousarray(array.transpose(self._axes(array.ndim))).reshape(self.shape_of(array.shape))
 
@@ -71,7 +60,7 @@ class Naming:
 
 
 def torch_naming(prefix_of: Callable[[Path], str | None], *, backbone: str) -> Naming:
-    """The naming of a PyTorch library, from its name for a module of ours; one that it does not have keeps its own."""
+    """Returns the naming of a PyTorch library, from its name for a module of ours; None keeps our own."""
 
     def key_of(path: Path) -> str:
         collection, *modules, leaf = path
@@ -84,11 +73,7 @@ FLAX_NAMING = Naming("/".join, r"\w+/mobilenet_v2/", torch_layout=False)
 
 
 def widen(key: str, array: np.ndarray) -> np.ndarray:
-    """float32 as it is; float16 and bfloat16 exactly as float32.
-
-    Raises:
-      CheckpointError: any other type, which would lose by it or is no weight.
-    """
+    """float32 as it is; float16 and bfloat16 exactly as float32; a CheckpointError for what would lose by it."""
     if array.dtype == np.float32:
         return array
     if array.dtype.name not in _WIDENED:
@@ -105,16 +90,9 @@ def widened(state: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str) -> Tensors:
-    """The tensors of ``state`` by path, strictly.
+    """Returns the tensors of ``state``, which has a library's names, by path: those of ``shapes``, in Flax's layout.
 
-    Args:
-      state: tensors by the library's names.
-      shapes: shape of every tensor that is expected, by path, in Flax's layout.
-      naming: the library's.
-      source: what a message calls the checkpoint.
-
-    Raises:
-      CheckpointError: tensors are missing, left over, of another shape or of a type that does not fit; each named.
+    A CheckpointError names every tensor that is missing, left over or of another shape or type.
     """
     keys = {path: naming.key_of(path) for path in shapes}
     check_same_tensors(
@@ -132,11 +110,11 @@ def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, 
 
 
 def write_state(tensors: Mapping[Path, np.ndarray], naming: Naming) -> StateDict:
-    """The tensors by the library's names and in its layout."""
+    """Returns the tensors by the library's names and in its layout."""
     return {naming.key_of(path): naming.from_flax(value) for path, value in tensors.items()}
 
 
 def counter_shapes(shapes: Shapes) -> Shapes:
-    """The counters that PyTorch keeps beside the batch norms among ``shapes``."""
+    """Returns the counters that PyTorch keeps beside the batch norms among ``shapes``."""
     norms = [path[1:-1] for path in shapes if path[0] == "batch_stats" and path[-1] == "mean"]
     return {(COUNTERS, *norm, "num_batches_tracked"): () for norm in norms}

@@ -2,55 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+from flax_mnv2.checkpoint.folder import ABOUT, VARIABLES
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import is_temporary, write_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
-from flax_mnv2.weights.checkpoint import Checkpoint
 from flax_mnv2.weights.formats import FORMATS, is_file_name
-from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format
-from flax_mnv2.weights.formats.flax import ABOUT_NAME, VARIABLES_NAME, remove_variables
+from flax_mnv2.weights.formats.base import CONFIG_NAME
+from flax_mnv2.weights.formats.flax import remove_variables
+from flax_mnv2.weights.source import Checkpoint
 
-_WEIGHT_NAMES = dict.fromkeys(name for form in FORMATS.values() for name in form.weight_names)
+_WEIGHT_NAMES = {name for form in FORMATS.values() for name in form.weight_names}
 MODEL_NAMES = (CONFIG_NAME, *_WEIGHT_NAMES)  # what marks a folder as one that holds a model
 
 
 def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_processor: bool = False) -> None:
-    """Writes a checkpoint; ``config.json`` comes last, so that a folder that has one is whole.
+    """Writes a checkpoint in the format ``to``; ``config.json`` comes last, so that a folder that has one is whole.
 
-    Args:
-      checkpoint: what to write.
-      destination: a folder or a file, as the format has it. What lies there under the names that are written is
-        replaced, and other weights are removed.
-      to: one of ``FORMATS``.
-      keep_processor: whether a ``preprocessor_config.json`` stays where the checkpoint has none.
-
-    Raises:
-      UserError: the format cannot represent the model, or as for ``check_destination``.
+    What lies at the destination under the names that are written is replaced, and other weights are removed; a
+    ``preprocessor_config.json`` stays if ``keep_processor`` and the checkpoint has none. A UserError, and nothing
+    written, where the format cannot represent the model or the destination is none for it.
     """
     check_destination(destination, to)
     form = FORMATS[to]
     form.check_target(checkpoint)
-    content = form.content(checkpoint)
     if is_file_name(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        form.write_file(destination, content)
+        form.write_file(destination, checkpoint)
         return
-    with _undone_on_failure(destination):
-        _write_folder(destination, form, content, keep_processor=keep_processor)
+    texts = form.texts(checkpoint)  # or an error, before anything is touched
+    is_new = not destination.exists()
+    destination.mkdir(parents=True, exist_ok=True)
+    was_empty = is_empty(destination)
+    try:
+        _remove(filter(_is_leftover, destination.iterdir()))
+        (destination / CONFIG_NAME).unlink(missing_ok=True)  # without one, nothing takes the folder for a whole model
+        written = form.write_weights(destination, checkpoint)
+        for name in _WEIGHT_NAMES - set(written):  # which would be taken for this model's
+            if name == VARIABLES:
+                remove_variables(destination)
+            else:
+                (destination / name).unlink(missing_ok=True)
+        if PROCESSOR_NAME not in texts and not keep_processor:
+            (destination / PROCESSOR_NAME).unlink(missing_ok=True)
+        for name, text in texts.items():
+            write_text(destination / name, text)
+    except BaseException:
+        if was_empty:
+            _remove(destination.iterdir())
+        if is_new:
+            destination.rmdir()
+        raise
 
 
 def check_destination(destination: pathlib.Path, to: str) -> None:
-    """Checks that a format can be written to a place, whether or not something lies there.
-
-    Raises:
-      ConfigError: the format needs a file where a folder is named, or the reverse, or a file is in the way.
-      CheckpointError: the folder is one of a training run.
-    """
+    """Raises a UserError unless a format can be written to a place, whether or not something lies there."""
     is_file, form = is_file_name(destination), FORMATS[to]
     if not (form.to_file and destination.suffix in form.suffixes if is_file else form.to_folder):
         wanted = f"a file ending in {', '.join(form.suffixes)}" if form.to_file else "a folder"
@@ -62,65 +71,25 @@ def check_destination(destination: pathlib.Path, to: str) -> None:
         if (path.exists() or path.is_symlink()) and not path.is_dir():
             what = "a file" if path.exists() else "a link to nothing"
             raise ConfigError(f"{path} is {what}, where a folder is needed; name another place.")
-    if (destination / ABOUT_NAME).exists():
+    if (destination / ABOUT).exists():
         raise CheckpointError(
             f"{destination} is a checkpoint of a training run and is not written to; name another folder."
         )
 
 
 def is_empty(folder: pathlib.Path) -> bool:
-    """Whether nothing lies in a folder, or only what a killed write of ours left there."""
+    """Returns whether nothing lies in a folder, or only what a killed write of ours left there."""
     return all(map(_is_leftover, folder.iterdir()))
 
 
-def _write_folder(folder: pathlib.Path, form: Format, content: Content, *, keep_processor: bool) -> None:
-    _remove_leftovers(folder)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)  # without one, nothing takes the folder for a whole model
-    written = form.write_weights(folder, content)
-    _remove_weights(folder, keep=written)  # others would be taken for this model's
-    if content.processor_text is not None:
-        write_text(folder / PROCESSOR_NAME, content.processor_text)
-    elif not keep_processor:
-        (folder / PROCESSOR_NAME).unlink(missing_ok=True)
-    write_text(folder / CONFIG_NAME, content.config_text)
-
-
-@contextlib.contextmanager
-def _undone_on_failure(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder; what is written into one that was new or empty is removed if that fails."""
-    was_there = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    was_empty = is_empty(folder)
-    try:
-        yield
-    except BaseException:
-        if was_empty:
-            for name in (CONFIG_NAME, PROCESSOR_NAME):
-                (folder / name).unlink(missing_ok=True)
-            _remove_weights(folder)
-            _remove_leftovers(folder)
-            if not was_there:
-                with contextlib.suppress(OSError):  # somebody else's files may have come
-                    folder.rmdir()
-        raise
-
-
-def _remove_weights(folder: pathlib.Path, keep: tuple[str, ...] = ()) -> None:
-    for name in _WEIGHT_NAMES:
-        if name == VARIABLES_NAME and name not in keep:
-            remove_variables(folder)
-        elif name not in keep:
-            (folder / name).unlink(missing_ok=True)
-
-
 def _is_leftover(path: pathlib.Path) -> bool:
-    """Whether a write of ours or of Orbax that was killed left this."""
-    return is_temporary(path) or (path.is_dir() and path.match(f"{VARIABLES_NAME}*.orbax-checkpoint-tmp*"))
+    """Returns whether a write of ours or of Orbax that was killed left this."""
+    return is_temporary(path) or (path.is_dir() and path.match(f"{VARIABLES}*.orbax-checkpoint-tmp*"))
 
 
-def _remove_leftovers(folder: pathlib.Path) -> None:
-    for path in filter(_is_leftover, list(folder.iterdir())):
+def _remove(paths: Iterable[pathlib.Path]) -> None:
+    for path in list(paths):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()

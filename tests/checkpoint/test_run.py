@@ -13,8 +13,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from flax_mnv2 import CheckpointError
-from flax_mnv2.checkpoint.manager import SCORE, _meet
-from flax_mnv2.checkpoint.run import Checkpoints
+from flax_mnv2.checkpoint.run import SCORE, Checkpoints, _meet
 from flax_mnv2.training.state import TrainState
 
 ABOUT = {"config": {"seed": 0}, "model": {"depth_multiplier": 1.0}}

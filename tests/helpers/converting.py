@@ -5,7 +5,7 @@ import json
 from safetensors.numpy import load_file, save_file
 
 from flax_mnv2 import MobileNetV2Config
-from flax_mnv2.weights.command import main
+from flax_mnv2.convert import main
 
 CONFIG = MobileNetV2Config(depth_multiplier=0.5, num_labels=5)
 # What torchvision and timm do, at a width where transformers agrees with them on every layer.

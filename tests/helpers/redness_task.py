@@ -20,7 +20,7 @@ from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import Evaluator, Task
 from flax_mnv2.tasks.predictor import Example, Predictor
 from flax_mnv2.visualize import Panel
-from flax_mnv2.weights.checkpoint import variable_shapes
+from flax_mnv2.weights.source import variable_shapes
 
 REDNESS = np.array([0.0, 0.0, 1.0], np.float32)  # of blue, green and red photos
 

@@ -80,7 +80,7 @@ def compare_classifiers(assert_close):
     import torch
     from flax import traverse_util
 
-    from flax_mnv2.weights.checkpoint import make_model
+    from flax_mnv2.weights.source import make_model
 
     def check(checkpoint, features_of, logits_of, size):
         images = np.random.default_rng(0).normal(size=(2, *size, checkpoint.config.num_channels)).astype(np.float32)

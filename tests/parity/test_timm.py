@@ -9,7 +9,6 @@ import pytest
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats import timm as ours
-from flax_mnv2.weights.formats import timm_config
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.writing import write
 
@@ -99,7 +98,7 @@ def test_preprocessing_that_is_written_is_what_timm_does(timm, crop, edge):
     from timm.data import create_transform, resolve_data_config
 
     processor = MobileNetV2ImageProcessor(size=edge, crop_size=crop, image_mean=[0.4, 0.5, 0.6], image_std=0.25)
-    text = timm_config.folder_text(MobileNetV2Config(), "mobilenetv2_100", processor)
+    text = ours.folder_text(MobileNetV2Config(), "mobilenetv2_100", processor)
     transform = create_transform(**resolve_data_config(pretrained_cfg=json.loads(text)["pretrained_cfg"]))
     assert transform.transforms[0].size == edge
     pixels = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
@@ -142,7 +141,7 @@ def test_training_normalises_as_timm_does(saved):
     import torch
     from flax import traverse_util
 
-    from flax_mnv2.weights.checkpoint import make_model
+    from flax_mnv2.weights.source import make_model
 
     module, path = saved("mobilenetv2_035")
     checkpoint = open_weights(path).checkpoint()

@@ -61,7 +61,7 @@ def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
     for path in shapes:
         moved, their_move = ours[path] - before[path], theirs[path] - before[path]
         if path[-1] == "var":
-            count = counts[hugging_face.key_of(path).removesuffix(".running_var")]
+            count = counts[hugging_face.NAMING.key_of(path).removesuffix(".running_var")]
             kept = before[path] * MOMENTUM
             their_move = kept + (theirs[path] - kept) * (count - 1) / count - before[path]
         tolerance = 1e-6 * np.abs(their_move).max() + 1e-10 * largest
@@ -103,7 +103,10 @@ def _variables(module, shapes):
     """The module's tensors in Flax's layout, in float64 (the library's own converter gives float32)."""
     state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     axes = {4: (2, 3, 1, 0), 1: (0,)}
-    return {path: state[hugging_face.key_of(path)].transpose(axes[len(shape)]).copy() for path, shape in shapes.items()}
+    return {
+        path: state[hugging_face.NAMING.key_of(path)].transpose(axes[len(shape)]).copy()
+        for path, shape in shapes.items()
+    }
 
 
 def _count_per_norm(reference):

@@ -15,7 +15,7 @@ from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.weights.pretrained import load_processor
+from flax_mnv2.weights.opening import open_weights
 
 COLORS = ("blue", "green", "red")
 
@@ -59,7 +59,7 @@ def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_pat
         assert (checkpoints.path_of(40) / "ema").is_dir()
         kept = checkpoints.restore(40, {"ema": jax.tree.map(jax.numpy.asarray, variables)})["ema"]
     jax.tree.map(np.testing.assert_array_equal, variables, kept)
-    processor = load_processor(checkpoint)
+    processor = open_weights(checkpoint).processor()
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 32}, {"height": 32, "width": 32})
 
 

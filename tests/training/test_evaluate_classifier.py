@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 
 import flax_mnv2.training.evaluate as evaluate_run_module
 from flax_mnv2 import CheckpointError, DataError, MobileNetV2Config, save_pretrained, to_state_dict
+from flax_mnv2.convert import main as convert
 from flax_mnv2.data.decode import decode_rgb
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.parallel import make_parallel
-from flax_mnv2.weights.command import main as convert
 from flax_mnv2.weights.pretrained import make_model
 
 PROCESSOR = MobileNetV2ImageProcessor(size=40, crop_size={"height": 32, "width": 40}, image_mean=0.4, image_std=0.3)

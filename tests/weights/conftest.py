@@ -7,8 +7,8 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from flax_mnv2 import MobileNetV2ImageProcessor, save_pretrained
-from flax_mnv2.weights.checkpoint import make_model, variable_shapes
 from flax_mnv2.weights.formats import timm
+from flax_mnv2.weights.source import make_model, variable_shapes
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,8 @@ from safetensors.numpy import load_file
 
 from flax_mnv2 import CheckpointError, from_pretrained, load_backbone, save_pretrained
 from flax_mnv2.weights import tensor_files
-from flax_mnv2.weights.checkpoint import make_model
 from flax_mnv2.weights.opening import open_weights
-from flax_mnv2.weights.pretrained import load_processor
+from flax_mnv2.weights.source import make_model
 
 pytestmark = pytest.mark.usefixtures("one_variant")
 
@@ -83,12 +82,23 @@ def test_a_trained_model_loads_and_converts(run_checkpoint, tmp_path, assert_sam
     for target in ("hf", "flax"):
         convert(folder, tmp_path / target, "--to", target)
         assert_same(from_pretrained(tmp_path / target)[1], variables)
-        assert load_processor(tmp_path / target) == load_processor(folder)
-    assert not load_processor(folder).do_resize
+        assert open_weights(tmp_path / target).processor() == open_weights(folder).processor()
+    assert not open_weights(folder).processor().do_resize
     assert "conv_1x1 is a fresh one" in capsys.readouterr().out
     state = load_file(tmp_path / "hf" / "model.safetensors")
     assert state["mobilenet_v2.conv_1x1.convolution.weight"].shape == (1280, 8, 1, 1)
     assert {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")} == {0}
+
+
+def test_a_checkpoint_of_an_earlier_version_is_found_by_either_name(run_checkpoint, assert_same):
+    """It was called ``0``, and is ``step_0`` since its run went on."""
+    folder, variables = run_checkpoint
+    earlier = folder.with_name("0")
+    for given in (earlier, folder):
+        assert_same(from_pretrained(given)[1], variables)
+    folder.rename(earlier)
+    for given in (earlier, folder):
+        assert_same(from_pretrained(given)[1], variables)
 
 
 def test_a_workdir_asks_for_a_step(run_checkpoint):

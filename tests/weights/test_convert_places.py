@@ -4,10 +4,10 @@ import pytest
 from converting import CONFIG, TORCH_LIKE, convert, refused
 
 from flax_mnv2 import CheckpointError, ConfigError, from_pretrained, save_pretrained
+from flax_mnv2.convert import main
 from flax_mnv2.weights import writing
-from flax_mnv2.weights.checkpoint import make_model
-from flax_mnv2.weights.command import main
-from flax_mnv2.weights.pretrained import load_processor
+from flax_mnv2.weights.opening import open_weights
+from flax_mnv2.weights.source import make_model
 
 pytestmark = pytest.mark.usefixtures("one_variant")
 
@@ -142,4 +142,4 @@ def test_home_folders_of_nobody_are_named(make_folder, tmp_path, capsys):
         message = refused(capsys, source, target)
         assert message.startswith("error: ~nosuchuser/x begins with a user's home folder")
     with pytest.raises(CheckpointError, match="home folder"):
-        load_processor("~nosuchuser/x")
+        open_weights("~nosuchuser/x").processor()

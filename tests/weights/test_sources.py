@@ -18,8 +18,8 @@ from flax_mnv2 import (
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.weights import opening, tensor_files
 from flax_mnv2.weights.formats import FORMATS
-from flax_mnv2.weights.formats.base import Content, Format
-from flax_mnv2.weights.pretrained import load_config, load_processor, make_model, open_weights
+from flax_mnv2.weights.formats.base import Format
+from flax_mnv2.weights.pretrained import make_model, open_weights
 from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensors import FLAX_NAMING, write_state
 
@@ -55,7 +55,7 @@ def test_every_source_is_a_model_a_backbone_and_a_processor(make_source, random_
     path, variables = make_source(source)
     model, loaded = from_pretrained(path)
     assert_same(loaded, variables)
-    assert load_config(path) == model.config
+    assert open_weights(path).config == model.config
     backbone, alone = from_pretrained(path, task="backbone")
     assert type(backbone) is MobileNetV2Model
     assert_same(alone["params"], {"mobilenet_v2": variables["params"]["mobilenet_v2"]})
@@ -66,7 +66,7 @@ def test_every_source_is_a_model_a_backbone_and_a_processor(make_source, random_
         del theirs["conv_1x1"]  # which the segmentation head does not use
         assert_same(under[collection]["mobilenet_v2"], theirs)
         assert_same(under[collection]["segmentation_head"], fresh[collection]["segmentation_head"])
-    processor = load_processor(path)
+    processor = open_weights(path).processor()
     assert processor.to_dict() == USUAL.get(source, processor).to_dict()
     assert source in USUAL or processor.crop_size == {"height": 96, "width": 96}
 
@@ -80,7 +80,7 @@ def test_an_open_source_is_taken_without_being_read_again(make_source, monkeypat
     assert open_weights(opened) is opened
     assert_same(from_pretrained(opened)[1], variables)
     assert_same(load_backbone(opened, variables), variables)
-    assert opened.processor() == load_processor(opened)
+    assert opened.processor()
 
 
 @pytest.mark.parametrize("source", ["timm file", "torchvision file"])
@@ -146,10 +146,10 @@ def test_a_processor_that_nobody_knows_is_an_error(make_folder, tmp_path):
     folder = make_folder(config=TORCH_LIKE.replace(num_channels=4))
     convert(folder, tmp_path / "four.safetensors", "--to", "timm")
     with pytest.raises(CheckpointError, match=r"Nothing is known of how images are prepared for .*four.* 4 channels"):
-        load_processor(tmp_path / "four.safetensors")
+        open_weights(tmp_path / "four.safetensors").processor()
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"No preprocessor_config\.json in"):
-        load_processor(folder)
+        open_weights(folder).processor()
 
 
 def test_files_that_are_no_weights_are_named(tmp_path):
@@ -188,13 +188,12 @@ class _ToyFormat(Format):
             state = dict(archive)
         return Source("toy", found.where, TORCH_LIKE, "classification", state, FLAX_NAMING, complete=False)
 
-    def content(self, checkpoint):
-        variables = {path: checkpoint.tensors[path] for path in checkpoint.model_paths}
-        return Content(write_state(variables, FLAX_NAMING))
+    def state_dict(self, checkpoint):
+        return write_state({path: checkpoint.tensors[path] for path in checkpoint.model_paths}, FLAX_NAMING)
 
-    def write_file(self, path, content):
+    def write_file(self, path, checkpoint):
         with path.open("wb") as file:
-            np.savez(file, **content.state)
+            np.savez(file, **self.state_dict(checkpoint))
 
 
 def test_another_library_is_a_class_and_a_row(make_source, tmp_path, monkeypatch, assert_same, capsys):

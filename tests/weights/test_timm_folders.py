@@ -6,10 +6,10 @@ import math
 import pytest
 from converting import TORCH_LIKE, convert, refused, set_processor
 
+from flax_mnv2.convert import main
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.command import main
-from flax_mnv2.weights.formats import timm_config
-from flax_mnv2.weights.pretrained import load_processor
+from flax_mnv2.weights.formats import timm
+from flax_mnv2.weights.opening import open_weights
 
 pytestmark = pytest.mark.usefixtures("one_variant")
 
@@ -44,7 +44,7 @@ def test_a_damaged_processor_is_named(make_folder, tmp_path, capsys, settings, m
 def _through_timm(source, tmp_path):
     convert(source, tmp_path / "timm", "--to", "timm")
     convert(tmp_path / "timm", tmp_path / "back", "--to", "hf")
-    return json.loads((tmp_path / "timm" / "config.json").read_text()), load_processor(tmp_path / "back")
+    return json.loads((tmp_path / "timm" / "config.json").read_text()), open_weights(tmp_path / "back").processor()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_damaged_configs_of_timm_are_named(make_folder, tmp_path, capsys, values
     # The same, kept in a config.json of ours; what is no such config is not looked at.
     text = json.loads((source / "config.json").read_text())
     for kept in (config, 5):
-        (source / "config.json").write_text(json.dumps(text | {timm_config.CONFIG_KEY: kept}))
+        (source / "config.json").write_text(json.dumps(text | {timm.CONFIG_KEY: kept}))
         assert main([str(source), str(tmp_path / "o"), "--to", "timm"]) in (0, 2)
 
 
@@ -149,7 +149,7 @@ def test_one_number_for_all_channels_is_read_from_timm(make_folder, tmp_path):
     config["pretrained_cfg"] |= {"mean": 0.25, "std": None}
     path.write_text(json.dumps(config))
     convert(tmp_path / "timm", tmp_path / "hf", "--to", "hf")
-    processor = load_processor(tmp_path / "hf")
+    processor = open_weights(tmp_path / "hf").processor()
     assert (processor.image_mean, processor.image_std) == ([0.25] * 3, [0.229, 0.224, 0.225])
 
 
@@ -169,7 +169,7 @@ def test_a_network_of_other_channels_has_no_processor(make_folder, tmp_path, cap
 @pytest.mark.parametrize("crop", [192, 224])
 def test_every_edge_is_read_back_by_timms_rule(crop):
     for edge in range(150, 513):
-        written = timm_config.preprocessing_of(MobileNetV2ImageProcessor(size=edge, crop_size=crop), 3)
+        written = timm.preprocessing_of(MobileNetV2ImageProcessor(size=edge, crop_size=crop), 3)
         assert math.floor(crop / written["crop_pct"]) == edge
         assert abs(written["crop_pct"] - crop / edge) < 1e-9
-        assert timm_config.make_processor(written).size == {"shortest_edge": edge}
+        assert timm.processor_of_config(written).size == {"shortest_edge": edge}

@@ -4,7 +4,7 @@ import pytest
 
 from flax_mnv2 import MobileNetV2Config
 from flax_mnv2.weights.formats import pytorch
-from flax_mnv2.weights.formats.widths import find_depth_multiplier, norm_widths, plan_differences
+from flax_mnv2.weights.formats.pytorch import find_depth_multiplier, norm_widths, plan_differences
 
 TRANSFORMERS = MobileNetV2Config(num_labels=2)
 OTHERS = TRANSFORMERS.replace(**pytorch.WIDTH_RULE)
@@ -38,7 +38,7 @@ def test_rules_for_widths_differ_where_they_should():
 
 
 def test_every_norm_has_its_width(tiny_blocks):
-    from flax_mnv2.weights.checkpoint import make_model, variable_shapes
+    from flax_mnv2.weights.source import make_model, variable_shapes
 
     config = MobileNetV2Config(depth_multiplier=0.5, first_layer_is_expansion=False)
     shapes = variable_shapes(make_model(config, "backbone"))

@@ -14,5 +14,5 @@ FORMATS: dict[str, Format] = {
 
 
 def is_file_name(path: pathlib.Path) -> bool:
-    """Whether a path ends as a file of weights does."""
+    """Returns whether a path ends as a file of weights does."""
     return any(path.suffix in form.suffixes for form in FORMATS.values())

@@ -1,24 +1,20 @@
 """Hugging Face transformers: its folder, and its state dict ↔ Flax variables.
 
 Names correspond one to one: ``mobilenet_v2.layer.3.conv_3x3.convolution.weight`` is
-``params/mobilenet_v2/layer_03/conv_3x3/convolution/kernel``. Layouts: convolutions OIHW → HWIO (depthwise
-too), linear layers transposed.
+``params/mobilenet_v2/layer_03/conv_3x3/convolution/kernel``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-
-import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
-from flax_mnv2.weights.checkpoint import Checkpoint, stated_task, with_pytorch_extras
-from flax_mnv2.weights.formats import timm_config
-from flax_mnv2.weights.formats.base import CONFIG_NAME, Content, Format, Found
-from flax_mnv2.weights.source import Source, read_text_file
+from flax_mnv2.files import read_text
+from flax_mnv2.weights.formats import timm
+from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
+from flax_mnv2.weights.source import Checkpoint, Source, stated_task
 from flax_mnv2.weights.tensor_files import find_weights
 from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
 
@@ -34,7 +30,6 @@ def _prefix_of(modules: Path) -> str:
 
 
 NAMING = torch_naming(_prefix_of, backbone=r"mobilenet_v2\.")
-key_of = NAMING.key_of
 
 
 class HuggingFaceFormat(Format):
@@ -42,12 +37,11 @@ class HuggingFaceFormat(Format):
 
     name = "hf"
     example = "mobilenet_v2.conv_stem.first_conv.convolution.weight"
-    needs_config = True
 
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its weights, where the config is not timm's."""
         if found.tensors is None:
-            return find_weights(found.where) is not None and not timm_config.recognises(found.values)
+            return find_weights(found.where) is not None and not timm.is_config(found.values)
         is_bare = re.compile(r"(conv_stem|layer\.\d+)\.conv_3x3\.")
         return any(key.startswith(PREFIX) or is_bare.match(key) for key in found.tensors.state)
 
@@ -55,12 +49,15 @@ class HuggingFaceFormat(Format):
         """Reads tensors and config, which the tensors do not say."""
         config, text = _read_config(found)
         tensors = found.read()
+        state = tensors.state
+        if not any(key.startswith(PREFIX) for key in state):  # a bare backbone, without the prefix of one under a head
+            state = {key if key.startswith(_HEADS) else f"{PREFIX}{key}": value for key, value in state.items()}
         return Source(
             format=self.name,
             where=found.where,
             config=config,
             task=stated_task(config),
-            state=_with_prefix(tensors.state),
+            state=state,
             naming=NAMING,
             config_text=text,
             processor_folder=found.folder,
@@ -85,38 +82,25 @@ class HuggingFaceFormat(Format):
                 'Use the flax format instead: --to flax, or save_pretrained(…, layout="flax").'
             )
 
-    def content(self, checkpoint: Checkpoint) -> Content:
-        """All that transformers' own class would save."""
-        tensors = checkpoint.tensors
-        if checkpoint.task == "segmentation" and not any("conv_1x1" in path for path in tensors):
-            tensors = with_pytorch_extras(checkpoint.config, checkpoint.task, tensors)
-        state = write_state(tensors, NAMING)
+    def state_dict(self, checkpoint: Checkpoint) -> StateDict:
+        """Returns all that transformers' own class would save."""
+        state = write_state(checkpoint.tensors, NAMING)
         if checkpoint.task == "backbone":  # a bare one has no prefix there
             state = {key.removeprefix(PREFIX): value for key, value in state.items()}
-        return Content(state, checkpoint.to_config_text(), checkpoint.processor_text)
+        return state
 
 
 def _read_config(found: Found) -> tuple[MobileNetV2Config, str | None]:
-    """The config and the text that it was read from."""
-    unsaid = "the tensors do not say padding, epsilon and output stride"
-    if found.folder is None:
-        if found.config is None:
-            raise CheckpointError(
-                f"{found.where} has transformers' tensor names, and {unsaid}. "
-                "Pass config=MobileNetV2Config.from_dict(model.config.to_dict())."
-            )
+    """Returns the config and the text that it was read from."""
+    if found.config is not None:
         return found.config, None
-    path = found.folder / CONFIG_NAME
-    if found.tensors is not None and not path.exists():
+    path = None if found.folder is None else found.folder / CONFIG_NAME
+    if path is None or (found.tensors is not None and not path.exists()):
+        advice = "Pass config=MobileNetV2Config.from_dict(model.config.to_dict())."
+        if path is not None:
+            advice = f"But no {CONFIG_NAME} lies beside it; put the model's into the same folder."
         raise CheckpointError(
-            f"{found.where} has transformers' tensor names, but no {CONFIG_NAME} lies beside it, and {unsaid}. "
-            f"Put the model's {CONFIG_NAME} into the same folder."
+            f"{found.where} has transformers' tensor names, and the tensors do not say padding, epsilon and output "
+            f"stride. {advice}"
         )
-    return MobileNetV2Config.from_json_file(path), read_text_file(path)
-
-
-def _with_prefix(state: Mapping[str, np.ndarray]) -> StateDict:
-    """Tensors of a bare backbone get the ``mobilenet_v2.`` prefix that they have inside a model with a head."""
-    if any(key.startswith(PREFIX) for key in state):
-        return dict(state)
-    return {key if key.startswith(_HEADS) else f"{PREFIX}{key}": value for key, value in state.items()}
+    return MobileNetV2Config.from_json_file(path), read_text(path)

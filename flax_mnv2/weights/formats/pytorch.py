@@ -1,25 +1,25 @@
-"""What torchvision and timm have in common, as far as this library's config says it.
+"""What torchvision and timm have in common.
 
-Their numbers: padding 1 on both sides, batch norm's epsilon 1e-5 and momentum 0.1 (0.9 in Flax's sense) are PyTorch's
-defaults, dropout 0.2 is torchvision's default and timm's recipe, mean and standard deviation are those of ImageNet.
+Padding 1 on both sides, batch norm's epsilon 1e-5 and momentum 0.1 (0.9 in Flax's sense) are PyTorch's defaults,
+dropout 0.2 is torchvision's default and timm's recipe, mean and standard deviation are those of ImageNet.
 """
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config import MAX_WIDTH_FACTOR, MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import Checkpoint
-from flax_mnv2.weights.formats.base import Content, Format, Found
-from flax_mnv2.weights.formats.widths import find_depth_multiplier, norm_widths, plan_differences
-from flax_mnv2.weights.source import Source
-from flax_mnv2.weights.tensors import Naming, Path, write_state
+from flax_mnv2.layer_plan import LayerPlan
+from flax_mnv2.weights.formats.base import Format, Found
+from flax_mnv2.weights.source import Checkpoint, Source
+from flax_mnv2.weights.tensors import Naming, Path, StateDict, write_state
 
 SHARED_FIELDS: dict[str, Any] = {
     "tf_padding": False,
@@ -32,6 +32,7 @@ WIDTH_RULE: dict[str, Any] = {"round_widths": False, "stem_residual": True}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SHOWN = 12
+_GRID = (1.0, *(step / 20 for step in range(1, 41)))  # what to try where no multiplier fits: 1 first, then 0.05 to 2
 # What decides the network's output and neither library keeps beside its weights.
 _NEEDED_FIELDS = {
     "tf_padding": False,
@@ -49,30 +50,28 @@ class PyTorchFormat(Format):
 
     @abc.abstractmethod
     def naming(self, config: MobileNetV2Config) -> Naming:
-        """The library's names in the network of ``config``."""
+        """Returns the library's names in the network of ``config``."""
 
     @abc.abstractmethod
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
-        """The config of the network that ``state`` is; where the library has none such, of the nearest that it has.
+        """Returns the config of the network that ``state`` is, or of the nearest that the library has.
 
-        Args:
-          state: tensors by name.
-          values: of the ``config.json`` beside them, which the library may know.
-
-        Raises:
-          ConfigError: ``values`` are the library's own, for a network that we do not have.
+        ``values`` are those of the ``config.json`` beside the tensors; a ConfigError where they are the library's own,
+        for a network that we do not have.
         """
 
     @abc.abstractmethod
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """What the library does to images; arguments and errors as for ``config_of``."""
+        """Returns what the library does to images."""
 
     @abc.abstractmethod
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
-        """The nearest network that the library has, for a message, and fields of ``config`` that it must have."""
+        """Returns the nearest network of the library, for a message, and fields that ``config`` must have."""
 
     def open(self, found: Found) -> Source:
         """Config and processor follow from the tensors and what lies beside them."""
+        if found.config is not None:
+            raise ConfigError(f"A {self.name} state dict says its network itself; pass no config.")
         tensors = found.read()
         config, notes = self.config_of(tensors.state, found.values), tensors.notes
         processor = self.make_processor(found.values)
@@ -113,12 +112,12 @@ class PyTorchFormat(Format):
                 + "\nConvert to hf or flax instead."
             )
 
-    def content(self, checkpoint: Checkpoint) -> Content:
-        """The tensors, which say all."""
-        return Content(write_state(checkpoint.tensors, self.naming(checkpoint.config)))
+    def state_dict(self, checkpoint: Checkpoint) -> StateDict:
+        """Returns the tensors, which say all."""
+        return write_state(checkpoint.tensors, self.naming(checkpoint.config))
 
     def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
-        """What no file of tensors can say."""
+        """Returns what no file of tensors can say."""
         problem = checkpoint.config.problem_type
         notes = [] if problem is None else [f"{self.name} has no problem_type: {problem!r} stays behind"]
         if is_file:
@@ -126,10 +125,10 @@ class PyTorchFormat(Format):
         return notes
 
 
-def state_widths(state: Mapping[str, np.ndarray], naming: Naming, modules: tuple[Path, ...]) -> dict[Path, int]:
-    """Channels of those batch norms that ``state`` has, by the path of their layer."""
+def state_widths(state: Mapping[str, np.ndarray], naming: Naming, plan: LayerPlan) -> dict[Path, int]:
+    """Returns channels of those batch norms of ``plan`` that ``state`` has, by the path of their layer."""
     widths = {}
-    for module in modules:
+    for module in norm_widths(plan):
         key = naming.key_of(("params", *module, "normalization", "scale"))
         if key in state and state[key].ndim == 1:
             widths[module] = state[key].shape[0]
@@ -146,10 +145,7 @@ def state_fields(state: Mapping[str, np.ndarray], naming: Naming, *, default_lab
 
 
 def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> MobileNetV2Config:
-    """The same network with fields that transformers does not know at their default, as far as that can be.
-
-    ``search`` says whether another depth multiplier may serve.
-    """
+    """Returns the same network with our own fields at their default; by another depth multiplier if ``search``."""
     defaults = {"round_widths": True, "stem_residual": False}
     for own in ({}, {"stem_residual": True}, {"round_widths": False}):
         base = config.replace(**defaults | own)
@@ -159,3 +155,72 @@ def with_fewest_own_fields(config: MobileNetV2Config, *, search: bool) -> Mobile
         if found is not None and (other := base.replace(depth_multiplier=found)).layer_plan == config.layer_plan:
             return other
     return config
+
+
+# ---- networks by the widths of their layers --------------------------------------------------------------------------
+
+
+def norm_widths(plan: LayerPlan) -> dict[Path, int]:
+    """Returns channels of every batch norm of a backbone, by the path of its layer."""
+    stem = ("mobilenet_v2", "conv_stem")
+    widths = {(*stem, "first_conv"): plan.stem.channels}
+    if plan.stem.expand:
+        widths[*stem, "expand_1x1"] = plan.stem.channels
+    widths |= {(*stem, "conv_3x3"): plan.stem.channels, (*stem, "reduce_1x1"): plan.stem.out_channels}
+    for block in plan.blocks:
+        module = ("mobilenet_v2", block.name)
+        widths[*module, "expand_1x1"] = widths[*module, "conv_3x3"] = block.expanded_channels
+        widths[*module, "reduce_1x1"] = block.out_channels
+    return widths | {("mobilenet_v2", "conv_1x1"): plan.last_channels}
+
+
+def plan_differences(*, needed: LayerPlan, found: LayerPlan) -> dict[str, tuple[int | bool, int | bool]]:
+    """Returns what differs between two networks, by name: (needed, found)."""
+    if len(needed.blocks) != len(found.blocks):
+        return {"blocks after the stem": (len(needed.blocks), len(found.blocks))}
+    rows = [("conv_stem", needed.stem, found.stem)]
+    rows += [(block.name, block, other) for block, other in zip(needed.blocks, found.blocks, strict=True)]
+    rows = [
+        (f"{name}.{field.name}", getattr(row, field.name), getattr(other, field.name))
+        for name, row, other in rows
+        for field in dataclasses.fields(row)
+    ]
+    rows.append(("conv_1x1.out_channels", needed.last_channels, found.last_channels))
+    return {name: (value, other) for name, value, other in rows if value != other}
+
+
+def find_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -> float | None:
+    """Returns the shortest decimal at which ``base`` has ``widths``; None if there is none, or no widths are known.
+
+    Every width grows with the multiplier, so those that fit are an interval, whose ends bisection finds.
+    """
+
+    def compare(multiplier: float) -> tuple[bool, bool]:
+        found = norm_widths(base.replace(depth_multiplier=multiplier).layer_plan)
+        pairs = [(found[path], width) for path, width in widths.items() if path in found]
+        return all(ours >= theirs for ours, theirs in pairs), any(ours > theirs for ours, theirs in pairs)
+
+    def smallest(index: int) -> float:  # at which that comparison holds, which it does from there on
+        low, high = 0.0, MAX_WIDTH_FACTOR
+        while (middle := (low + high) / 2) not in (low, high):
+            if compare(middle)[index]:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    low, high = smallest(0), smallest(1)
+    if not widths or low >= high:
+        return None
+    decimals = (round((low + high) / 2, digits) for digits in range(17))
+    return next((decimal for decimal in decimals if low <= decimal < high), low)
+
+
+def nearest_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -> float:
+    """Returns the multiplier at which most of ``widths`` agree, for a message about the others."""
+
+    def agreeing(multiplier: float) -> int:
+        found = norm_widths(base.replace(depth_multiplier=multiplier).layer_plan)
+        return sum(found.get(path) == width for path, width in widths.items())
+
+    return max(_GRID, key=agreeing)

@@ -6,7 +6,7 @@ third stage. In an expanded block ``conv_pw`` expands and ``conv_pwl`` projects;
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,10 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import parse_json
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
-from flax_mnv2.weights.checkpoint import Checkpoint
-from flax_mnv2.weights.formats import pytorch, timm_config
-from flax_mnv2.weights.formats.base import Content, Found
-from flax_mnv2.weights.formats.widths import norm_widths
+from flax_mnv2.image_processing.settings import CHECKS, MAX_SIDE, RESAMPLE_NAMES
+from flax_mnv2.weights.formats import pytorch
+from flax_mnv2.weights.formats.base import CONFIG_NAME, Found
+from flax_mnv2.weights.source import Checkpoint
 from flax_mnv2.weights.tensors import Naming, Path, torch_naming
 
 # Width, depth of the stages between the first and the last, and whether stem and head keep their width.
@@ -43,6 +43,16 @@ _TOP = {
 }
 _UNEXPANDED = {"conv_3x3": ("conv_dw", "bn1"), "reduce_1x1": ("conv_pw", "bn2")}
 _EXPANDED = {"expand_1x1": ("conv_pw", "bn1"), "conv_3x3": ("conv_dw", "bn2"), "reduce_1x1": ("conv_pwl", "bn3")}
+CONFIG_KEY = "timm_config"  # where a folder's own config.json is kept in ours, to be written back
+_FILTERS = {name: number for number, name in RESAMPLE_NAMES.items()}
+_HARMLESS_ARGS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}  # of create_model: no other network
+_DEFAULT_PREPROCESSING = {
+    "input_size": [3, 224, 224],
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": list(pytorch.IMAGENET_MEAN),
+    "std": list(pytorch.IMAGENET_STD),
+}
 
 
 def naming(config: MobileNetV2Config) -> Naming:
@@ -71,41 +81,42 @@ class TimmFormat(pytorch.PyTorchFormat):
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its config."""
         if found.tensors is None:
-            return timm_config.recognises(found.values)
+            return is_config(found.values)
         return any(key.startswith("blocks.") or key == "conv_stem.weight" for key in found.tensors.state)
 
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
-        """That of the variant that ``values`` name, or else of the one that ``state`` is like."""
-        is_told = timm_config.recognises(values)
-        config = _variant_config(timm_config.variant_of(values, VARIANTS) if is_told else _nearest_variant(state))
+        """Returns that of the variant that ``values`` name, or else of the one that ``state`` is like."""
+        is_told = is_config(values)
+        config = _variant_config(_variant_of(values) if is_told else _nearest_variant(state))
         fields = pytorch.state_fields(state, naming(config), default_labels=0)  # num_classes=0: no classifier
-        return config.replace(**(timm_config.fields_of(values, fields) if is_told else fields))
+        return config.replace(**(_fields_of(values, fields) if is_told else fields))
 
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """What timm's evaluation transform does."""
-        return timm_config.make_processor(values if timm_config.recognises(values) else {})
+        """Returns what timm's evaluation transform does."""
+        return processor_of_config(values if is_config(values) else {})
 
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
         """One of the variants."""
         return f"timm's {_nearest_variant(state)}", {}
 
-    def content(self, checkpoint: Checkpoint) -> Content:
-        """The tensors, and what timm's hub folder says beside them."""
-        content, processor = super().content(checkpoint), _processor_of(checkpoint)
-        text = timm_config.folder_text(checkpoint.config, _nearest_variant(content.state), processor)
-        return dataclasses.replace(content, config_text=text)
+    def texts(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Returns what timm's hub folder says beside the tensors."""
+        variant = _nearest_variant(self.state_dict(checkpoint))
+        return {CONFIG_NAME: folder_text(checkpoint.config, variant, _processor_of(checkpoint))}
 
     def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
-        """What timm's evaluation transform cannot do, beside what no file can say."""
+        """Returns what timm's evaluation transform cannot do, beside what no file can say."""
         notes, processor = super().left_behind(checkpoint, is_file=is_file), _processor_of(checkpoint)
-        if is_file or (processor is None and timm_config.kept_config(checkpoint.config)):
+        if is_file or (processor is None and _kept_config(checkpoint.config)):
             return notes
         if processor is None:
             return [*notes, f"no {PROCESSOR_NAME}: timm's usual preprocessing is written"]
+        theirs = processor_of_config(preprocessing_of(processor, 3))
         return notes + [
             f"timm cannot prepare images with {name}={getattr(processor, name)!r}: it resizes the shorter side, crops "
             "a square, scales by 1/255 and normalises"
-            for name in timm_config.unsaid_settings(processor)
+            for name in CHECKS
+            if getattr(processor, name) != getattr(theirs, name)
         ]
 
 
@@ -124,16 +135,16 @@ def _variant_config(variant: str) -> MobileNetV2Config:
 
 
 def _nearest_variant(state: Mapping[str, np.ndarray]) -> str:
-    """The variant that has the most widths of ``state``, and the fewest others."""
+    """Returns the variant that has the most widths of ``state``, and the fewest others."""
 
     def agreement(variant: str) -> int:
         config = _variant_config(variant)
-        names, plan = naming(config), norm_widths(config.layer_plan)
-        widths = pytorch.state_widths(state, names, tuple(plan))
-        expected = {names.key_of(("params", *module, "normalization", "scale")) for module in plan}
+        names, expected = naming(config), pytorch.norm_widths(config.layer_plan)
+        widths = pytorch.state_widths(state, names, config.layer_plan)
+        keys = {names.key_of(("params", *module, "normalization", "scale")) for module in expected}
         unexpected = sum(key.startswith("blocks.") and ".bn" in key and key.endswith(".weight") for key in state)
-        unexpected -= sum(key in state and key.startswith("blocks.") for key in expected)
-        return sum(widths.get(module) == width for module, width in plan.items()) - unexpected
+        unexpected -= sum(key in state and key.startswith("blocks.") for key in keys)
+        return sum(widths.get(module) == width for module, width in expected.items()) - unexpected
 
     return max(VARIANTS, key=agreement)
 
@@ -143,3 +154,153 @@ def _stage_of_block(config: MobileNetV2Config) -> dict[str, str]:
     repeats = [*(math.ceil(count * config.layer_depth_multiplier) for count in middle), last]
     places = [f"{stage}.{index}" for stage, count in enumerate(repeats, start=1) for index in range(count)]
     return {block.name: place for block, place in zip(config.layer_plan.blocks, places, strict=True)}
+
+
+# ---- the config.json of hub folders ----------------------------------------------------------------------------------
+
+
+def is_config(values: Mapping[str, Any] | None) -> bool:
+    """Returns whether the contents of a ``config.json`` are timm's."""
+    return bool(values) and "architecture" in values and "model_type" not in values
+
+
+def _variant_of(values: Mapping[str, Any]) -> str:
+    """Returns the variant that a config names, or a ConfigError where it or its settings are not ours."""
+    name = str(values.get("architecture")).partition(".")[0]
+    if name not in VARIANTS:
+        raise ConfigError(
+            f"The config.json is for timm's architecture {values.get('architecture')!r}; this library reads "
+            f"{', '.join(VARIANTS)}."
+        )
+    settings = {"global_pool": values.get("global_pool", "avg")} | dict(_object(values, "model_args"))
+    unknown = sorted(set(settings) - _HARMLESS_ARGS - ({"global_pool"} if settings["global_pool"] == "avg" else set()))
+    if unknown:
+        raise ConfigError(
+            f"The config.json builds timm's {name} with settings that this library does not have: {', '.join(unknown)}."
+        )
+    return name
+
+
+def _fields_of(values: Mapping[str, Any], fields: Mapping[str, int]) -> dict[str, Any]:
+    """Fields of our config: those that the tensors gave, and what timm's config says beside them."""
+    fields = dict(fields)
+    names = _label_names(values, fields["num_labels"])
+    if names:
+        del fields["num_labels"]
+        fields["id2label"] = dict(enumerate(names))
+    if "drop_rate" in _object(values, "model_args"):
+        fields["classifier_dropout_prob"] = values["model_args"]["drop_rate"]
+    size = _preprocessing(values)["input_size"][-1]
+    return fields | {"image_size": size, "extra": {CONFIG_KEY: json.loads(json.dumps(values))}}
+
+
+def processor_of_config(values: Mapping[str, Any]) -> MobileNetV2ImageProcessor:
+    """Returns the image processor that does what timm's evaluation transform does, or a ConfigError."""
+    said = _preprocessing(values)
+    crop = said["input_size"][-1]
+    try:
+        return MobileNetV2ImageProcessor(
+            size=math.floor(crop / said["crop_pct"]),
+            crop_size=crop,
+            resample=_FILTERS[said["interpolation"]],
+            image_mean=said["mean"],
+            image_std=said["std"],
+        )
+    except ConfigError as error:
+        raise ConfigError(f"The preprocessing in the config.json of a timm folder: {error}") from None
+
+
+def folder_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2ImageProcessor | None) -> str:
+    """Returns the ``config.json`` of a timm hub folder: the one that the weights came with, or a new one."""
+    said = {} if processor is None else preprocessing_of(processor, config.num_channels)
+    values = _kept_config(config)
+    if values.get("num_classes") == config.num_labels and values.get("architecture") == variant:
+        if said and said != preprocessing_of(processor_of_config(values), config.num_channels):
+            (values.get("pretrained_cfg") or values).update(said)
+    else:
+        values = {
+            "architecture": variant,
+            "num_classes": config.num_labels,
+            "num_features": config.layer_plan.last_channels,
+            "global_pool": "avg",
+            "pretrained_cfg": {
+                **_DEFAULT_PREPROCESSING,
+                "input_size": [config.num_channels, 224, 224],
+                **said,
+                "num_classes": config.num_labels,
+                "pool_size": [7, 7],
+                "first_conv": "conv_stem",
+                "classifier": "classifier",
+            },
+        }
+        if config.num_channels != 3:
+            values["model_args"] = {"in_chans": config.num_channels}
+        names = [config.id2label[index] for index in sorted(config.id2label)]
+        if names != [f"LABEL_{index}" for index in range(len(names))]:
+            values["label_names"] = names
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _kept_config(config: MobileNetV2Config) -> dict[str, Any]:
+    """Returns the ``config.json`` of the timm folder that the weights came from; empty if they came from elsewhere."""
+    kept = config.to_dict().get(CONFIG_KEY)
+    return kept if isinstance(kept, dict) else {}
+
+
+def preprocessing_of(processor: MobileNetV2ImageProcessor, num_channels: int) -> dict[str, Any]:
+    """Returns those settings of an image processor that timm has a name for."""
+    said: dict[str, Any] = {
+        "interpolation": RESAMPLE_NAMES[processor.resample],
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+    }
+    crop, edge = processor.crop_size["height"], processor.size.get("shortest_edge")
+    if crop == processor.crop_size["width"]:
+        said["input_size"] = [num_channels, crop, crop]
+        if edge is not None:
+            said["crop_pct"] = _crop_pct(crop, edge)
+    return said
+
+
+def _object(values: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    value = values.get(part) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{part} in the config.json of a timm folder must be an object.")
+    return value
+
+
+def _label_names(values: Mapping[str, Any], num_labels: int) -> list[str]:
+    names = values.get("label_names")
+    if not isinstance(names, list) or len(names) != num_labels:
+        return []
+    if not all(isinstance(name, (str, int)) for name in names):
+        raise ConfigError("label_names in the config.json of a timm folder must be a list of names.")
+    descriptions = _object(values, "label_descriptions")
+    return [str(descriptions.get(name, name)) for name in names]
+
+
+def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of timm's evaluation transform, its own where the config says nothing."""
+    said = _DEFAULT_PREPROCESSING | {
+        name: value
+        for name, value in (_object(values, "pretrained_cfg") or values).items()
+        if name in _DEFAULT_PREPROCESSING and value is not None  # null: timm's own
+    }
+    size, crop, interpolation = said["input_size"], said["crop_pct"], said["interpolation"]
+    square = isinstance(size, list) and len(size) == 3 and isinstance(size[1], int) and size[1] == size[2]
+    usable = square and 1 <= size[1] <= MAX_SIDE and isinstance(crop, (int, float)) and 0 < crop <= MAX_SIDE
+    if not usable or not size[1] / crop <= MAX_SIDE or interpolation not in list(_FILTERS):
+        raise ConfigError(
+            "The config.json of a timm folder must have a square input_size, a crop_pct above 0 that resizes to at "
+            f"most {MAX_SIDE} pixels, and an interpolation among {', '.join(_FILTERS)}; found {size!r}, {crop!r} and "
+            f"{interpolation!r}."
+        )
+    return said
+
+
+def _crop_pct(crop: int, edge: int) -> float:
+    """Returns the quotient from which timm, which rounds ``crop / crop_pct`` down, computes ``edge`` again."""
+    fraction = crop / edge
+    while math.floor(crop / fraction) < edge:
+        fraction = math.nextafter(fraction, 0.0)
+    return fraction

@@ -15,7 +15,6 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats import pytorch
 from flax_mnv2.weights.formats.base import Found
-from flax_mnv2.weights.formats.widths import find_depth_multiplier, nearest_depth_multiplier, norm_widths
 from flax_mnv2.weights.tensors import Naming, Path, torch_naming
 
 # Position of (convolution, batch norm) inside a block's ``conv``.
@@ -59,16 +58,16 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
         """By the widths of ``state``; fields that only we have stay at their default where that changes nothing."""
         base = MobileNetV2Config(num_labels=2, **pytorch.SHARED_FIELDS, **pytorch.WIDTH_RULE)
         names = self.naming(base)
-        widths = pytorch.state_widths(state, names, tuple(norm_widths(base.layer_plan)))
-        multiplier = find_depth_multiplier(base, widths)
+        widths = pytorch.state_widths(state, names, base.layer_plan)
+        multiplier = pytorch.find_depth_multiplier(base, widths)
         if multiplier is None:
-            config = base.replace(depth_multiplier=nearest_depth_multiplier(base, widths))
+            config = base.replace(depth_multiplier=pytorch.nearest_depth_multiplier(base, widths))
         else:
             config = pytorch.with_fewest_own_fields(base.replace(depth_multiplier=multiplier), search=True)
         return config.replace(**pytorch.state_fields(state, names, default_labels=1000))
 
     def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """That of ``MobileNet_V2_Weights.IMAGENET1K_V1``: shorter side 256, central 224. (V2 resizes to 232.)"""
+        """Returns that of ``MobileNet_V2_Weights.IMAGENET1K_V1``: shorter side 256, central 224; V2 resizes to 232."""
         return MobileNetV2ImageProcessor(
             size=256, crop_size=224, resample=2, image_mean=pytorch.IMAGENET_MEAN, image_std=pytorch.IMAGENET_STD
         )

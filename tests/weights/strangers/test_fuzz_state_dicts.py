@@ -16,8 +16,8 @@ from safetensors.numpy import save
 
 from flax_mnv2 import MobileNetV2Config, UserError, from_state_dict
 from flax_mnv2.weights import tensor_files
-from flax_mnv2.weights.checkpoint import make_model, variable_shapes
 from flax_mnv2.weights.formats import FORMATS, hugging_face
+from flax_mnv2.weights.source import make_model, variable_shapes
 from flax_mnv2.weights.tensors import write_state
 
 MAX_GROWTH_KIB = 400_000

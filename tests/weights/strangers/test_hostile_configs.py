@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, DataError, MobileNetV2Config, MobileNetV2ImageProcessor
+from flax_mnv2.checkpoint.reading import read_about
 from flax_mnv2.files import MAX_JSON_BYTES, parse_json, read_json, shown
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.predict.inputs import result_stems
@@ -20,7 +21,6 @@ from flax_mnv2.training.config.recorded import config_for_evaluation
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter, read_metrics
 from flax_mnv2.training.workdir import open_workdir
 from flax_mnv2.weights import tensor_files
-from flax_mnv2.weights.formats import flax
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -154,7 +154,7 @@ def test_the_note_of_a_run_is_checked(tmp_path, about):
     (tmp_path / "about").mkdir()
     (tmp_path / "about" / "metadata").write_text(about)
     with pytest.raises(CheckpointError, match="It is damaged, or not by this library"):
-        flax.read_about(tmp_path)
+        read_about(tmp_path)
 
 
 # ------------------------------------------------------------------------------- workdirs and outputs

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from flax_mnv2 import CheckpointError, MobileNetV2Config, from_pretrained, from_state_dict
+from flax_mnv2 import CheckpointError, MobileNetV2Config, convert, from_pretrained, from_state_dict
 from flax_mnv2.predict import command as predict
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.weights import command as convert
 from flax_mnv2.weights import tensor_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]

@@ -1,4 +1,4 @@
-"""What a checkpoint's arrays were when they were saved, so that a damaged one is never taken for whole.
+"""Compares what a checkpoint holds with what a model needs, and with what it held when it was saved.
 
 Orbax checks that it can decode what it reads, not that it reads what was written: a flipped bit in an array that
 compression left as it is would go unnoticed. A CRC of every array is therefore noted beside the arrays.
@@ -19,10 +19,40 @@ from flax_mnv2.errors import CheckpointError
 
 CHECKSUM_NAME = "crc32"  # of the JSON object that it is in
 ARRAYS_NAME = "arrays"
+_SHOWN = 12  # of missing, unexpected and other tensors each
 
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was saved."""
+
+
+def check_same_tensors(
+    *,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    source: str,
+    owner: str = "the checkpoint has",
+    advice: str = "Check that the config beside the weights is theirs, and that the file is whole.",
+) -> None:
+    """Raises a CheckpointError that lists every difference, unless names and shapes agree exactly.
+
+    In its message ``source`` is the checkpoint, ``owner`` stands before a shape that was found, ``advice`` at the end.
+    """
+    missing = [f"{name} {tuple(expected[name])}" for name in sorted(set(expected) - set(found))]
+    unexpected = [f"{name} {tuple(found[name])}" for name in sorted(set(found) - set(expected))]
+    misshapen = [
+        f"{name}: {owner} {tuple(found[name])}, the model needs {tuple(expected[name])}"
+        for name in sorted(set(found) & set(expected))
+        if tuple(found[name]) != tuple(expected[name])
+    ]
+    parts = []
+    for title, lines in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
+        if lines:
+            more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            parts.append(f"  {len(lines)} {title}:")
+            parts += [f"    {line}" for line in [*lines[:_SHOWN], *more]]
+    if parts:
+        raise CheckpointError("\n".join([f"The weights of {source} do not fit the model:", *parts, advice]))
 
 
 def describe_arrays(tree: Any) -> dict[str, str]:
@@ -34,11 +64,7 @@ def describe_arrays(tree: Any) -> dict[str, str]:
 
 
 def check_arrays(tree: Any, saved: Mapping[str, str], source: str | pathlib.Path) -> None:
-    """Compares arrays that were read with ``saved``, their description at the save.
-
-    Raises:
-      DamagedCheckpointError: they differ; the message names ``source`` and the first arrays.
-    """
+    """Raises a DamagedCheckpointError with the first differences unless arrays are as ``saved`` describes them."""
     found = describe_arrays(tree)
     names = sorted(name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name))
     if names:
@@ -71,16 +97,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _describe(leaf: Any) -> str:
-    array = np.ascontiguousarray(_whole(leaf))
-    return f"{array.dtype}{list(leaf.shape)} {zlib.crc32(array.view(np.uint8).reshape(-1)):08x}".replace(", ", ",")
-
-
-def _whole(leaf: Any) -> np.ndarray:
+    whole = leaf
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         from jax.experimental import multihost_utils
 
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
+        whole = multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.ascontiguousarray(whole)
+    return f"{array.dtype}{list(leaf.shape)} {zlib.crc32(array.view(np.uint8).reshape(-1)):08x}".replace(", ", ",")
 
 
 def _crc_of(values: Mapping[str, Any]) -> str:
