@@ -57,6 +57,39 @@ def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -
     rules.check_field(fields, "data.augment_repeats", rules.divisor_of(config.batch_size, name="batch_size"))
 
 
+def describe_augmentation(config: ml_collections.ConfigDict) -> str:
+    """Returns the settings that change training images, in words."""
+    data = config.data
+    flip = "flip" if data.flip else "no flip"
+    if data.train_crop == "pad":
+        parts = [f"pad {data.crop_padding} and crop", flip]
+    else:
+        area, aspect = (f"{low:.3g} to {high:.3g}" for low, high in (data.crop_area, data.crop_aspect))
+        parts = [f"Inception crop of area {area}, aspect {aspect}", flip]
+    if any(data.color_jitter):
+        names = ("brightness", "contrast", "saturation", "hue")
+        parts.append("jitter of " + ", ".join(f"{n} {v:.3g}" for n, v in zip(names, data.color_jitter, strict=True)))
+    if data.auto_augment == "trivial_augment_wide":
+        parts.append("TrivialAugmentWide")
+    elif data.auto_augment:
+        deviation = f" ± {data.randaugment_magnitude_std:g}" if data.auto_augment == "timm_randaugment" else ""
+        name = "timm's RandAugment" if deviation else "RandAugment"
+        parts.append(f"{name}: {data.randaugment_ops} ops of magnitude {data.randaugment_magnitude:g}{deviation}")
+    if data.random_erasing:
+        fill = {"constant": "the mean colour", "pixel": "noise"}[data.random_erasing_fill]
+        parts.append(f"erasing {data.random_erasing:g} with {fill}")
+    mixing = [
+        f"{name} {alpha:g}" for name, alpha in (("MixUp", data.mixup_alpha), ("CutMix", data.cutmix_alpha)) if alpha
+    ]
+    if mixing:
+        parts.append(" or ".join(mixing) + ", one of them a batch" * (len(mixing) == 2))
+    if data.augment_repeats > 1:
+        parts.append(f"{data.augment_repeats} versions of an image in a batch")
+    if config.label_smoothing:
+        parts.append(f"label smoothing {config.label_smoothing:g} (not in the percentages)")
+    return " · ".join(parts)
+
+
 def _magnitude(policy: str) -> Rule:
     high = 10 if policy == "timm_randaugment" else 30
     whole = policy == "randaugment"

@@ -84,7 +84,10 @@ class SegmentationPredictor(Predictor):
         model: MobileNetV2ForSemanticSegmentation,
         variables: Mapping[str, Any],
         processor: MobileNetV2ImageProcessor,
+        *,
+        top: int | None = None,
     ):
+        del top  # all classes that are present are listed
         check_sides(np.atleast_1d(model.config.image_size).tolist(), "image_size in config.json")
         if model.config.num_labels > MAX_CLASSES:
             raise ConfigError(

@@ -30,6 +30,7 @@ def test_defaults_pass(task):
         ("data.crop_size", (-1, -1), "at least 32"),
         ("data.min_scale", 0.0, "above 0"),
         ("data.max_scale", 0.1, "at least data.min_scale"),
+        ("data.scale_step", -1.0, "at least 0"),
         ("optimizer.schedule", "step", "one of 'poly'"),
         ("optimizer.momentum", 1.0, "below 1"),
         ("optimizer.learning_rate", -0.1, "above 0"),
