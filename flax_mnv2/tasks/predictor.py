@@ -17,12 +17,7 @@ MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One photo made ready.
-
-    Attributes:
-      pixels: (h, w, 3) float32, what the network gets.
-      context: whatever the predictor needs to finish.
-    """
+    """One photo made ready: (h, w, 3) float32 pixels for the network, and what the predictor needs to finish."""
 
     pixels: np.ndarray
     context: Any = None
@@ -53,12 +48,7 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def record(self, prediction: Any, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-        """Writes the files of a prediction and returns its fields for JSON.
-
-        Args:
-          prediction: what ``finish`` gave.
-          files: where to write, by the names in ``endings``.
-        """
+        """Writes the ``files`` of a prediction, by the names in ``endings``, and returns its fields for JSON."""
 
     @abc.abstractmethod
     def format_record(self, record: Mapping[str, Any]) -> Sequence[str]:
@@ -66,12 +56,7 @@ class Predictor(abc.ABC):
 
 
 def check_sides(sides: Iterable[int], source: str) -> None:
-    """Raises a ConfigError if what lies beside the weights asks for larger pictures than ``MAX_SIDE_PX``.
-
-    Args:
-      sides: of the pictures, in pixels.
-      source: the setting that says so.
-    """
+    """Raises a ConfigError if a setting beside the weights, ``source``, asks for sides above ``MAX_SIDE_PX``."""
     largest = max(sides, default=0)
     if largest > MAX_SIDE_PX:
         raise ConfigError(

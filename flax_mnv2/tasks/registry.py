@@ -14,11 +14,7 @@ TASKS: dict[str, type[Task]] = {
 
 
 def get_task(name: str) -> type[Task]:
-    """Returns the class of ``config.task``.
-
-    Raises:
-      ConfigError: there is no such job.
-    """
+    """Returns the class of ``config.task``, or raises a ConfigError that names those there are."""
     if name not in TASKS:
         raise ConfigError(f"config.task must be one of {', '.join(map(repr, TASKS))}; found {name!r}.")
     return TASKS[name]

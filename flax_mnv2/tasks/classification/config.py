@@ -54,7 +54,8 @@ def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -
         )
     if data.crop_padding and data.train_crop != "pad":
         raise ConfigError("config.data.crop_padding is for config.data.train_crop='pad'; found 'inception'.")
-    rules.check_field(fields, "data.augment_repeats", rules.divisor_of(config.batch_size, name="batch_size"))
+    divides = (lambda value: config.batch_size % value == 0), f"a divisor of batch_size = {config.batch_size}"
+    rules.check_field(fields, "data.augment_repeats", divides)
 
 
 def describe_augmentation(config: ml_collections.ConfigDict) -> str:
@@ -102,8 +103,8 @@ def _is_color_jitter(value: Any) -> bool:
 
 
 RULES: Mapping[str, Rule] = {
-    "label_smoothing": rules.from_to_below(0, 1),
-    "data.holdout": rules.from_to_below(0, 1),
+    "label_smoothing": rules.BELOW_1,
+    "data.holdout": rules.BELOW_1,
     "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
     "data.image_std": rules.numbers(3, lambda value: value > 0, "above 0"),
     "data.train_size": rules.at_least(32),

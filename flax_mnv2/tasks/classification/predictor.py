@@ -31,11 +31,8 @@ class ClassificationPredictor(Predictor):
     """Preprocesses as the model's processor says; gives the ``top`` classes, the most probable first.
 
     Probabilities are a softmax; for a model with ``problem_type="multi_label_classification"``, whose classes do not
-    exclude each other, a sigmoid each.
-
-    Raises:
-      ConfigError: the model predicts numbers instead of classes (``problem_type="regression"``, which a single label
-        means too), or has no classifier; or the processor makes pictures beyond ``predictor.MAX_SIDE_PX``.
+    exclude each other, a sigmoid each. A ConfigError names a model without a classifier or of a regression (which a
+    single label means too), and a processor that makes pictures beyond ``predictor.MAX_SIDE_PX``.
     """
 
     task = "classification"
@@ -73,7 +70,7 @@ class ClassificationPredictor(Predictor):
         self._probabilities = probabilities
 
     def prepare(self, photo: np.ndarray) -> Example:
-        """(H, W, 3) uint8 → what the processor makes of it."""
+        """Returns what the processor makes of (H, W, 3) uint8."""
         pixels = self._processor.preprocess(photo, input_data_format="channels_last").pixel_values[0]
         if min(pixels.shape[:2]) < MIN_SIZE_PX:
             raise DataError(
@@ -83,11 +80,11 @@ class ClassificationPredictor(Predictor):
         return Example(pixels)
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, h, w, 3) → probabilities (N, C) float32."""
+        """Returns probabilities (N, C) float32 for (N, h, w, 3)."""
         return np.asarray(self._probabilities(self._variables, pixels))
 
     def finish(self, example: Example, answer: np.ndarray) -> tuple[ClassProbability, ...]:
-        """The best classes of (C,) probabilities; of equal ones the lower index comes first."""
+        """Returns the best classes of (C,) probabilities; of equal ones the lower index comes first."""
         del example
         best = np.argsort(-answer, kind="stable")[: self._top].tolist()
         return tuple(ClassProbability(index, self._labels[index], float(answer[index])) for index in best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,9 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
 
 def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
     """Raises a ConfigError where fields contradict each other."""
-    rules.check_field(fields, "data.max_scale", rules.at_least(config.data.min_scale, name="data.min_scale"))
+    smallest = config.data.min_scale
+    rule = (lambda value: smallest <= value < math.inf), f"at least data.min_scale = {smallest}"
+    rules.check_field(fields, "data.max_scale", rule)
 
 
 def describe_augmentation(config: ml_collections.ConfigDict) -> str:

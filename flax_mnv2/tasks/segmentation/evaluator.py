@@ -16,13 +16,7 @@ from flax_mnv2.tasks.base import Evaluator, HostBatch
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One example with its prediction, unpadded.
-
-    Attributes:
-      image: (h, w, 3) uint8.
-      label: (h, w) uint8.
-      prediction: (h, w) uint8.
-    """
+    """One example with its prediction, unpadded, uint8: image (h, w, 3), label and prediction (h, w)."""
 
     image: np.ndarray
     label: np.ndarray
@@ -30,11 +24,7 @@ class Picture:
 
 
 class SegmentationEvaluator(Evaluator):
-    """Adds up confusion matrices, and keeps the first examples of the split (those that this process holds).
-
-    Attributes:
-      confusion: (C, C) int64, pixels by truth (rows) and prediction.
-    """
+    """Adds up confusion matrices (C, C) int64, pixels by truth (rows) and prediction, and keeps the first examples."""
 
     def __init__(self, labels: Sequence[str], *, ignore_label: int, num_pictures: int):
         """Keeps the examples at positions below ``num_pictures``."""
