@@ -35,19 +35,12 @@ WEIGHTS = ("auto", "raw", "ema")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation yields.
+    """What an evaluation yields."""
 
-    Attributes:
-      evaluator: the task's, which has seen every example.
-      num_examples: examples counted, on all hosts.
-      num_bad: damaged examples left out, on all hosts (``config.data.bad_examples``).
-      bad_examples: those of this host, by position in the split; name and reason.
-    """
-
-    evaluator: Evaluator
-    num_examples: int
-    num_bad: int
-    bad_examples: Mapping[int, str]
+    evaluator: Evaluator  # the task's, which has seen every example
+    num_examples: int  # counted, on all hosts
+    num_bad: int  # damaged ones left out, on all hosts (config.data.bad_examples)
+    bad_examples: Mapping[int, str]  # those of this host, by position in the split; name and reason
 
 
 def evaluate(
@@ -61,23 +54,10 @@ def evaluate(
     report: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Evaluates ``variables`` on a whole split.
+    """Evaluates replicated ``variables`` on a whole split with the task's compiled ``eval_step``.
 
-    Args:
-      task: gives the batches.
-      parallel: puts them on the devices.
-      eval_step: compiled step of the task.
-      variables: the model's, replicated.
-      dataset: the task's data set.
-      split: its split.
-      report: whether the evaluator keeps what a report says of single examples.
-      stop: asked before every batch, whether to give up.
-
-    Returns:
-      What was found; None if it was given up.
-
-    Raises:
-      RuntimeError: examples were lost or counted twice.
+    With ``report`` the evaluator keeps what a report says of single examples. ``stop`` is asked before every batch;
+    once it says yes, the evaluation is given up and None returned.
     """
     evaluator, counted = task.evaluator(report=report), 0
     total = len(dataset.source(split))
@@ -111,21 +91,13 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Subject:
-    """The model that is evaluated.
+    """The model that is evaluated."""
 
-    Attributes:
-      name: for messages and the report.
-      config: its architecture.
-      processor: what prepares images for it; None where the run's config says.
-      report_folder: where the report goes unless told otherwise.
-      load: the task → the model's variables.
-    """
-
-    name: str
+    name: str  # for messages and the report
     config: MobileNetV2Config
-    processor: MobileNetV2ImageProcessor | None
-    report_folder: pathlib.Path
-    load: Callable[[Task], Any]
+    processor: MobileNetV2ImageProcessor | None  # what prepares images for it; None where the run's config says
+    report_folder: pathlib.Path  # unless told otherwise
+    load: Callable[[Task], Any]  # the task → the model's variables
 
 
 def evaluate_run(
@@ -236,14 +208,14 @@ def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: s
 
 
 def _choose_weights(weights: str, *, has_ema: bool, where: pathlib.Path) -> str:
-    """The item of a checkpoint to evaluate."""
+    """Returns the item of a checkpoint to evaluate."""
     if weights == "ema" and not has_ema:
         raise CheckpointError(f"{where} has no moving average; its run had config.ema.decay=0. Use --weights=raw.")
     return EMA if has_ema and weights != "raw" else VARIABLES
 
 
 def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoints, int, pathlib.Path]:
-    """The run's checkpoints, the chosen step, and the run's folder."""
+    """Returns the run's checkpoints, the chosen step, and the run's folder."""
     if checkpoint:
         path = pathlib.Path(checkpoint).expanduser()
         if step_of(path.name) is None or not path.parent.is_dir():

@@ -33,18 +33,9 @@ _NOTED_FIELDS = ("tf_padding", "layer_norm_eps", "hidden_act")
 
 
 def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: Any) -> tuple[Any, list[str]]:
-    """Reads ``config.init_from``: the backbone alone, or everything.
+    """Returns ``variables`` with what ``config.init_from`` has, the backbone alone or everything, and lines to print.
 
-    Args:
-      config: the run's.
-      task: the run's.
-      variables: of the task's model, for shapes; the backbone alone leaves its head.
-
-    Returns:
-      The variables, and lines to print where the weights learned with other pixels, padding or activations.
-
-    Raises:
-      UserError: ``config.init_from`` cannot be read, or holds another network than ``config.model`` describes.
+    The lines name pixels, padding or activations that the weights learned with and the run does not have.
     """
     source, ours = open_weights(config.init_from), task.model.config
     _check_same_network(config, source.config, ours)

@@ -35,7 +35,7 @@ class TrainState:
     def create(
         cls, variables: dict[str, Any], optimizer: optax.GradientTransformation, *, ema: bool = False
     ) -> TrainState:
-        """A state at step 0; with ``ema`` the moving average starts at ``variables``."""
+        """Returns a state at step 0; with ``ema`` the moving average starts at ``variables``."""
         variables = jax.tree.map(jnp.asarray, variables)
         return cls(
             step=jnp.zeros((), jnp.int32),
@@ -47,7 +47,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """``{"params", "batch_stats"}`` for ``model.apply``."""
+        """Returns ``{"params", "batch_stats"}`` for ``model.apply``."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def to_items(self) -> dict[str, Any]:
@@ -62,15 +62,11 @@ class TrainState:
 
 
 def update_ema(average: Any, variables: Any, step: jax.Array, config: Any) -> Any:
-    """Returns the average after one more step: ``decay * average + (1 - decay) * variables``.
+    """Returns the average after one more step, the ``step``-th: ``decay * average + (1 - decay) * variables``.
 
-    Args:
-      average: the average so far, float32; a pytree like ``variables``.
-      variables: after the step.
-      step: int32 scalar, steps made, this one included.
-      config: ``config.ema`` of a run, durations in steps. With ``ramp`` the decay is at most
-        ``(1 + step) / (10 + step)``, as in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. Other than
-        every ``every_steps`` the average stays; up to ``start_steps`` it is a copy.
+    By ``config.ema`` with durations in steps: with ``ramp`` the decay is at most ``(1 + step) / (10 + step)``, as in
+    TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. Other than every ``every_steps`` the average stays;
+    up to ``start_steps`` it is a copy.
     """
     decay = jnp.float32(config.decay)
     if config.ramp:

@@ -50,13 +50,8 @@ _OF_THE_DATA = (
 def default_config(task: str = "segmentation") -> ml_collections.ConfigDict:
     """Returns all fields of a run. Sizes are in pixels, durations in steps (updates of the weights).
 
-    A field in epochs (passes over the training split) that is above 0 goes before its twin in steps.
-
-    Args:
-      task: a name in ``tasks.registry.TASKS``; the config has the fields of that job only.
-
-    Raises:
-      ConfigError: there is no such task.
+    A field in epochs (passes over the training split) that is above 0 goes before its twin in steps. The config has
+    the fields of ``task`` only, a name in ``tasks.registry.TASKS``.
     """
     job = get_task(task)
     config = ml_collections.ConfigDict()

@@ -17,22 +17,16 @@ TWINS = (  # epochs, steps, and the fewest steps
 
 
 def in_steps(config: ml_collections.ConfigDict, num_examples: int) -> ml_collections.ConfigDict:
-    """A copy of a run's config with every duration in steps, rounded to whole ones.
+    """Returns a copy of a run's config with every duration in whole steps, for a training split of ``num_examples``.
 
-    Args:
-      config: a duration in epochs that is above 0 goes before its twin in steps.
-      num_examples: of the training split.
-
-    Raises:
-      ConfigError: the warm-up is as long as the run.
+    A duration in epochs that is above 0 goes before its twin in steps.
     """
     config = config.copy_and_resolve_references()
     for epochs_field, steps_field, least in TWINS:
         group, _, name = epochs_field.rpartition(".")
         holder = config[group] if group else config
-        epochs = holder[name]
-        if epochs:
-            steps = round(epochs * num_examples / config.batch_size)
+        if holder[name]:
+            steps = round(holder[name] * num_examples / config.batch_size)
             holder[steps_field.rpartition(".")[2]] = max(least, steps)
     if config.ema.decay and config.ema.start_steps >= config.num_steps:
         raise ConfigError(

@@ -8,8 +8,7 @@ from flax_mnv2 import ConfigError, DataError
 from flax_mnv2.tasks.registry import TASKS
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.config.defaults import check_same_run, default_config
-from flax_mnv2.training.config.recorded import config_for_evaluation
-from flax_mnv2.training.workdir import open_workdir
+from flax_mnv2.training.workdir import config_for_evaluation, open_workdir
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -85,6 +84,7 @@ def test_what_contradicts_is_refused():
         ({"num_epochs": 2.0, "num_steps": 7}, r"num_epochs = 2 goes before config.num_steps = 7.*num_epochs=0"),
         ({"optimizer.schedule": "exponential"}, "needs decay_every_steps or decay_every_epochs"),
         ({"shard_optimizer_state": True, "parallel": "pmap"}, "needs config.parallel='jit'"),
+        ({"shard_optimizer_state": True, "batch_norm.sync": False}, "batch_norm.sync=True; found 'jit' and False"),
         ({"optimizer.name": "adam", "optimizer.nesterov": True}, "nesterov is for sgd and rmsprop"),
     ):
         config = default_config()
