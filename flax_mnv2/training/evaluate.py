@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from flax_mnv2.checkpoint.folder import EMA, FOLDER_NAME, VARIABLES, step_of
 from flax_mnv2.checkpoint.run import Checkpoints
@@ -80,8 +81,6 @@ def evaluate(
             progress.advance()
     bad = len(batches.bad_examples)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         of_each = multihost_utils.process_allgather(np.array([counted, bad], np.int32))
         counted, bad = (int(number) for number in of_each.reshape(-1, 2).sum(axis=0))
     if counted + bad != total:
@@ -112,7 +111,7 @@ def evaluate_run(
     output: str = "",
     per_class: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates one model on a whole split; prints a table, writes the task's report.
+    """Evaluates one model on a whole split; prints a table, writes the report; returns what ``metrics.json`` has.
 
     Args:
       config: the run's, or for ``pretrained`` any that names the data.
@@ -120,17 +119,10 @@ def evaluate_run(
       checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/step_N``; or
       pretrained: a hub id, a folder or a file of weights: whatever ``from_pretrained`` takes.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
-      weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
-        for the average where the run keeps one.
+      weights: of a checkpoint, ``"ema"``, ``"raw"``, or ``"auto"`` for the average where the run keeps one.
       split: empty for ``config.data.eval_split``.
       output: folder for the report; empty chooses one beside the checkpoint, or ``./evaluation``.
       per_class: of a classifier, add the metrics of every class (a segmentation model's are always there).
-
-    Returns:
-      The metrics, as written to ``metrics.json``.
-
-    Raises:
-      UserError: bad config, data or checkpoint.
     """
     if sum(map(bool, (workdir, checkpoint, pretrained))) != 1:
         raise ConfigError("Give exactly one of --workdir, --checkpoint and --pretrained.")
@@ -156,11 +148,9 @@ def evaluate_run(
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
     variables = parallel.put_state(subject.load(task))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    leads = jax.process_index() == 0
+    leads, num_examples = jax.process_index() == 0, len(dataset.source(split))
     if leads:
-        print(
-            f"evaluating {subject.name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True
-        )
+        print(f"evaluating {subject.name} on {dataset.name}, {split}: {num_examples} examples", flush=True)
     evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, report=True)
     metrics = {
         "model": subject.name,

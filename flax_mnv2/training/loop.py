@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import signal
 import time
-from typing import Any
 
 import jax
 import ml_collections
@@ -75,19 +74,12 @@ def train(
     _say(f"checkpoints: {folder} (last step {loop.step}, {best})")
     _say(f"metrics:     {run.workdir / METRICS_NAME}, and TensorBoard in {run.workdir / 'tensorboard'}")
     if loop.log.skipped_steps:
-        _say(loop.log.summary())
+        _say(f"skipped:     {loop.log.skipped_steps} of {run.config.num_steps} steps, which were not finite")
     return loop.state
 
 
 class _Loop:
-    """Trains, saves, evaluates.
-
-    Attributes:
-      state: after the newest step.
-      step: its number.
-      log: of the steps.
-      bad_examples: damaged ones that this process left out, by position.
-    """
+    """Trains, saves, evaluates; ``bad_examples`` are the damaged ones that this process left out, by position."""
 
     def __init__(self, run: Run, checkpoints: Checkpoints, state: TrainState, resume_step: int | None):
         """Nothing runs yet; ``resume_step`` is that of the checkpoint which ``state`` comes from, if any."""
@@ -177,9 +169,7 @@ class _Loop:
     def _open_log(self, writer: MetricsWriter, progress: Progress) -> TrainingLog:
         run, resume_step = self._run, self._resume_step
         search = NanSearch(run, lambda: self.state)  # the state when it is asked
-        saved: dict[str, Any] | None = None
-        if resume_step is not None:
-            saved = self._checkpoints.about(resume_step).get(LOG)
+        saved = None if resume_step is None else self._checkpoints.about(resume_step).get(LOG)
         return TrainingLog(run.config, writer, progress, self._checkpoints, explain=search.explain, saved=saved)
 
 
@@ -196,7 +186,7 @@ def _open_checkpoints(run: Run) -> Checkpoints:
 
 
 def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[TrainState, int | None, list[str]]:
-    """The state from the newest checkpoint, with its step; else from pretrained weights, with notes; else random."""
+    """Returns the newest checkpoint's state, with its step; else one of pretrained weights, with notes; else random."""
     config, parallel = run.config, run.parallel
     resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
     variables, notes = run.task.init_variables(config.seed), []

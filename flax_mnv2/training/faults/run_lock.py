@@ -24,9 +24,6 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 
     Waits for a run that is about to end. A file system without locks is used without. With several hosts, process 0
     holds it for all.
-
-    Raises:
-      DataError: another run goes on there.
     """
     if jax.process_index() != 0:
         yield
