@@ -1,7 +1,5 @@
 """The jobs that there are. A new one is a subclass of ``base.Task`` and a row here."""
 
-from __future__ import annotations
-
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.tasks.classification.task import ClassificationTask

@@ -1,7 +1,5 @@
 """Rules for the fields of a run's config: what a value must satisfy, and the words for it in a message."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluates variables on a whole split, and writes the report on a checkpoint or pretrained weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -179,7 +177,10 @@ def _pretrained(pretrained: str, job: type[Task]) -> _Subject:
 def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: str, parallel: Parallel) -> _Subject:
     checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
     path = checkpoints.path_of(at)
-    item = _choose_weights(weights, has_ema=(path / EMA).is_dir(), where=path)
+    has_ema = (path / EMA).is_dir()
+    if weights == "ema" and not has_ema:
+        raise CheckpointError(f"{path} has no moving average; its run had config.ema.decay=0. Use --weights=raw.")
+    item = EMA if has_ema and weights != "raw" else VARIABLES
 
     def load(task: Task) -> Any:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
@@ -195,13 +196,6 @@ def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: s
         report_folder=folder / "evaluation" / f"{split}_step_{at}{'_raw' if weights == 'raw' else ''}",
         load=load,
     )
-
-
-def _choose_weights(weights: str, *, has_ema: bool, where: pathlib.Path) -> str:
-    """Returns the item of a checkpoint to evaluate."""
-    if weights == "ema" and not has_ema:
-        raise CheckpointError(f"{where} has no moving average; its run had config.ema.decay=0. Use --weights=raw.")
-    return EMA if has_ema and weights != "raw" else VARIABLES
 
 
 def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoints, int, pathlib.Path]:

@@ -1,7 +1,5 @@
 """The weights that a run starts from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import ml_collections

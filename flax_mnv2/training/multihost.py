@@ -5,8 +5,6 @@ one dies, it ends the others within the heartbeat limit, and its log names the t
 :class:`~flax_mnv2.training.faults.interrupt.StopRequest`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json

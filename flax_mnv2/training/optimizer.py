@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules from a config."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

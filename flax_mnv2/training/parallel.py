@@ -5,8 +5,6 @@ devices. Under jit the optimizer's part of it may be split over the devices inst
 share (ZeRO's first stage); in a checkpoint that makes no difference either.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -162,12 +160,7 @@ class PmapParallel:
 
     def fetch(self, examples: Any) -> Any:
         """Returns this process's part of what an evaluation step keeps of each example, as NumPy arrays."""
-
-        def rows(value):
-            value = _local_rows(value)
-            return value.reshape(-1, *value.shape[2:])
-
-        return jax.tree.map(rows, examples)
+        return jax.tree.map(lambda value: np.concatenate(_local_rows(value)), examples)
 
 
 Parallel = JitParallel | PmapParallel

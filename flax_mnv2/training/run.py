@@ -1,7 +1,5 @@
 """What a run is made of, before its first step: checked config, data set, task, optimizer and compiled steps."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a run carries from step to step, and the moving average in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +32,7 @@ class TrainState:
     @classmethod
     def create(
         cls, variables: dict[str, Any], optimizer: optax.GradientTransformation, *, ema: bool = False
-    ) -> TrainState:
+    ) -> "TrainState":
         """Returns a state at step 0; with ``ema`` the moving average starts at ``variables``."""
         variables = jax.tree.map(jnp.asarray, variables)
         return cls(
@@ -56,7 +54,7 @@ class TrainState:
         return items if self.ema is None else {**items, EMA: self.ema}
 
     @classmethod
-    def from_items(cls, items: Mapping[str, Any]) -> TrainState:
+    def from_items(cls, items: Mapping[str, Any]) -> "TrainState":
         """Returns the state of which ``to_items`` gave ``items``."""
         return cls(**items[VARIABLES], **items[TRAINING], ema=items.get(EMA))
 

@@ -1,7 +1,5 @@
 """The folder of a run: made, checked for another run's traces, and the config that it recorded."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import time

@@ -1,7 +1,5 @@
 """An evaluation of a classifier: counts, a line per image, and for few classes the confusion matrix."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping, Sequence

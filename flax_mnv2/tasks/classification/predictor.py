@@ -1,7 +1,5 @@
 """Photos → the most probable classes."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.predictor import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ClassificationPredictor(Predictor):
 
     Probabilities are a softmax; for a model with ``problem_type="multi_label_classification"``, whose classes do not
     exclude each other, a sigmoid each. A ConfigError names a model without a classifier or of a regression (which a
-    single label means too), and a processor that makes pictures beyond ``predictor.MAX_SIDE_PX``.
+    single label means too), and a processor that makes pictures beyond ``base.MAX_SIDE_PX``.
     """
 
     task = "classification"

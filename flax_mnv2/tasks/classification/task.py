@@ -69,7 +69,7 @@ class ClassificationTask(Task):
         """Builds the models; ``processor`` belongs to the weights, ``label_offset`` is added to labels of the data."""
         super().__init__(config, model_config, processor=processor, axis_name=axis_name)
         self._size = output_size(processor)
-        self._label_offset = label_offset
+        self._label_offset, self._num_data_classes = label_offset, len(self.labels) - label_offset
         self._mixes = self.mixes_pairs(config)
 
     @classmethod
@@ -192,10 +192,6 @@ class ClassificationTask(Task):
         from flax_mnv2.tasks.classification.rows import EvalRow
 
         return EvalRow(source, self._eval_transform(), self._size, self._num_data_classes)
-
-    @property
-    def _num_data_classes(self) -> int:
-        return len(self.labels) - self._label_offset
 
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
         """Returns the part of the preparation that runs on the host."""

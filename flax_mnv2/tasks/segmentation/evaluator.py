@@ -1,7 +1,5 @@
 """An evaluation of a segmentation model: the confusion matrix, a table, a few pictures."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence

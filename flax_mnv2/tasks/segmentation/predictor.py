@@ -11,8 +11,6 @@ TF upsamples, it is 0.903 and 0.991; on a 1025 px square, with that much more fi
 0.865 and 0.993.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import pathlib
@@ -26,7 +24,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.predictor import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides
 from flax_mnv2.visualize import percent, save_mask, save_overlay
 
 MAX_OWN_SIDE_PX = 1025
@@ -52,19 +50,13 @@ class Segmentation:
     classes: tuple[ClassFraction, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Framed:
-    photo: np.ndarray
-    region: tuple[int, int]  # (h, w) of the square that the photo covers
-
-
 class SegmentationPredictor(Predictor):
     """Segments whole photos.
 
     With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
     longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them. The square is at least the network's size, and its
     side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs. A ConfigError names
-    an ``image_size`` beyond ``predictor.MAX_SIDE_PX``, and more classes than a mask holds.
+    an ``image_size`` beyond ``base.MAX_SIDE_PX``, and more classes than a mask holds.
     """
 
     task = "segmentation"
@@ -102,7 +94,7 @@ class SegmentationPredictor(Predictor):
         pixels = self._processor.preprocess(photo, input_data_format="channels_last", **changes).pixel_values[0]
         canvas = np.zeros((side, side, 3), np.float32)  # 0 is the mean, once normalised
         canvas[: region[0], : region[1]] = pixels
-        return Example(canvas, _Framed(photo, region))
+        return Example(canvas, (photo, region))
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
         """Returns logits (N, h, w, C) float32 for (N, side, side, 3)."""
@@ -110,9 +102,9 @@ class SegmentationPredictor(Predictor):
 
     def finish(self, example: Example, answer: np.ndarray) -> Segmentation:
         """Returns the label map of one photo from (h, w, C) logits."""
-        framed: _Framed = example.context
-        mask = label_map(answer, canvas=example.pixels.shape[:2], region=framed.region, size=framed.photo.shape[:2])
-        return Segmentation(framed.photo, mask, class_fractions(mask, self._labels))
+        photo, region = example.context  # the part of the canvas that the photo covers, (h, w)
+        mask = label_map(answer, canvas=example.pixels.shape[:2], region=region, size=photo.shape[:2])
+        return Segmentation(photo, mask, class_fractions(mask, self._labels))
 
     def record(self, prediction: Segmentation, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         """Writes overlay and mask; returns ``classes`` (``index``, ``label``, ``fraction`` each) and the two paths."""

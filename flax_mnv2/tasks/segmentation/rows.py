@@ -1,7 +1,6 @@
 """Rows of segmentation batches, made from encoded examples, by what can be pickled. Damaged ones are named."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,6 @@ class TrainRow:
     flip: bool
     ignore_label: int
     num_classes: int | None = None
-
-    @classmethod
-    def from_config(cls, source: Source, data: Mapping[str, Any], *, num_classes: int) -> "TrainRow":
-        """Returns what ``config.data`` describes."""
-        names = ("min_scale", "max_scale", "scale_step", "flip", "ignore_label")
-        settings = {name: data[name] for name in names}
-        return cls(source=source, crop_size=tuple(data["crop_size"]), num_classes=num_classes, **settings)
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
         """Returns ``image`` uint8 (h, w, 3), ``label`` uint8 (h, w) and ``index`` int64, the position."""

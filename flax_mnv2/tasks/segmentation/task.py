@@ -152,7 +152,10 @@ class SegmentationTask(Task):
         """Returns what reads and augments an example."""
         from flax_mnv2.tasks.segmentation.rows import TrainRow
 
-        return TrainRow.from_config(source, self.config.data, num_classes=len(self.labels))
+        data = self.config.data
+        names = ("min_scale", "max_scale", "scale_step", "flip", "ignore_label")
+        settings = {"crop_size": tuple(data.crop_size), **{name: data[name] for name in names}}
+        return TrainRow(source=source, num_classes=len(self.labels), **settings)
 
     def eval_row(self, source: Source, dataset: SegmentationDataset, split: str) -> Callable[[int], HostBatch]:
         """Returns what reads an example at full size."""

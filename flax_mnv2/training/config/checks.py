@@ -1,7 +1,5 @@
 """The checks that make a mistake in a run's config readable, before anything expensive begins."""
 
-from __future__ import annotations
-
 import ml_collections
 
 from flax_mnv2.errors import ConfigError

@@ -5,8 +5,6 @@ and on the command line, because a ``ConfigDict`` refuses fields that it does no
 in ``tasks/JOB/config.py``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Durations of a run: epochs become steps once the size of the training split is known."""
 
-from __future__ import annotations
-
 import ml_collections
 
 from flax_mnv2.errors import ConfigError

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM as a request to stop after the current step, or batch of an evaluation."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal
@@ -27,7 +25,7 @@ class StopRequest:
         self._together = jax.process_count() > 1
         self._previous = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> "StopRequest":
         if not self._together:
             for number in (signal.SIGINT, signal.SIGTERM):  # beside others a handler of ours would take JAX's place
                 self._previous[number] = signal.signal(number, self._note)

@@ -1,7 +1,5 @@
 """A step that was not finite: which examples its batch had, and which of them make it so."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

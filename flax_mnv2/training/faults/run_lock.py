@@ -1,7 +1,5 @@
 """One run at a time in a workdir: a second would remove what the first is saving."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib

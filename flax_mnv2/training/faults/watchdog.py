@@ -1,7 +1,5 @@
 """A limit on work that nothing can interrupt, such as writing to storage that has stopped to answer."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

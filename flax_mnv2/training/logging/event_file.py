@@ -4,8 +4,6 @@ tensorboardX's own ``SummaryWriter`` hands events to a thread through a queue of
 dies, and the eleventh event waits without end.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import time

@@ -1,7 +1,5 @@
 """Metrics on disk: one JSON object per line, and TensorBoard event files."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import Any
@@ -68,7 +66,7 @@ class MetricsWriter:
             print(f"warning: {text}; what is missing is written then", flush=True)
         self._troubled = True
 
-    def __enter__(self) -> MetricsWriter:
+    def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, error_type, *_) -> None:

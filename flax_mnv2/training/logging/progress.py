@@ -1,7 +1,5 @@
 """What a person sees while waiting: a bar on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import sys
 import time
 
@@ -19,7 +17,7 @@ class Progress:
         self._bar = None
         self._leads = jax.process_index() == 0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         if self._leads and sys.stderr.isatty():
             from tqdm import tqdm
 

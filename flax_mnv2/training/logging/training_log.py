@@ -1,7 +1,5 @@
 """The metrics of training steps: fetched in batches, checked, written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
