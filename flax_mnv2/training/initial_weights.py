@@ -69,12 +69,11 @@ def _check_same_network(config: ml_collections.ConfigDict, theirs: MobileNetV2Co
 
 
 def _origin_notes(config: ml_collections.ConfigDict, source: Source, ours: MobileNetV2Config) -> list[str]:
-    theirs, notes = source.config, []
+    theirs = source.config
     names = [name for name in _NOTED_FIELDS if getattr(theirs, name) != getattr(ours, name)]
     if theirs.layer_plan.stem.residual != ours.layer_plan.stem.residual:
         names.append(_STEM_RESIDUAL)
-    for name in names:
-        notes.append(_note(config, f"model.{name}", getattr(theirs, name), getattr(ours, name)))
+    notes = [_note(config, f"model.{name}", getattr(theirs, name), getattr(ours, name)) for name in names]
     try:
         processor = source.processor()
     except CheckpointError:  # there is none, and nothing to compare

@@ -35,16 +35,13 @@ def train(
     parallel: Parallel | None = None,
     strict: bool = False,
 ) -> TrainState:
-    """Trains to ``config.num_steps``, going on from the newest checkpoint in ``workdir`` if there is one.
+    """Trains to ``config.num_steps``, from the newest checkpoint in ``workdir`` if it has one; returns the last state.
 
     Args:
       config: of ``training.config.defaults.default_config``.
       workdir: gets checkpoints, metrics and the config; made if it is not there.
       parallel: devices and mode; None follows ``config.parallel`` on all devices.
       strict: a damaged newest checkpoint is an error; else it is set aside and the one before is used.
-
-    Returns:
-      The final state.
 
     Raises:
       UserError: bad config, data or checkpoint; the loss stopped being finite. What was trained before bad data, or
@@ -66,7 +63,7 @@ def train(
     folder = run.workdir / FOLDER_NAME
     if stopped_by is not None:
         _say(f"{stopped_by.name}: saved step {loop.step} in {folder}; the same command goes on from there")
-        raise Interrupted(stopped_by)
+        raise Interrupted(128 + stopped_by)
     title = run.task.titles[run.task.best_metric]
     best = f"best by {'EMA ' if run.config.ema.decay else ''}{title}: step {best_step}"
     _say(f"checkpoints: {folder} (last step {loop.step}, {best})")
@@ -87,9 +84,10 @@ class _Loop:
     def train(self) -> signal.Signals | None:
         """Trains to the end, or until a signal asks to stop, which is returned; the last state is saved."""
         run, config = self._run, self._run.config
+        tolerant = config.checkpoint.on_error == "continue"
         with (
             StopRequest() as stop,
-            MetricsWriter(run.workdir, resume_step=self.step, tolerant=self._is_tolerant) as writer,
+            MetricsWriter(run.workdir, resume_step=self.step, tolerant=tolerant) as writer,
             Progress(config.num_steps, "training", config.batch_size, start=self.step) as progress,
             run.task.train_batches(run.dataset, start_step=self.step) as batches,
         ):
@@ -135,10 +133,6 @@ class _Loop:
     def _evaluates(self) -> bool:
         """Whether the state of this step is evaluated."""
         return self.step == self._run.config.num_steps or self.step % self._run.config.eval_every_steps == 0
-
-    @property
-    def _is_tolerant(self) -> bool:
-        return self._run.config.checkpoint.on_error == "continue"
 
     def _save(self) -> None:
         self.log.check()  # never save a state whose loss has not been looked at

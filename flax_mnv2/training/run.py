@@ -14,7 +14,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config, check_parts
-from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.config.defaults import in_steps
 from flax_mnv2.training.multihost import check_enough_examples, leader_first
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel

@@ -13,21 +13,13 @@ from flax_mnv2.checkpoint.folder import EMA, TRAINING, VARIABLES
 
 @flax.struct.dataclass
 class TrainState:
-    """One pytree, the same on every device and in every mode.
+    """One pytree, the same on every device and in every mode."""
 
-    Attributes:
-      step: int32 scalar, updates made so far. Randomness derives from the run's seed and this number alone.
-      params: learned by the optimizer, float32.
-      batch_stats: running statistics of batch normalisation, float32.
-      opt_state: the optimizer's.
-      ema: moving average of ``variables``, the same tree; None where the run keeps none.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
+    step: jax.Array  # int32 scalar, updates made so far; randomness derives from the run's seed and this alone
+    params: Any  # learned by the optimizer, float32
+    batch_stats: Any  # running statistics of batch normalisation, float32
     opt_state: Any
-    ema: Any = None
+    ema: Any = None  # moving average of ``variables``, the same tree; None where the run keeps none
 
     @classmethod
     def create(

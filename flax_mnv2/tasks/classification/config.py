@@ -48,10 +48,8 @@ def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -
     """Raises a ConfigError where fields contradict each other."""
     data = config.data
     rules.check_field(fields, "data.randaugment_magnitude", _magnitude(data.auto_augment))
-    if data.eval_crop > data.eval_resize:
-        raise ConfigError(
-            f"config.data.eval_crop must be at most data.eval_resize = {data.eval_resize}; found {data.eval_crop}."
-        )
+    fits = (lambda value: value <= data.eval_resize), f"at most data.eval_resize = {data.eval_resize}"
+    rules.check_field(fields, "data.eval_crop", fits)
     if data.crop_padding and data.train_crop != "pad":
         raise ConfigError("config.data.crop_padding is for config.data.train_crop='pad'; found 'inception'.")
     divides = (lambda value: config.batch_size % value == 0), f"a divisor of batch_size = {config.batch_size}"

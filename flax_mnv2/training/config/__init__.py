@@ -1,1 +1,1 @@
-"""Every setting of a run: defaults, checks, durations."""
+"""Every setting of a run: defaults and checks."""

@@ -7,8 +7,7 @@ from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import INITIALIZERS
 from flax_mnv2.tasks.registry import TASKS, get_task
 from flax_mnv2.tasks.rules import Rule, check_field, flatten
-from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.config.durations import TWINS
+from flax_mnv2.training.config.defaults import TWINS, default_config
 from flax_mnv2.training.parallel import nearest_multiples
 
 
@@ -17,10 +16,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     fields = flatten(config)
     check_field({"task": None, **fields}, "task", rules.one_of(*TASKS))
     job, defaults = get_task(config.task), flatten(default_config(config.task))
-    for title, names in (
-        ("lacks", defaults.keys() - fields.keys()),
-        ("has unknown", fields.keys() - defaults.keys()),
-    ):
+    missing, unknown = defaults.keys() - fields.keys(), fields.keys() - defaults.keys()
+    for title, names in (("lacks", missing), ("has unknown", unknown)):
         if names:
             raise ConfigError(
                 f"The config {title} {', '.join(sorted(names))}; start from default_config({config.task!r})."

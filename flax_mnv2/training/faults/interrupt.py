@@ -63,10 +63,6 @@ class StopRequest:
 class Interrupted(SystemExit):
     """The run was asked to stop and has saved its state; exit status 128 + signal, as shells expect."""
 
-    def __init__(self, number: signal.Signals):
-        """``number`` is the signal that asked."""
-        super().__init__(128 + number)
-
 
 def quit_at_once_when_due() -> None:
     """Lets signals end this process at once where that is due; for scripts, not for notebooks.

@@ -46,11 +46,7 @@ class NanSearch:
         One process searches its batch for single examples. Several do not, since the search would have to be made by
         all of them together; they name the batch alone.
         """
-        source = self._run.dataset.source(self._config.data.train_split)
-        return f"{self._verdict(step, source)} {self._batch(step, source)}"
-
-    def _batch(self, step: int, source: Source) -> str:
-        config = self._config
+        config, source = self._config, self._run.dataset.source(self._config.data.train_split)
         positions = batch_positions(
             len(source),
             batch_size=config.batch_size,
@@ -58,7 +54,7 @@ class NanSearch:
             batch=step - 1,
             repeats=self._run.task.augment_repeats(config),
         )
-        return f"The batch of step {step}: {_names(source, positions)}."
+        return f"{self._verdict(step, source)} The batch of step {step}: {_names(source, positions)}."
 
     def _verdict(self, step: int, source: Source) -> str:
         if jax.process_count() > 1:

@@ -94,13 +94,7 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if _is_ours(line):
+        step = line.get("step") if isinstance(line, dict) else None
+        if type(step) is int and step >= 0 and isinstance(line.get("split"), str):  # else it is none of ours
             lines.append(line)
     return lines
-
-
-def _is_ours(line: Any) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("split"), str):
-        return False
-    step = line.get("step")
-    return isinstance(step, int) and not isinstance(step, bool) and step >= 0
