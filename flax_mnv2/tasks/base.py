@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a prediction imports no data set and no loader
     import ml_collections
 
     from flax_mnv2.data.datasets.records import Dataset, ExampleSource
-    from flax_mnv2.data.loader.batches import BatchIterator, Source
+    from flax_mnv2.data.loader.batches import BatchIterator
 
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
@@ -33,8 +33,6 @@ INITIALIZERS = {
     "normal": None,  # the model's own
     "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He's, torchvision's and timm's
 }
-
-
 MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
 
 
@@ -213,14 +211,14 @@ class Task(abc.ABC):
         """Returns shapes and dtypes of a global training batch, of ``batch_fields``."""
 
     @abc.abstractmethod
-    def train_row(self, source: Source) -> Callable[[int, np.random.Generator], HostBatch]:
+    def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
         """Returns what makes a row of a batch from a position in the training split and a generator.
 
         It can be pickled. A row has ``batch_fields``, and ``index``, the position, int64.
         """
 
     @abc.abstractmethod
-    def eval_row(self, source: Source, dataset: Dataset, split: str) -> Callable[[int], HostBatch]:
+    def eval_row(self, source: ExampleSource, dataset: Dataset, split: str) -> Callable[[int], HostBatch]:
         """Returns what makes a row of an evaluation's batch from a position in ``source``, a split; it can be pickled.
 
         A row also has ``mask``, False for positions after the split, whose rows fill up a batch.

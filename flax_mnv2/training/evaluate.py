@@ -146,9 +146,9 @@ def evaluate_run(
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
     variables = parallel.put_state(subject.load(task))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    leads, num_examples = jax.process_index() == 0, len(dataset.source(split))
+    leads, size = jax.process_index() == 0, len(dataset.source(split))
     if leads:
-        print(f"evaluating {subject.name} on {dataset.name}, {split}: {num_examples} examples", flush=True)
+        print(f"evaluating {subject.name} on {dataset.name}, {split}: {size} examples", flush=True)
     evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, report=True)
     metrics = {
         "model": subject.name,

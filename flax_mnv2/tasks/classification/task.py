@@ -22,12 +22,12 @@ from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.classification import config as own_config
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
+from flax_mnv2.visualize import Panel, percent
 
 if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections
 
     from flax_mnv2.data.datasets.records import ClassificationDataset, ExampleSource
-    from flax_mnv2.data.loader.batches import Source
 
 TOP = 5
 MAX_CONFUSION_CLASSES = 100  # a picture of more cannot be read
@@ -142,7 +142,7 @@ class ClassificationTask(Task):
     def train_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns images float32 (N, H, W, 3), normalised, and targets (N, C), smoothed; both mixed if asked for.
 
-        An even number of the first rows of a batch gives the same as these rows do in all of it.
+        The first rows of a batch, an even number of them, give what they give in the whole batch.
         """
         data, labels = self.config.data, batch["label"] + self._label_offset
         images = self._normalize(batch["image"])
@@ -180,14 +180,14 @@ class ClassificationTask(Task):
 
     # ---- on the host -----------------------------------------------------------------------------------
 
-    def train_row(self, source: Source) -> Callable[[int, np.random.Generator], HostBatch]:
+    def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
         """Returns what reads and augments an example."""
         from flax_mnv2.data.augment.transform import make_train_transform
         from flax_mnv2.tasks.classification.rows import TrainRow
 
         return TrainRow(source, make_train_transform(self.config.data), self._num_data_classes)
 
-    def eval_row(self, source: Source, dataset: ClassificationDataset, split: str) -> Callable[[int], HostBatch]:
+    def eval_row(self, source: ExampleSource, dataset: ClassificationDataset, split: str) -> Callable[[int], HostBatch]:
         """Returns what reads an example, resized and cropped as the weights want it."""
         from flax_mnv2.tasks.classification.rows import EvalRow
 
@@ -227,7 +227,6 @@ class ClassificationTask(Task):
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
         """Returns originals with file names above, inputs with labels below; percentages where there are several."""
         from flax_mnv2.data.decode import decode_image
-        from flax_mnv2.visualize import Panel, percent
 
         tiles = []
         for example in seen:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flax_mnv2.metrics import SegmentationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.visualize import save_confusion_matrix, save_predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,6 @@ class SegmentationEvaluator(Evaluator):
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
         """Writes ``confusion_matrix.png`` and, where there are pictures, ``predictions.png``."""
-        from flax_mnv2.visualize import save_confusion_matrix, save_predictions
-
         if jax.process_index() != 0:
             return {}
         written = {"confusion": folder / "confusion_matrix.png"}

@@ -18,12 +18,12 @@ from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.segmentation import config as own_config
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
+from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
 
 if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections
 
     from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
-    from flax_mnv2.data.loader.batches import Source
 
 
 class SegmentationTask(Task):
@@ -148,7 +148,7 @@ class SegmentationTask(Task):
 
     # ---- on the host -----------------------------------------------------------------------------------
 
-    def train_row(self, source: Source) -> Callable[[int, np.random.Generator], HostBatch]:
+    def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
         """Returns what reads and augments an example."""
         from flax_mnv2.tasks.segmentation.rows import TrainRow
 
@@ -157,7 +157,7 @@ class SegmentationTask(Task):
         settings = {"crop_size": tuple(data.crop_size), **{name: data[name] for name in names}}
         return TrainRow(source=source, num_classes=len(self.labels), **settings)
 
-    def eval_row(self, source: Source, dataset: SegmentationDataset, split: str) -> Callable[[int], HostBatch]:
+    def eval_row(self, source: ExampleSource, dataset: SegmentationDataset, split: str) -> Callable[[int], HostBatch]:
         """Returns what reads an example at full size."""
         from flax_mnv2.tasks.segmentation.rows import EvalRow
 
@@ -182,7 +182,6 @@ class SegmentationTask(Task):
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
         """Returns originals with names, inputs, inputs under their masks; the legend has the classes that occur."""
         from flax_mnv2.data.decode import decode_image
-        from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
 
         tiles, void = [], self.ignore_label
         for example in seen:
