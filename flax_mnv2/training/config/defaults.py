@@ -57,7 +57,7 @@ def default_config(task: str = "segmentation") -> ml_collections.ConfigDict:
     """Returns all fields of a run. Sizes are in pixels, durations in steps (updates of the weights).
 
     A field in epochs (passes over the training split) that is above 0 goes before its twin in steps. The config has
-    the fields of ``task`` only, a name in ``tasks.registry.TASKS``.
+    the fields of ``task`` only, a name in ``tasks.registry.TASKS``; another is a ConfigError.
     """
     job = get_task(task)
     config = ml_collections.ConfigDict()
