@@ -34,7 +34,7 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import harness
+from benchmarks import harness, hlo_traffic
 
 if TYPE_CHECKING:  # the package loads JAX, which must come after the command line
     from flax_mnv2.tools.tpu_compile import hlo
@@ -114,9 +114,7 @@ def compiler_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
     """What the report says of a compiled program; ``images`` are those of one chip."""
-    from flax_mnv2.tools.tpu_compile import hlo
-
-    cost, memory, traffic = compiled.cost_analysis(), compiled.memory_analysis(), module.traffic()
+    cost, memory, traffic = compiled.cost_analysis(), compiled.memory_analysis(), hlo_traffic.traffic_of(module)
     peak = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -133,11 +131,11 @@ def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
         "GFLOP/image": cost["flops"] / images / 1e9,
         "peak GiB": peak / 2**30,
         "temporaries GiB": memory.temp_size_in_bytes / 2**30,
-        "estimated ms": sum(each.count * each.instruction.cycles for each in traffic) / GIGAHERTZ / 1e6,
+        "estimated ms": sum(each.cycles for each in traffic) / GIGAHERTZ / 1e6,
         "collectives": "; ".join(
             f"{found['number']} {kind}, {found['bytes'] / 1e6:.1f} MB" for kind, found in collectives.items()
         ),
-        "convolutions": module.count("convolution"),
+        "convolutions": hlo_traffic.count(module, "convolution"),
         "fusions": sum(each.instruction.opcode == "fusion" for each in traffic),
         "collectives by kind": collectives,
         "memory": {
@@ -145,31 +143,32 @@ def figures(compiled: Any, module: hlo.Module, images: int) -> dict[str, Any]:
             for name in ("argument", "output", "alias", "temp", "generated_code")
         },
         "layers": [
-            {"layer": layer, "bytes": size, "cycles": cycles} for layer, (size, cycles) in hlo.by_layer(traffic).items()
+            {"layer": layer, "bytes": size, "cycles": cycles}
+            for layer, (size, cycles) in hlo_traffic.by_layer(traffic).items()
         ],
     }
 
 
 def print_layers(module: hlo.Module, images: int, number: int) -> None:
     """Prints the largest contributors to HBM traffic: layers, and single instructions."""
-    from flax_mnv2.tools.tpu_compile import hlo
-
-    traffic = module.traffic()
+    traffic = hlo_traffic.traffic_of(module)
     total = sum(each.bytes for each in traffic)
     rows = [
         {"layer": layer, "MB/image": size / images / 1e6, "%": 100 * size / total, "estimated µs": cycles / 1.5e3}
-        for layer, (size, cycles) in hlo.by_layer(traffic).items()
+        for layer, (size, cycles) in hlo_traffic.by_layer(traffic).items()
     ]
     print(f"\nHBM traffic by layer (of the root of each fusion)\n\n{harness.markdown_table(rows[:number])}")
     rows = [
         {
             "instruction": f"{each.instruction.opcode} {each.instruction.name}",
-            "layer": hlo.layer_of(each.op_name, depth=4),
+            "layer": hlo_traffic.layer_of(each.op_name, depth=4),
             "MB/image": each.bytes / images / 1e6,
             "%": 100 * each.bytes / total,
-            "estimated µs": each.count * each.instruction.cycles / 1.5e3,
+            "estimated µs": each.cycles / 1.5e3,
             "arrays (MB per chip)": ", ".join(
-                f"{way} {array} {array.bytes / 1e6:.0f}" for way, array in each.arrays if array.bytes > each.bytes / 50
+                f"{way} {array.dtype}[{','.join(map(str, array.dims))}] {array.bytes / 1e6:.0f}"
+                for way, array in each.arrays
+                if array.bytes > each.bytes / 50
             ),
         }
         for each in sorted(traffic, key=lambda each: -each.bytes)[:number]

@@ -9,7 +9,7 @@ in turn; on a busy machine images per CPU second tell more than those per second
 
 Peers: Pillow with torchvision's transforms (and with its ToTensor and Normalize, which we leave to the device), and
 TensorFlow's decode_and_crop_jpeg in ``tf.data``, where it is installed; it does not antialias. Ours are also measured
-without antialiasing, and with reduced decoding. Then the whole loader, shuffled and batched, with a thread and with
+without antialiasing. Then the whole loader, shuffled and batched, with a thread and with
 worker processes; there a CPU second is one of any process.
 """
 
@@ -163,7 +163,6 @@ def imagenet_makers(files: list[dict[str, Any]], peers: set[str]) -> dict[str, C
     makers: dict[str, Callable[[], Case]] = {
         "ours": lambda: ours_imagenet(images),
         "ours, no antialias": lambda: ours_imagenet(images, antialias=False),
-        "ours, reduced decoding": lambda: ours_imagenet(images, reduced=True),
     }
     if "pillow" in peers:
         makers["Pillow + torchvision"] = lambda: pillow_imagenet(images, to_tensor=False)

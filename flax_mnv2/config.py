@@ -8,23 +8,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax.core import FrozenDict
 
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.files import find_unplain, read_json, shown
-from flax_mnv2.layer_plan import DEEPLAB_CHANNELS, FeatureSpec, LayerPlan, make_layer_plan
+from flax_mnv2.files import read_json, shown
+from flax_mnv2.layer_plan import FeatureSpec, LayerPlan, make_layer_plan
 
 MODEL_TYPE = "mobilenet_v2"
 OUTPUT_STRIDES = (2, 4, 8, 16, 32)
 ACTIVATIONS = ("relu6", "relu", "silu", "swish", "gelu", "hardswish", "elu", "sigmoid", "tanh", "linear")
 MAX_LABELS = 200_000  # ten times the largest label set of ImageNet
-MAX_WEIGHTS_IN_FILE = 2**27  # that a config.json may describe: half a gigabyte; the published ones have up to 7 million
 MAX_WIDTH_FACTOR = 64.0
 MAX_DEPTH_FACTOR = 6.0  # 91 blocks; beyond 100 their names would no longer sort by depth
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+Check = Callable[["MobileNetV2Config", str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,8 @@ class MobileNetV2Config:
         (timm's ``mobilenetv2_110d`` and ``120d``). Ours.
       fixed_stem_and_head: the first and the last convolution keep 32 and 1280 channels whatever the depth
         multiplier (timm's deeper networks). Ours.
-      stem_residual: the first block has a shortcut where its widths agree, as in TF-slim and torchvision; the
-        reference leaves it out. It matters at α ≤ 0.25 only. Ours.
+      stem_residual: the first block has a shortcut where its widths agree, as in TF-slim and torchvision; Hugging
+        Face's leaves it out. It matters at α ≤ 0.25 only. Ours.
       round_widths: round ``channels · α`` to an integer before making it divisible, as Hugging Face does;
         torchvision and timm do not. It matters at odd depth multipliers only. Ours.
       extra: keys of a ``config.json`` that are not listed here, kept so that they are written back.
@@ -106,42 +106,14 @@ class MobileNetV2Config:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=FrozenDict, hash=False)
 
     def __post_init__(self):
-        _check_integer(self, "num_channels", 1, 4096)
-        _check_image_size(self)
-        _check_number(self, "depth_multiplier", 0.0, MAX_WIDTH_FACTOR, above=True)
-        _check_integer(self, "depth_divisible_by", 1, 1024)
-        _check_integer(self, "min_depth", 1, 65536)
-        _check_number(self, "expand_ratio", 0.0, MAX_WIDTH_FACTOR, above=True)
-        _check_choice(self, "output_stride", OUTPUT_STRIDES)
-        for name in (
-            "first_layer_is_expansion",
-            "finegrained_output",
-            "tf_padding",
-            "fixed_stem_and_head",
-            "stem_residual",
-            "round_widths",
-        ):
-            _check_choice(self, name, (True, False))
-        _check_number(self, "layer_depth_multiplier", 0.0, MAX_DEPTH_FACTOR, above=True)
-        if self.problem_type is not None:
-            _check_choice(self, "problem_type", PROBLEM_TYPES)
-        if self.pool_window is not None:
-            _check_integer(self, "pool_window", 1, 65536)
-        _check_choice(self, "hidden_act", ACTIVATIONS)
-        _check_number(self, "classifier_dropout_prob", 0.0, 1.0)
-        _check_number(self, "initializer_range", 0.0, 10.0)
-        _check_number(self, "layer_norm_eps", 0.0, 1.0)
-        _check_integer(self, "semantic_loss_ignore_index", -(2**31), 2**31 - 1)
-        _check_number(self, "batch_norm_momentum", 0.0, 1.0)
-        if self.head_batch_norm_momentum is not None:
-            _check_number(self, "head_batch_norm_momentum", 0.0, 1.0)
-        if self.classifier_initializer_range is not None:
-            _check_number(self, "classifier_initializer_range", 0.0, 10.0)
+        for field in dataclasses.fields(self):
+            if field.name in _CHECKS and (getattr(self, field.name) is not None or field.default is not None):
+                _CHECKS[field.name](self, field.name)
         _resolve_labels(self)
         _check_extra(self)
 
     def replace(self, **changes: Any) -> MobileNetV2Config:
-        """A copy with some fields changed; a new ``num_labels`` or ``id2label`` drops the old names."""
+        """Returns a copy with some fields changed; a new ``num_labels`` or ``id2label`` drops the old names."""
         if {"num_labels", "id2label"} & changes.keys():
             changes = {"num_labels": None, "id2label": None, "label2id": None, **changes}
         _reject_unknown(changes)
@@ -165,12 +137,8 @@ class MobileNetV2Config:
     def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2Config:
         """Builds a config from the contents of a ``config.json``; keys it does not know go to ``extra``.
 
-        Such a file may be a stranger's and a few bytes of it could ask for terabytes, so the network it describes
-        has at most ``MAX_WEIGHTS_IN_FILE`` weights. In Python the bounds of the fields are the only ones.
-
         Raises:
-          ConfigError: not a mapping, another ``model_type``, a field that does not pass the checks, or a network
-            beyond that size.
+          ConfigError: not a mapping, another ``model_type``, or a field that does not pass the checks.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"A model config must be a JSON object; found {type(values).__name__}.")
@@ -184,12 +152,10 @@ class MobileNetV2Config:
         fields = {name: values.pop(name) for name in _public_fields() if name in values}
         if isinstance(fields.get("image_size"), list):
             fields["image_size"] = tuple(fields["image_size"])
-        config = cls(**fields, extra=values)
-        _check_size(config)
-        return config
+        return cls(**fields, extra=values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a ``config.json``: reference fields always, ours where they differ from their default."""
+        """Returns the contents of a ``config.json``: Hugging Face's fields, ours where they are not their default."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         values = {"model_type": MODEL_TYPE, **_thaw(self.extra)}
         for name in _public_fields():
@@ -262,41 +228,74 @@ def _is_index(value: Any) -> bool:
     return _is_integer(value) and abs(value) <= MAX_LABELS
 
 
-def _check_integer(config: MobileNetV2Config, name: str, low: int, high: int) -> None:
-    value = getattr(config, name)
-    if not _is_integer(value) or not low <= value <= high:
-        _fail(config, name, f"an integer from {low} to {high}")
+def _integer(low: int, high: int) -> Check:
+    def check(config: MobileNetV2Config, name: str) -> None:
+        value = getattr(config, name)
+        if not _is_integer(value) or not low <= value <= high:
+            _fail(config, name, f"an integer from {low} to {high}")
+
+    return check
 
 
-def _check_number(config: MobileNetV2Config, name: str, low: float, high: float, *, above: bool = False) -> None:
-    value = getattr(config, name)
-    number = _is_integer(value) or isinstance(value, float)
-    if not number or not low <= value <= high or (above and value == low):
-        _fail(
-            config,
-            name,
-            f"a number {'above' if above else 'from'} {low:g} {'and up' if above else ''} to {high:g}",
-        )
-    object.__setattr__(config, name, float(value))
+def _number(low: float, high: float, *, above: bool = False) -> Check:
+    def check(config: MobileNetV2Config, name: str) -> None:
+        value = getattr(config, name)
+        number = _is_integer(value) or isinstance(value, float)
+        if not number or not low <= value <= high or (above and value == low):
+            _fail(config, name, f"a number {f'above {low:g} and up' if above else f'from {low:g}'} to {high:g}")
+        object.__setattr__(config, name, float(value))
+
+    return check
 
 
-def _check_choice(config: MobileNetV2Config, name: str, choices: tuple[Any, ...]) -> None:
-    value = getattr(config, name)
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        _fail(config, name, "one of " + ", ".join(map(repr, choices)))
+def _choice(*choices: Any) -> Check:
+    def check(config: MobileNetV2Config, name: str) -> None:
+        value = getattr(config, name)
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            _fail(config, name, "one of " + ", ".join(map(repr, choices)))
+
+    return check
 
 
-def _check_image_size(config: MobileNetV2Config) -> None:
+def _check_image_size(config: MobileNetV2Config, name: str) -> None:
     value = config.image_size
     sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
     if not all(_is_integer(side) and 1 <= side <= 65536 for side in sides):
-        _fail(config, "image_size", "an integer from 1 to 65536, or a pair of them (height, width)")
+        _fail(config, name, "an integer from 1 to 65536, or a pair of them (height, width)")
+
+
+# What a field must be; one whose default is None may also be None.
+_CHECKS: Mapping[str, Check] = {
+    "num_channels": _integer(1, 4096),
+    "image_size": _check_image_size,
+    "depth_multiplier": _number(0.0, MAX_WIDTH_FACTOR, above=True),
+    "depth_divisible_by": _integer(1, 1024),
+    "min_depth": _integer(1, 65536),
+    "expand_ratio": _number(0.0, MAX_WIDTH_FACTOR, above=True),
+    "output_stride": _choice(*OUTPUT_STRIDES),
+    "first_layer_is_expansion": _choice(True, False),
+    "finegrained_output": _choice(True, False),
+    "hidden_act": _choice(*ACTIVATIONS),
+    "tf_padding": _choice(True, False),
+    "classifier_dropout_prob": _number(0.0, 1.0),
+    "initializer_range": _number(0.0, 10.0),
+    "layer_norm_eps": _number(0.0, 1.0),
+    "semantic_loss_ignore_index": _integer(-(2**31), 2**31 - 1),
+    "num_labels": _integer(0, MAX_LABELS),
+    "batch_norm_momentum": _number(0.0, 1.0),
+    "head_batch_norm_momentum": _number(0.0, 1.0),
+    "classifier_initializer_range": _number(0.0, 10.0),
+    "problem_type": _choice(*PROBLEM_TYPES),
+    "pool_window": _integer(1, 65536),
+    "layer_depth_multiplier": _number(0.0, MAX_DEPTH_FACTOR, above=True),
+    "fixed_stem_and_head": _choice(True, False),
+    "stem_residual": _choice(True, False),
+    "round_widths": _choice(True, False),
+}
 
 
 def _resolve_labels(config: MobileNetV2Config) -> None:
     """Makes ``num_labels``, ``id2label`` and ``label2id`` agree, deriving what was not given."""
-    if config.num_labels is not None:
-        _check_integer(config, "num_labels", 0, MAX_LABELS)
     id2label, label2id = config.id2label, config.label2id
     if label2id is not None and not (isinstance(label2id, Mapping) and all(map(_is_index, label2id.values()))):
         _fail(config, "label2id", "a mapping from name to class index")
@@ -306,8 +305,6 @@ def _resolve_labels(config: MobileNetV2Config) -> None:
         label2id = None
     elif not isinstance(id2label, Mapping):
         _fail(config, "id2label", "a mapping from class index to name")
-    if len(id2label) > MAX_LABELS:
-        raise ConfigError(f"id2label must name at most {MAX_LABELS:,} classes; found {len(id2label):,}.")
     try:
         named = [(int(index), str(label)) for index, label in id2label.items()]
     except (TypeError, ValueError, OverflowError, RecursionError):
@@ -334,26 +331,14 @@ def _check_extra(config: MobileNetV2Config) -> None:
     if not isinstance(config.extra, Mapping):
         _fail(config, "extra", "a mapping of what else belongs into config.json")
     for name, value in config.extra.items():
-        problem = find_unplain({name: value})
-        if problem is not None:
-            raise ConfigError(f"{shown(name)} must be what JSON can hold; found {problem}. Leave it out.")
+        try:
+            entry = _thaw({name: value})
+            plain = json.loads(json.dumps(entry, allow_nan=False)) == entry
+        except (TypeError, ValueError, RecursionError):
+            plain = False
+        if not plain:
+            raise ConfigError(f"{shown(name)} must be what JSON can hold; found {shown(value)}. Leave it out.")
     object.__setattr__(config, "extra", FrozenDict(config.extra))
-
-
-def _check_size(config: MobileNetV2Config) -> None:
-    """Refuses a network that no file of weights of a sensible size can hold, before anything is allocated for it."""
-    plan = config.layer_plan
-    classifier = max(plan.last_channels, DEEPLAB_CHANNELS) * config.num_labels
-    pooled = 2 * plan.blocks[-1].out_channels * DEEPLAB_CHANNELS  # the two branches of the segmentation head
-    first = 9 * config.num_channels * plan.stem.channels
-    weights = first + plan.num_weights + max(classifier, pooled)
-    if weights > MAX_WEIGHTS_IN_FILE:
-        raise ConfigError(
-            f"The config describes a network of {weights:,} weights; a config.json may describe at most "
-            f"{MAX_WEIGHTS_IN_FILE:,}. Check depth_multiplier ({config.depth_multiplier:g}), expand_ratio "
-            f"({config.expand_ratio:g}), min_depth ({config.min_depth}), depth_divisible_by "
-            f"({config.depth_divisible_by}) and the number of labels ({config.num_labels})."
-        )
 
 
 def _thaw(value: Any) -> Any:

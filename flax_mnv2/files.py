@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 MAX_JSON_BYTES = 16 * 2**20  # the config.json of ImageNet-21k's classes has 2 MB
-MAX_JSON_DEPTH = 32  # far from where Python's recursion ends, for whatever walks the values later
-_MAX_BITS = 8192  # of an integer that can still be written in decimal (Python: 4,300 digits)
 _SHOWN = 200
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def read_bytes(path: str | pathlib.Path, *, max_bytes: int) -> bytes:
-    """The content of a file.
+    """Returns the content of a file.
 
-    Raises:
-      OSError: it is not there (FileNotFoundError), or cannot be read.
-      ValueError: it is no regular file (a device or a pipe would never end), or larger than ``max_bytes``.
+    Raises an OSError where it is not there or cannot be read, a ValueError where it is larger than ``max_bytes`` or no
+    regular file (a device or a pipe would never end).
     """
     path = pathlib.Path(path)
     about = path.stat()
@@ -36,61 +32,25 @@ def read_bytes(path: str | pathlib.Path, *, max_bytes: int) -> bytes:
 
 
 def read_text(path: str | pathlib.Path) -> str:
-    """The text of a small file; errors as for ``read_bytes``, and a ValueError for what is not UTF-8."""
+    """Returns the text of a small file; errors as for ``read_bytes``, and a ValueError for what is not UTF-8."""
     return read_bytes(path, max_bytes=MAX_JSON_BYTES).decode("utf-8")
 
 
 def read_json(path: str | pathlib.Path) -> Any:
-    """The value in a small JSON file; errors as for ``read_text`` and ``parse_json``."""
+    """Returns the value in a small JSON file; errors as for ``read_text`` and ``parse_json``."""
     return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-      ValueError: it is not JSON, nested deeper than ``MAX_JSON_DEPTH``, or has an integer of thousands of digits.
-    """
+    """Returns the value of a JSON text; raises a ValueError where it is none."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep") from None
-    problem = find_unplain(value, finite=False)
-    if problem is not None:
-        raise ValueError(f"it is {problem}")
-    return value
-
-
-def find_unplain(value: Any, *, finite: bool = True, depth: int = MAX_JSON_DEPTH) -> str | None:
-    """What keeps a value from being plain JSON, in words; None where nothing does.
-
-    Args:
-      value: mappings, lists and tuples of strings, numbers, booleans and None.
-      finite: whether NaN and infinities, which are no JSON, count.
-      depth: how deep it may be nested.
-    """
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            return "an object with a key that is no string"
-        inner = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        inner = value
-    elif finite and isinstance(value, float) and not math.isfinite(value):
-        return f"a number that is not finite, {value}"
-    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        return "an integer of thousands of digits"
-    elif isinstance(value, (str, bool, int, float, type(None))):
-        return None
-    else:
-        return f"a {type(value).__name__}, which JSON does not have"
-    if depth == 0:
-        return f"nested more than {MAX_JSON_DEPTH} deep"
-    problems = (find_unplain(item, finite=finite, depth=depth - 1) for item in inner)
-    return next((problem for problem in problems if problem is not None), None)
+        raise ValueError("it is nested too deep") from None
 
 
 def shown(value: Any) -> str:
-    """``repr(value)`` for a message, cut short where it is long."""
+    """Returns ``repr(value)`` for a message, cut short where it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more digits than Python writes, or nesting without end
@@ -100,7 +60,7 @@ def shown(value: Any) -> str:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name to write to, which takes the place of ``path`` once all is on disk, with a new file's permissions."""
+    """Yields a name to write to, which takes ``path``'s place once all is on disk, with a new file's permissions."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -122,5 +82,5 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def is_temporary(path: pathlib.Path) -> bool:
-    """Whether a write that was killed left this file."""
+    """Says whether a write that was killed left this file."""
     return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()

@@ -10,17 +10,11 @@ from collections.abc import Sequence
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import shown
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # branch, tag, commit, refs/pr/1
-_MAX_REVISION_LENGTH = 200
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # branch, tag, commit, refs/pr/1; no path outside
 
 
 def expand_user(path: str | pathlib.Path) -> pathlib.Path:
-    """``path`` with ``~`` and ``~user`` at its beginning replaced by the home folder.
-
-    Raises:
-      CheckpointError: nobody has that name.
-    """
+    """Returns ``path`` with ``~`` or ``~user`` replaced by the home folder; a CheckpointError where there is none."""
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
@@ -37,17 +31,12 @@ def resolve_folder(
     cache_dir: str | pathlib.Path | None = None,
     files: Sequence[str],
 ) -> pathlib.Path:
-    """The local folder of a checkpoint, downloading ``files`` if a hub id is given.
+    """Returns the local folder of a checkpoint, downloading ``files`` if a hub id is given.
 
-    A folder of that name goes first. Downloads are huggingface_hub's: its cache and its ``HF_HUB_OFFLINE`` hold. They
-    are anonymous: no token is read or sent, neither from the environment nor a stored one, and no usage data. Download
-    a private model with huggingface_hub's own command, and give the folder.
-
-    Args:
-      id_or_folder: a folder, or a hub id such as ``google/mobilenet_v2_1.0_224``.
-      revision: branch, tag or commit of a hub id.
-      cache_dir: where downloads are kept; None is huggingface_hub's default.
-      files: names to fetch from the hub; the first is the one that no such folder lacks. Not looked for here.
+    A folder of that name goes first; the files, of which no such folder lacks the first, are not looked for there.
+    Downloads are huggingface_hub's: its cache and its ``HF_HUB_OFFLINE`` hold. They are anonymous: no token is read or
+    sent, neither from the environment nor a stored one, and no usage data. Download a private model with
+    huggingface_hub's own command, and give the folder.
 
     Raises:
       CheckpointError: no such folder, and not a hub id that can be had.
@@ -64,17 +53,21 @@ def resolve_folder(
         ) from None
     if exists:
         raise CheckpointError(f"{name} is a file; expected the folder that holds {files[0]}.")
-    if not _HUB_ID.fullmatch(str(id_or_folder)) or ".." in name or "--" in name:
-        raise CheckpointError(
-            f"No folder {name}; expected one with {files[0]}, or a hub id of the form owner/name "
-            "(letters, digits, '.', '_' and '-', at most 96 each)."
-        )
-    if revision is not None and not _is_revision(revision):
+    if revision is not None and not _REVISION.fullmatch(str(revision)):
         raise CheckpointError(f"revision must be a branch, a tag or a commit, such as 'main'; found {shown(revision)}.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(str(id_or_folder))
+    except HFValidationError:
+        raise CheckpointError(
+            f"No folder {name}; expected one with {files[0]}, or a hub id of the form owner/name "
+            "(letters, digits, '.', '_' and '-')."
+        ) from None
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
@@ -88,8 +81,3 @@ def resolve_folder(
             f"downloaded from the Hugging Face hub ({type(error).__name__}){offline}. Check the spelling and the "
             f"network, or give a local folder with {files[0]}."
         ) from None
-
-
-def _is_revision(revision: str) -> bool:
-    short = isinstance(revision, str) and len(revision) <= _MAX_REVISION_LENGTH
-    return short and _REVISION.fullmatch(revision) is not None and ".." not in revision

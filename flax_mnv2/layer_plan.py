@@ -18,44 +18,26 @@ BLOCK_TABLE = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320
 
 @dataclasses.dataclass(frozen=True)
 class StemSpec:
-    """The 3×3 stride-2 convolution and the first, unexpanded block, which Hugging Face joins.
+    """The 3×3 stride-2 convolution and the first, unexpanded block, which Hugging Face joins."""
 
-    Attributes:
-      channels: width of the first convolution and of the depthwise one.
-      out_channels: width after the projection.
-      expand: whether a separate 1×1 convolution stands between them.
-      residual: whether the input of the first block is added to its output.
-    """
-
-    channels: int
+    channels: int  # of the first convolution and of the depthwise one
     out_channels: int
-    expand: bool
-    residual: bool
+    expand: bool  # a separate 1×1 convolution stands between them
+    residual: bool  # the input of the first block is added to its output
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """One inverted residual block: 1×1 expansion, 3×3 depthwise, 1×1 projection.
+    """One inverted residual block: 1×1 expansion, 3×3 depthwise, 1×1 projection."""
 
-    Attributes:
-      name: ``layer_00`` to ``layer_15`` (more in a deeper network); sorting by name is sorting by depth.
-      in_channels: width of the input.
-      expanded_channels: width of the depthwise convolution.
-      out_channels: width of the output.
-      stride: 1 or 2, after ``output_stride`` has been taken into account.
-      dilation: rate of the depthwise convolution.
-      residual: whether the input is added to the output.
-      output_stride: input pixels per output pixel, along one side.
-    """
-
-    name: str
+    name: str  # layer_00 to layer_15 (more in a deeper network): sorting by name is sorting by depth
     in_channels: int
     expanded_channels: int
     out_channels: int
-    stride: int
-    dilation: int
-    residual: bool
-    output_stride: int
+    stride: int  # 1 or 2, after the network's output stride has been taken into account
+    dilation: int  # of the depthwise convolution
+    residual: bool  # the input is added to the output
+    output_stride: int  # pixels of the image per output pixel, along one side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +48,10 @@ class LayerPlan:
     blocks: tuple[BlockSpec, ...]
     last_channels: int
 
-    @property
-    def num_weights(self) -> int:
-        """Weights of the convolutions after the first one; ``complexity`` counts a network to the last parameter."""
-        stem = self.stem.channels * (self.stem.channels * self.stem.expand + 9 + self.stem.out_channels)
-        blocks = sum(block.expanded_channels * (block.in_channels + 9 + block.out_channels) for block in self.blocks)
-        return stem + blocks + self.blocks[-1].out_channels * self.last_channels
-
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """The deepest layer at one resolution, for decoders such as feature pyramids.
-
-    Attributes:
-      layer: its name in the layer plan.
-      channels: its width.
-    """
+    """Name and width of the deepest layer at one resolution, for decoders such as feature pyramids."""
 
     layer: str
     channels: int
@@ -94,7 +64,7 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
 
 
 def scale_channels(config: MobileNetV2Config, channels: int) -> int:
-    """``channels`` times the depth multiplier; Python's round-half-to-even is part of Hugging Face's rule."""
+    """Returns ``channels`` times the depth multiplier; round-half-to-even is part of Hugging Face's rule."""
     scaled = channels * config.depth_multiplier
     return make_divisible(round(scaled) if config.round_widths else scaled, config.depth_divisible_by, config.min_depth)
 
@@ -115,14 +85,11 @@ def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
     )
     *stages, last_stage = BLOCK_TABLE
     stages = [
-        (channels, math.ceil(repeats * config.layer_depth_multiplier), first_stride)
-        for channels, repeats, first_stride in stages
+        (channels, math.ceil(repeats * config.layer_depth_multiplier), step) for channels, repeats, step in stages
     ]
-    rows = [
-        (channels, first_stride if repeat == 0 else 1)
-        for channels, repeats, first_stride in (*stages, last_stage)
-        for repeat in range(repeats)
-    ]
+    rows = []
+    for channels, repeats, first_stride in (*stages, last_stage):
+        rows += [(channels, first_stride), *[(channels, 1)] * (repeats - 1)]
     blocks, current_stride, rate = [], 2, 1
     for index, (channels, stride) in enumerate(rows):
         dilation = 1

@@ -18,16 +18,11 @@ def upsample_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> tuple[jax.Array, jax.Array]:
-    """Softmax cross-entropy, summed.
+    """Returns the sum of softmax cross-entropies, in nats, and the number of entries that it is over.
 
-    Args:
-      logits: (..., C).
-      labels: (...), integers in [0, C) or ``ignore_label``. Any other makes the sum NaN, so that it is noticed also
-        in a compiled program, which cannot raise.
-      ignore_label: entries with this label do not count.
-
-    Returns:
-      Two scalars, float32 (float64 for float64 logits): the sum over the entries that count, in nats, and their number.
+    Logits are (..., C), labels (...) integers in [0, C) or ``ignore_label``, which does not count. Any other makes the
+    sum NaN, so that it is noticed also in a compiled program, which cannot raise. Both scalars are float32 (float64 for
+    float64 logits).
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     labels = labels.astype(jnp.int32)
@@ -41,15 +36,9 @@ def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: in
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float) -> jax.Array:
-    """Labels as probabilities: a fraction ``label_smoothing`` is spread over all classes.
+    """Returns labels (N,) as probabilities (N, C) float32, of which ``label_smoothing`` is spread over all classes.
 
-    Args:
-      labels: (N,) integers in [0, num_classes). Any other makes its row NaN, so that the loss is.
-      num_classes: C.
-      label_smoothing: from 0 to below 1.
-
-    Returns:
-      (N, C) float32.
+    A label outside of [0, num_classes) makes its row NaN, so that the loss is.
     """
     truth = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     targets = (1.0 - label_smoothing) * truth + label_smoothing / num_classes
@@ -58,12 +47,7 @@ def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float) 
 
 
 def soft_cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross-entropy with probabilities, summed over the batch, in nats.
-
-    Args:
-      logits: (N, C).
-      targets: (N, C), each row adding up to 1.
-    """
+    """Returns the cross-entropy of logits (N, C) with probabilities (N, C), summed over the batch, in nats."""
     logits = logits.astype(at_least_float32(logits.dtype))
     return -jnp.sum(targets.astype(logits.dtype) * jax.nn.log_softmax(logits))
 
@@ -71,13 +55,13 @@ def soft_cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def segmentation_cross_entropy_sums(
     logits: jax.Array, labels: jax.Array, *, ignore_label: int
 ) -> tuple[jax.Array, jax.Array]:
-    """``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
+    """Returns ``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
     logits = upsample_logits(logits.astype(at_least_float32(logits.dtype)), labels.shape[1:])
     return cross_entropy_sums(logits, labels, ignore_label=ignore_label)
 
 
 def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> jax.Array:
-    """Mean cross-entropy over the pixels that count; 0 where none does.
+    """Returns the mean cross-entropy over the pixels that count; 0 where none does.
 
     Args:
       logits: (N, h, w, C), any resolution, C at least 2.
@@ -101,7 +85,7 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: str | None = None) -> jax.Array:
-    """Hugging Face's loss of an image classifier, a mean over the batch.
+    """Returns Hugging Face's loss of an image classifier, a mean over the batch.
 
     Args:
       logits: (N, C).

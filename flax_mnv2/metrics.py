@@ -12,16 +12,9 @@ import numpy as np
 
 
 def confusion_matrix(labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int) -> jax.Array:
-    """Counts pixels by truth (rows) and prediction (columns).
+    """Counts pixels by truth (rows) and prediction (columns): (num_classes, num_classes) int32.
 
-    Args:
-      labels: integers of any shape, in [0, num_classes) or ``ignore_label``.
-      predictions: integers of the same shape, in [0, num_classes).
-      num_classes: side of the matrix.
-      ignore_label: pixels with this label do not count.
-
-    Returns:
-      (num_classes, num_classes) int32.
+    Labels and predictions are integers of one shape in [0, num_classes); pixels labelled ``ignore_label`` do not count.
     """
     cells = num_classes * num_classes
     index = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
@@ -31,21 +24,13 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, *, num_classes: 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationMetrics:
-    """Metrics of a whole evaluation.
+    """Metrics of a whole evaluation."""
 
-    Attributes:
-      mean_iou: mean over the classes that occur in truth or prediction, as TensorFlow's ``mean_iou``.
-      iou: per class, NaN where a class occurs in neither.
-      pixel_accuracy: fraction of the counted pixels that are right.
-      mean_class_accuracy: mean over the classes that occur in the truth.
-      num_pixels: pixels counted.
-    """
-
-    mean_iou: float
-    iou: np.ndarray
-    pixel_accuracy: float
-    mean_class_accuracy: float
-    num_pixels: int
+    mean_iou: float  # over the classes that occur in truth or prediction, as TensorFlow's mean_iou
+    iou: np.ndarray  # per class, NaN where a class occurs in neither
+    pixel_accuracy: float  # fraction of the counted pixels that are right
+    mean_class_accuracy: float  # over the classes that occur in the truth
+    num_pixels: int  # that count
 
     @classmethod
     def from_confusion(cls, matrix: np.ndarray) -> SegmentationMetrics:
@@ -65,7 +50,7 @@ class SegmentationMetrics:
         )
 
     def to_dict(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """Plain numbers for JSON; per-class IoU by name, None where it is not defined."""
+        """Returns plain numbers for JSON; per-class IoU by name, None where it is not defined."""
         return {
             "mean_iou": _or_none(self.mean_iou),
             "pixel_accuracy": _or_none(self.pixel_accuracy),
@@ -79,16 +64,10 @@ class SegmentationMetrics:
 
 
 def top_k_counts(labels: jax.Array, top: jax.Array, mask: jax.Array, *, num_classes: int) -> dict[str, jax.Array]:
-    """Counts examples and hits by true class.
+    """Counts ``examples``, ``top1`` and ``top5`` (among all k columns) by true class, each (num_classes,) int32.
 
-    Args:
-      labels: (N,) integers in [0, num_classes).
-      top: (N, k) predicted classes, the most probable first.
-      mask: (N,) bool; examples where it is False do not count.
-      num_classes: number of classes.
-
-    Returns:
-      ``examples``, ``top1`` and ``top5`` (among all k columns), each (num_classes,) int32.
+    ``labels`` (N,) are in [0, num_classes), ``top`` (N, k) the predicted classes, the most probable first; examples
+    where ``mask`` (N,) is False do not count.
     """
     hits = top == labels[:, None]
 
@@ -100,40 +79,25 @@ def top_k_counts(labels: jax.Array, top: jax.Array, mask: jax.Array, *, num_clas
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationMetrics:
-    """Metrics of a whole evaluation of a classifier.
+    """Metrics of a whole evaluation of a classifier; fractions are NaN where there are no examples."""
 
-    Attributes:
-      top1: fraction of the examples whose most probable class is right; NaN where there are none.
-      top5: fraction of those whose class is among the five most probable.
-      num_examples: examples counted.
-      class_examples: (C,) examples by true class.
-      class_top1: (C,) of these, how many have the right class first.
-      class_top5: (C,) of these, how many have it among the first five.
-    """
-
-    top1: float
-    top5: float
+    top1: float  # fraction of the examples whose most probable class is right
+    top5: float  # fraction of those whose class is among the five most probable
     num_examples: int
-    class_examples: np.ndarray
-    class_top1: np.ndarray
-    class_top5: np.ndarray
+    class_examples: np.ndarray  # (C,) by true class
+    class_top1: np.ndarray  # (C,) of these, how many have the right class first
+    class_top5: np.ndarray  # (C,) of these, how many have it among the first five
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, np.ndarray]) -> ClassificationMetrics:
         """Computes all metrics from the summed counts of ``top_k_counts``."""
         examples, top1, top5 = (np.asarray(counts[name], np.int64) for name in ("examples", "top1", "top5"))
         total = int(examples.sum())
-        return cls(
-            top1=int(top1.sum()) / total if total else float("nan"),
-            top5=int(top5.sum()) / total if total else float("nan"),
-            num_examples=total,
-            class_examples=examples,
-            class_top1=top1,
-            class_top5=top5,
-        )
+        fractions = [int(hits.sum()) / total if total else float("nan") for hits in (top1, top5)]
+        return cls(*fractions, total, examples, top1, top5)
 
     def to_dict(self, labels: tuple[str, ...], *, per_class: bool = False) -> dict[str, Any]:
-        """Plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""
+        """Returns plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""
         metrics = {
             "top1": _or_none(self.top1),
             "top5": _or_none(self.top5),
@@ -141,17 +105,11 @@ class ClassificationMetrics:
             "num_top5": int(self.class_top5.sum()),
         }
         if per_class:
-            rows = zip(labels, self.class_examples, self.class_top1, self.class_top5, strict=True)
+            counts = (self.class_examples.tolist(), self.class_top1.tolist(), self.class_top5.tolist())
             metrics["per_class"] = [
-                {
-                    "id": index,
-                    "label": label,
-                    "num_examples": int(n),
-                    "top1": int(top1) / int(n),
-                    "top5": int(top5) / int(n),
-                }
-                for index, (label, n, top1, top5) in enumerate(rows)
-                if n
+                {"id": index, "label": label, "num_examples": number, "top1": top1 / number, "top5": top5 / number}
+                for index, (label, number, top1, top5) in enumerate(zip(labels, *counts, strict=True))
+                if number
             ]
         return metrics
 

@@ -16,18 +16,9 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with its neighbour; with both methods, each is taken for half of the batches.
 
-    Args:
-      key: the batch's; the same on all devices.
-      images: (N, H, W, C), N even, normalised.
-      targets: (N, classes), probabilities.
-      mixup_alpha: of the Beta distribution of MixUp's fraction; 0 for no MixUp.
-      cutmix_alpha: the same for CutMix.
-
-    Returns:
-      Images and targets of the same shapes and types.
-
-    Raises:
-      ValueError: N is odd.
+    The key is the batch's, the same on all devices; images are normalised, (N, H, W, C), N even (else a ValueError),
+    targets probabilities (N, classes). The alphas are those of the Beta distribution of each method's fraction, 0 for
+    without it.
     """
     if len(images) % 2:
         raise ValueError(f"MixUp and CutMix pair neighbours, so a device's part must be even; found {len(images)}.")
@@ -48,7 +39,7 @@ def mix(
 
 
 def box_mask(key: jax.Array, fraction: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(H, W) float32, 1 in CutMix's box of area ``1 - fraction`` around a uniform centre, cut at the edges."""
+    """Returns (H, W) float32, 1 in CutMix's box of area ``1 - fraction`` around a uniform centre, cut at the edges."""
     rows, columns = jax.random.split(key)
     half = 0.5 * jnp.sqrt(1.0 - fraction)
 
@@ -63,6 +54,6 @@ def box_mask(key: jax.Array, fraction: jax.Array, size: tuple[int, int]) -> jax.
 
 
 def _neighbours(rows: jax.Array) -> jax.Array:
-    """Row 2i + 1 in place of 2i, and the reverse."""
+    """Puts row 2i + 1 in place of 2i, and the reverse."""
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
     return pairs[:, ::-1].reshape(rows.shape)

@@ -34,7 +34,7 @@ class Segmented(Protocol):
 
 
 def voc_palette(num_colors: int = 256) -> np.ndarray:
-    """The colours of PASCAL VOC's masks, (num_colors, 3) uint8.
+    """Returns the colours of PASCAL VOC's masks, (num_colors, 3) uint8.
 
     The bits of the index, three at a time from the lowest, become the bits of red, green and blue from the
     highest (the VOC development kit's ``VOClabelcolormap``). All differ, beyond 256 too.
@@ -60,16 +60,10 @@ def save_mask(path: pathlib.Path, mask: np.ndarray) -> None:
 def save_overlay(
     path: pathlib.Path, photo: np.ndarray, mask: np.ndarray, classes: Sequence[tuple[int, str, float]]
 ) -> None:
-    """Writes a PNG of a photo in the colours of its classes, above a legend of them.
+    """Writes a PNG of a photo (H, W, 3) in the colours of its classes (H, W), above a legend of them.
 
     The photo keeps its pixels' size and lies in the top left corner; where the legend needs more width than a small
-    photo has, there is white beside it.
-
-    Args:
-      path: the file.
-      photo: (H, W, 3) uint8.
-      mask: (H, W) class indices.
-      classes: index, name and fraction (0 to 1) of each class to list, in that order; at least one.
+    photo has, there is white beside it. ``classes`` are index, name and fraction (0 to 1) of one or more to list.
     """
     palette = voc_palette(int(mask.max()) + 1)
     opacity = np.full(len(palette), _OPACITY)
@@ -106,14 +100,8 @@ def save_contact_sheet(
 
     Panels whose longer side is from 160 to 384 pixels keep their pixels; smaller ones are enlarged by a whole factor
     and larger ones reduced by one. All but the first of a column must have one size; the first is fitted into it.
-    Columns stand in pairs.
-
-    Args:
-      path: the file.
-      tiles: at least one, with as many panels each as ``rows`` has names; two panels at least.
-      rows: what the panels of a column are, from the top, written at the left.
-      title: lines above; the first is larger.
-      legend: colour, name and fraction (0 to 1) of classes, below.
+    Columns stand in pairs. ``rows`` says what the panels of a tile, two at least, are from the top; the first line of
+    the title is larger; the legend below has colour, name and fraction (0 to 1) of classes.
     """
     size = _panel_size(tiles[0][-1].image)
     font_size = max(13, size[0] // 13)
@@ -147,17 +135,7 @@ def save_contact_sheet(
 
 
 def overlay_mask(photo: np.ndarray, mask: np.ndarray, labels: Sequence[str], *, ignore_label: int) -> np.ndarray:
-    """A photo in the colours of its classes, white stripes where it has none.
-
-    Args:
-      photo: (H, W, 3) uint8.
-      mask: (H, W) uint8 class indices.
-      labels: class names by index.
-      ignore_label: index of pixels without a class.
-
-    Returns:
-      (H, W, 3) uint8.
-    """
+    """Returns a photo (H, W, 3) uint8 in the colours of its classes (H, W) uint8, white stripes where it has none."""
     opacity = np.full(256, _OPACITY)
     opacity[[index for index, label in enumerate(labels) if label == "background"]] = _BACKGROUND_OPACITY
     opacity[ignore_label] = 0.0
@@ -168,7 +146,7 @@ def overlay_mask(photo: np.ndarray, mask: np.ndarray, labels: Sequence[str], *, 
 
 
 def class_color(index: int, *, ignore_label: int) -> tuple[int, int, int]:
-    """The colour that stands for a class of :func:`overlay_mask` in a legend."""
+    """Returns the colour that stands for a class of :func:`overlay_mask` in a legend."""
     return _VOID if index == ignore_label else tuple(voc_palette()[index].tolist())
 
 
@@ -178,7 +156,7 @@ def percent(fraction: float) -> str:
 
 
 def _blend(photo: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: np.ndarray) -> Image.Image:
-    """A photo (H, W, 3) uint8 under the colours of its classes (H, W), with a thin white line between these.
+    """Returns a photo under the colours of its classes, with a thin white line between these.
 
     ``palette`` (C, 3) uint8 and ``opacity`` (C,), 0 to 1, are by class.
     """
@@ -197,7 +175,7 @@ def _blend(photo: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: np
 def _draw_legend(
     entries: Sequence[tuple[tuple[int, ...], str, float]], *, width: int, font: ImageFont.FreeTypeFont
 ) -> Image.Image:
-    """Colour, name and fraction of each class, in as many columns as fit ``width``."""
+    """Draws colour, name and fraction of each class, in as many columns as fit ``width``."""
     gap, swatch, line_height = int(font.size // 2), round(1.1 * font.size), round(1.6 * font.size)
     texts = [f"{_shortened(label)}  {percent(fraction)}" for _, label, fraction in entries]
     column = swatch + 3 * gap + max(round(font.getlength(text)) for text in texts)
@@ -215,7 +193,7 @@ def _draw_legend(
 
 
 def _panel_size(image: np.ndarray) -> tuple[int, int]:
-    """Width and height at which panels like ``image`` are drawn."""
+    """Returns width and height at which panels like ``image`` are drawn."""
     height, width = image.shape[:2]
     longer = max(height, width)
     larger, smaller = max(1, _MIN_PANEL // longer), -(-longer // _MAX_PANEL)
@@ -223,7 +201,7 @@ def _panel_size(image: np.ndarray) -> tuple[int, int]:
 
 
 def _fitted(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """The picture within ``size`` (width, height): blocks of its pixels where they fill it exactly, else filtered."""
+    """Fits a picture into ``size`` (width, height): blocks of its pixels where they fill it exactly, else filtered."""
     picture = Image.fromarray(image)
     factor = size[0] // picture.width
     if size == (factor * picture.width, factor * picture.height):
@@ -232,7 +210,7 @@ def _fitted(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _wide_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of matplotlib, which has the letters of most alphabets; Pillow's has those of English."""
+    """Returns the font of matplotlib, which has the letters of most alphabets; Pillow's has those of English."""
     import matplotlib
 
     return ImageFont.truetype(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
@@ -241,7 +219,7 @@ def _wide_font(size: int) -> ImageFont.FreeTypeFont:
 def _draw_title(
     lines: Sequence[str], *, width: int, font: ImageFont.FreeTypeFont, large: ImageFont.FreeTypeFont
 ) -> Image.Image:
-    """Lines of text, broken between words where they are too long; the first in the large font."""
+    """Draws lines of text, broken between words where they are too long; the first in the large font."""
     rows = []
     for number, line in enumerate(lines):
         face, row = font if number else large, ""
@@ -268,7 +246,7 @@ def _draw_line(text: str, *, font: ImageFont.FreeTypeFont, height: int) -> Image
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its end replaced by an ellipsis where it is wider than ``width``."""
+    """Returns the text, its end replaced by an ellipsis where it is wider than ``width``."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -285,11 +263,7 @@ def save_predictions(
 ) -> None:
     """Writes a PNG with a row per picture: image, truth, prediction; the legend names the classes that occur.
 
-    Args:
-      path: the file.
-      pictures: at least one.
-      labels: class names by index.
-      ignore_label: shown in VOC's colour of the void class.
+    ``ignore_label`` is shown in VOC's colour of the void class.
     """
     from matplotlib.patches import Patch
 
@@ -317,13 +291,7 @@ def save_predictions(
 
 
 def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequence[str]) -> None:
-    """Writes a PNG of a confusion matrix, each row (truth) as fractions of its pixels.
-
-    Args:
-      path: the file.
-      matrix: (C, C) counts, truth in rows.
-      labels: class names by index.
-    """
+    """Writes a PNG of a confusion matrix (C, C), counts by truth in rows, each row as fractions of its sum."""
     counts = np.asarray(matrix, np.float64)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     side = 3.0 + 0.42 * len(labels)
@@ -335,16 +303,16 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
     axis.set_yticks(ticks, labels)
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth")
-    for row, column in zip(*np.nonzero(fractions >= 0.005), strict=True):
-        fraction = fractions[row, column]
-        color = "white" if fraction > 0.6 else "black"
-        axis.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", fontsize=7, color=color)
+    for row, column in np.argwhere(fractions >= 0.005):
+        color = "white" if fractions[row, column] > 0.6 else "black"
+        text = f"{100 * fractions[row, column]:.0f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axis, label="fraction of the true class", shrink=0.8)
     figure.savefig(path, dpi=110)
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """A figure in inches that no window and no global state belongs to."""
+    """Returns a figure in inches that no window and no global state belongs to."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

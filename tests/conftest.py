@@ -3,9 +3,10 @@
 import os
 import pathlib
 
-# Before JAX and TFDS are imported: no downloads, nothing left in the home folder; and programs compile two to three
-# times faster without LLVM's optimizations, which is worth more than running fast once. XLA's own stay.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+import quick_xla
+
+# Before JAX and TFDS are imported: no downloads, nothing left in the home folder.
+os.environ.setdefault("XLA_FLAGS", quick_xla.FLAGS)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait in loops for each other; each core has a worker
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

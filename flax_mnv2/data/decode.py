@@ -16,7 +16,6 @@ from flax_mnv2.errors import DataError
 from flax_mnv2.image_processing.reading import check_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names: what both Pillow and OpenCV decode
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables (ITU T.81, table B.1)
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
@@ -26,41 +25,23 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 def decode_image(data: bytes) -> np.ndarray:
     """Decodes JPEG, PNG, WebP or BMP to uint8 (H, W, 3) RGB; grey and CMYK become RGB, alpha is dropped.
 
-    EXIF orientation is ignored: masks are drawn over the pixels as they are stored.
-
-    Raises:
-      DataError: the bytes are not an image, not a whole one, or it is too large (:func:`check_encoded`).
+    EXIF orientation is ignored: masks are drawn over the pixels as they are stored. A DataError for what is not a whole
+    image, or too large (:func:`check_encoded`).
     """
     image = decode_bgr(data)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def decode_bgr(data: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """As :func:`decode_image`, with channels in OpenCV's order, at the size that ``flag`` (cv2.IMREAD_...) says.
-
-    Raises:
-      DataError: as :func:`decode_image`.
-    """
-    stored_size(data)
+def decode_bgr(data: bytes) -> np.ndarray:
+    """As :func:`decode_image`, with channels in OpenCV's order."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
+        check_encoded(data)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (DataError, cv2.error) as error:
         raise _unreadable(error) from error
     if image is None:
         raise _unreadable("its data is damaged or cut short")
     return image
-
-
-def stored_size(data: bytes) -> tuple[int, int]:
-    """Height and width from the header, without decoding.
-
-    Raises:
-      DataError: as :func:`decode_image`.
-    """
-    try:
-        return check_encoded(data)
-    except DataError as error:
-        raise _unreadable(error) from error
 
 
 def _unreadable(reason: object) -> DataError:
@@ -70,8 +51,7 @@ def _unreadable(reason: object) -> DataError:
 def decode_mask(data: bytes) -> np.ndarray:
     """Decodes a PNG mask to uint8 (H, W) class indices; palette indices are kept (OpenCV would colour them).
 
-    Raises:
-      DataError: the bytes are not a PNG image, it is too large, or not of one channel with at most 8 bits.
+    A DataError for other formats, what is too large, and what is not of one channel with at most 8 bits.
     """
     try:
         check_encoded(data)
@@ -91,10 +71,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     """Decodes an image file with Pillow: grey, CMYK and palette become RGB, EXIF orientation is ignored.
 
     Pillow, because it is what evaluations elsewhere decode with, and refuses files that are cut short; OpenCV gives
-    the same pixels for RGB and grey JPEG, 4 % faster.
-
-    Raises:
-      DataError: the bytes are not a whole image, or one too large (:func:`check_encoded`).
+    the same pixels for RGB and grey JPEG, 4 % faster. A DataError as from :func:`decode_image`.
     """
     try:
         check_encoded(data)
@@ -105,16 +82,9 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 
 def check_mask(mask: np.ndarray, size: tuple[int, int], *, num_classes: int | None, ignore_label: int) -> None:
-    """Checks that a mask fits its image and holds classes.
+    """Raises a DataError where a mask, uint8 (H, W), has not its image's ``size`` (height, width), or other values.
 
-    Args:
-      mask: uint8 (H, W).
-      size: height and width of its image.
-      num_classes: values from 0 on that are classes; None takes any.
-      ignore_label: the value without a class.
-
-    Raises:
-      DataError: it has another size, or other values; the first of them are named.
+    Right are ``ignore_label`` and what is below ``num_classes``; None takes any. The first wrong ones are named.
     """
     if mask.shape != size:
         raise DataError(
@@ -129,27 +99,20 @@ def check_mask(mask: np.ndarray, size: tuple[int, int], *, num_classes: int | No
         raise DataError(
             f"the mask has {'the values ' if len(wrong) > 1 else 'the value '}{', '.join(map(str, wrong[:8]))}"
             f"{' …' if len(wrong) > 8 else ''}, expected 0 … {num_classes - 1} or the ignore label {ignore_label}. "
-            "Correct the mask, or the number of classes"
+            "Correct the mask, or the labels (--config.data.labels, .num_classes, .ignore_label)"
         )
 
 
 def check_encoded(data: bytes) -> tuple[int, int]:
-    """Refuses what should not reach a decoder.
+    """Returns height and width, or refuses what should not reach a decoder.
 
     Found are: another format, more pixels than ``image_processing.reading.MAX_PIXELS``, and a file cut short (JPEG
     without its end marker, PNG without its last chunk, WebP shorter than it says; BMP is left to the decoders, which
     notice). Flipped bits inside the data of a JPEG or BMP cannot be found: neither has a checksum, and a decoder makes
-    other pixels of them.
-
-    Args:
-      data: the encoded image.
-
-    Returns:
-      Height and width.
-
-    Raises:
-      DataError: without a name or a full stop, for the caller to complete.
+    other pixels of them. The DataError has no name and no full stop, for the caller to complete.
     """
+    if not data:
+        raise DataError("it is empty")
     try:
         if data.startswith(b"\xff\xd8\xff"):
             width, height = _jpeg_size(data)
@@ -160,8 +123,7 @@ def check_encoded(data: bytes) -> tuple[int, int]:
         elif data.startswith(b"BM"):
             width, height = _bmp_size(data)
         else:
-            found = f"it begins with {bytes(data[:8])!r}" if data else "it is empty"
-            raise DataError(f"its format is none of {', '.join(FORMATS)}: {found}")
+            raise DataError(f"its format is none of {', '.join(FORMATS)}: it begins with {bytes(data[:8])!r}")
     except (struct.error, IndexError):
         raise DataError("its header is damaged or cut short") from None
     if width <= 0 or height <= 0:

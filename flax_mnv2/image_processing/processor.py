@@ -95,7 +95,7 @@ class MobileNetV2ImageProcessor:
             setattr(self, name, check(name, getattr(self, name)))
 
     def __call__(self, images: Any, segmentation_maps: Any = None, **options: Any) -> BatchFeature:
-        """The same as ``preprocess``."""
+        """Does the same as ``preprocess``."""
         return self.preprocess(images, segmentation_maps, **options)
 
     def preprocess(
@@ -156,7 +156,7 @@ class MobileNetV2ImageProcessor:
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[np.ndarray]:
-        """Label maps from a segmentation model's output.
+        """Returns label maps from a segmentation model's output.
 
         Args:
           outputs: anything with ``logits`` of shape (N, h, w, C), such as this library's ``HeadOutput``.
@@ -218,7 +218,7 @@ class MobileNetV2ImageProcessor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MobileNetV2ImageProcessor:
-        """The processor whose ``to_dict`` gave ``values``; keys that are no settings go into ``extra``.
+        """Returns the processor whose ``to_dict`` gave ``values``; keys that are no settings go into ``extra``.
 
         Raises:
           ConfigError: a setting is out of its range, or ``values`` is no mapping.
@@ -235,11 +235,11 @@ class MobileNetV2ImageProcessor:
         (folder / PROCESSOR_NAME).write_text(self.to_json_string(), encoding="utf-8")
 
     def to_json_string(self) -> str:
-        """The text of a ``preprocessor_config.json``."""
+        """Returns the text of a ``preprocessor_config.json``."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a ``preprocessor_config.json``."""
+        """Returns the contents of a ``preprocessor_config.json``."""
         return {**self.extra, **{name: getattr(self, name) for name in CHECKS}, "image_processor_type": PROCESSOR_TYPE}
 
 
@@ -261,7 +261,7 @@ def _reject_unknown(settings: Mapping[str, Any]) -> None:
 
 
 def _prepare_picture(picture: np.ndarray, name: str, chosen: MobileNetV2ImageProcessor) -> np.ndarray:
-    """(H, W, 3) through the steps that are on."""
+    """Takes (H, W, 3) through the steps that are on."""
     if chosen.do_rescale and picture.dtype.kind == "f" and picture.min() >= 0 and 0 < picture.max() <= 1:
         warnings.warn(
             f"{name} is already in [0, 1] and do_rescale would scale it again; pass do_rescale=False.", stacklevel=4
@@ -287,7 +287,7 @@ def _flatten_maps(segmentation_maps: Any, num_images: int) -> list[Any] | None:
 
 
 def _prepare_map(source: Any, name: str, image_size: tuple[int, int], chosen: MobileNetV2ImageProcessor) -> np.ndarray:
-    """(H, W) int64 labels, resized and cropped as the image of that size is."""
+    """Returns (H, W) int64 labels, resized and cropped as the image of that size is."""
     labels = image_io.read_map(source, name)
     if labels.shape != image_size:
         raise DataError(
@@ -336,7 +336,7 @@ def _to_tensor(arrays: list[np.ndarray], kind: str | None, name: str) -> Any:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The settings of a MobileNetV2 preprocessor, without the keys that name its type."""
+    """Returns the settings of a MobileNetV2 preprocessor, without the keys that name its type."""
     try:
         values = read_json(path)
     except FileNotFoundError:

@@ -27,15 +27,10 @@ _KINDS = "a PIL image, a path, or a NumPy, JAX, PyTorch or TensorFlow array"
 
 
 def flatten_batch(images: Any, *, rank: int, what: str) -> list[Any]:
-    """One or many, nested or batched, as a flat list of PIL images, paths and NumPy arrays.
+    """Returns one or many, nested or batched, as a flat list of PIL images, paths and NumPy arrays.
 
-    Args:
-      images: one image, an array with a leading batch axis, or a list of these (of lists of these).
-      rank: dimensions of one array; one more is a batch.
-      what: ``"image"`` or ``"segmentation map"``, for messages.
-
-    Raises:
-      DataError: nothing in it, or something that is no image.
+    An array of ``rank`` dimensions is one image, of one more a batch; ``what`` messages call it. Raises a DataError for
+    nothing at all, and for what is no image.
     """
     flat = list(_flatten(images, rank, what))
     if not flat:
@@ -46,18 +41,11 @@ def flatten_batch(images: Any, *, rank: int, what: str) -> list[Any]:
 def read_picture(source: Any, name: str, input_data_format: str | None = None) -> np.ndarray:
     """Reads one picture as RGB.
 
-    Transparency is laid on white, which is Hugging Face's rule under ``do_convert_rgb``. Files of 16 bits, or of
-    floats, become 8 bits; the type of an array stays as it is, and so do its values.
-
-    Args:
-      source: PIL image, path, or array of shape (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4. A file is one of
-        :data:`FILE_FORMATS` with at most :data:`MAX_PIXELS`, and its EXIF orientation is honoured; of an animation the
-        first picture is read. A PIL image is taken as it stands.
-      name: what messages call it.
-      input_data_format: where an array has its channels; None infers it from the shape, as Hugging Face does.
-
-    Returns:
-      (H, W, 3): uint8 from PIL images and files, and the array's own type otherwise.
+    A file is one of :data:`FILE_FORMATS` with at most :data:`MAX_PIXELS`, and its EXIF orientation is honoured; of an
+    animation the first picture is read. A PIL image is taken as it stands. An array is (H, W), (H, W, C) or (C, H, W)
+    with C of 1, 3 or 4; None as ``input_data_format`` infers which from its shape, as Hugging Face does. Transparency
+    is laid on white, which is Hugging Face's rule under ``do_convert_rgb``. Returns (H, W, 3): uint8 from files and PIL
+    images, 16 bits and floats too; of an array its own type and values.
 
     Raises:
       DataError: unreadable, truncated or too large, of another rank or channel count, empty, or not finite.
@@ -70,17 +58,9 @@ def read_picture(source: Any, name: str, input_data_format: str | None = None) -
 
 
 def read_map(source: Any, name: str) -> np.ndarray:
-    """Reads one segmentation map; palette and grey images keep their indices.
+    """Reads one segmentation map as (H, W) int32; palette and grey images keep their indices.
 
-    Args:
-      source: PIL image with one channel, path, or array of whole numbers of shape (H, W).
-      name: what messages call it.
-
-    Returns:
-      (H, W), int32.
-
-    Raises:
-      DataError: unreadable, more than one channel, or values that are not class indices.
+    Raises a DataError where it is unreadable or has more than one channel or other values than class indices.
     """
     if isinstance(source, (str, os.PathLike)):
         name = f"{name} ({source})"
@@ -112,10 +92,9 @@ def _flatten(images: Any, rank: int, what: str):
 
 
 def to_numpy(value: Any, what: str) -> np.ndarray:
-    """An array of any of the four libraries, none of which is imported for it; bfloat16 as float32, bool as 0 and 1.
+    """Converts an array of any of the four libraries, none of which is imported for it; bfloat16 becomes float32.
 
-    Raises:
-      DataError: it is no array; ``what`` says what it should have been.
+    Raises a DataError where it is no array; ``what`` says what it should have been.
     """
     if type(value).__module__.partition(".")[0] == "torch":
         value = value.detach().cpu()
@@ -221,14 +200,14 @@ def _open(path: str | os.PathLike) -> Image.Image:
 
 
 def _open_header(path: pathlib.Path) -> Image.Image:
-    """The file, opened but not decoded. Pillow warns well below our limit, where there is nothing to warn of."""
+    """Opens the file without decoding it. Pillow warns well below our limit, where there is nothing to warn of."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=FILE_FORMATS)
 
 
 def _kind(path: pathlib.Path) -> str:
-    """What a file is that no reader of ours knows, judged by its first bytes alone."""
+    """Says what a file is that no reader of ours knows, judged by its first bytes alone."""
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
@@ -255,7 +234,7 @@ def _picture_from_pil(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _to_eight_bits(array: np.ndarray, mode: str, name: str) -> np.ndarray:
-    """(H, W) of a 16-bit, 32-bit or float image as uint8, so that its white stays white.
+    """Converts (H, W) of a 16-bit, 32-bit or float image to uint8, so that its white stays white.
 
     Only the modes ``I;16`` say what white is. Of the others the values tell: float up to 1, else 8 bits up to 255,
     else 16 bits.

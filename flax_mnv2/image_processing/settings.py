@@ -19,7 +19,7 @@ RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "b
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """``value``, or that of an enumeration's member, if it is one of ``choices``; True is not taken for 1."""
+    """Returns ``value``, or that of an enumeration's member, if it is one of ``choices``; True is not taken for 1."""
     value = getattr(value, "value", value)
     if isinstance(value, bool) is not isinstance(choices[0], bool) or value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {shown(value)}.")
@@ -31,7 +31,7 @@ def _check_flag(name: str, value: Any) -> bool:
 
 
 def check_data_format(name: str, value: Any) -> str:
-    """Where the channels are: a string, or a member of transformers' ``ChannelDimension``."""
+    """Checks where the channels are: a string, or a member of transformers' ``ChannelDimension``."""
     return check_choice(name, value, (CHANNELS_LAST, CHANNELS_FIRST))
 
 
@@ -49,7 +49,7 @@ def _check_pixels(name: str, value: Any) -> int:
 
 
 def _check_sides(name: str, value: Any, forms: Sequence[set[str]]) -> dict[str, int]:
-    """A size in the first form from an int, in the last (height, width) from a pair, or in any of them."""
+    """Returns a size in the first form from an int, in the last (height, width) from a pair, or in any of them."""
     if isinstance(value, (int, np.integer)):
         value = dict.fromkeys(sorted(forms[0]), value)
     elif type(value).__name__ == "SizeDict":  # transformers' own, which is no mapping
@@ -74,7 +74,7 @@ def _check_crop_size(name: str, value: Any) -> dict[str, int]:
 
 
 def check_target_sizes(values: Any) -> list[tuple[int, int]]:
-    """(height, width) in pixels of every image, from a list of pairs or an array of (images, 2)."""
+    """Returns (height, width) in pixels of every image, from a list of pairs or an array of (images, 2)."""
     try:
         return [_check_target_size(value) for value in values]
     except TypeError:  # nothing to iterate over

@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 64  # of upsampled logits in memory
 
 
 def resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """(height, width) that ``size`` asks for; the longer side is truncated, not rounded, as in Hugging Face's."""
+    """Returns (height, width) that ``size`` asks for; the longer side is truncated, as in Hugging Face's."""
     if "height" in size:
         return size["height"], size["width"]
     short = size["shortest_edge"]
@@ -32,18 +32,7 @@ def resize_picture(image: np.ndarray, size: Mapping[str, int], resample: int, na
 
     Floats that are not whole and lie in [0, 1] are cut to 256 levels on the way, and come back as float32 in
     [0, 1]. Whole numbers in [0, 255], of whatever type, become uint8; so does a float image of zeros and ones only.
-
-    Args:
-      image: (H, W, 3), any real type.
-      size: ``{"shortest_edge": …}`` or ``{"height": …, "width": …}``, pixels.
-      resample: Pillow's number of the filter, 0 to 5.
-      name: what messages call the image.
-
-    Returns:
-      (H', W', 3), uint8 or float32.
-
-    Raises:
-      DataError: values outside these ranges, or a result beyond ``MAX_PIXELS``.
+    Raises a DataError for values outside these ranges, and for a result beyond ``MAX_PIXELS``.
     """
     height, width = _checked_size(image.shape, size, name)
     unit_range = image.dtype != np.uint8 and _is_unit_range(image, name)
@@ -76,32 +65,27 @@ def center_crop(image: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
 
 
 def rescale(image: np.ndarray, factor: float) -> np.ndarray:
-    """``image × factor``, multiplied in float64 and returned as float32."""
+    """Returns ``image × factor``, multiplied in float64, as float32."""
     return (image.astype(np.float64) * factor).astype(np.float32)
 
 
 def normalize(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """``(image - mean) / std`` per channel, in the image's float type; integers in float32."""
+    """Returns ``(image - mean) / std`` per channel, in the image's float type; integers in float32."""
     dtype = image.dtype if image.dtype.kind == "f" else np.float32
     return (image.astype(dtype, copy=False) - np.array(mean, dtype)) / np.array(std, dtype)
 
 
 def reduce_labels(labels: np.ndarray) -> np.ndarray:
-    """Background 0 becomes 255 (ignored) and every other label one less; 255 stays."""
+    """Shifts labels: background 0 becomes 255 (ignored) and every other label one less; 255 stays."""
     reduced = np.where(labels == 0, 255, labels) - 1
     return np.where(reduced == 254, 255, reduced)
 
 
 def label_map(logits: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """The class of the largest logit per pixel; the first of equal ones.
+    """Returns the class of the largest of the logits (h, w, C) per pixel, the first of equal ones, as int64.
 
-    Args:
-      logits: (h, w, C), float.
-      size: (H, W) to upsample the logits to first, bilinearly with half-pixel centres (torch's
-        ``align_corners=False``, no antialiasing), in float32; None leaves them.
-
-    Returns:
-      (h, w) or (H, W), int64.
+    With a ``size`` (H, W) they are upsampled to it first, in float32, bilinearly with half-pixel centres (torch's
+    ``align_corners=False``, no antialiasing).
     """
     if size is None:
         return logits.argmax(-1)
@@ -116,7 +100,7 @@ def label_map(logits: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _taps(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each new position the two old ones it lies between, and the weight of the second."""
+    """Returns for each new position the two old ones it lies between, and the weight of the second."""
     scale = np.float32(length) / np.float32(new_length)
     # One rounding for product and sum, as torch's compiled kernel has it (a fused multiply-add).
     position = (np.float64(scale) * (np.arange(new_length) + 0.5) - 0.5).astype(np.float32)
@@ -144,7 +128,7 @@ def _checked_size(shape: tuple[int, ...], size: Mapping[str, int], name: str) ->
 
 
 def _is_unit_range(image: np.ndarray, name: str) -> bool:
-    """Whether values are fractions of 1 rather than whole numbers up to 255."""
+    """Says whether values are fractions of 1 rather than whole numbers up to 255."""
     low, high = image.min(), image.max()
     if low >= 0 and high <= 255:
         if image.dtype.kind != "f" or np.allclose(image, image.astype(np.int64)):
@@ -158,7 +142,7 @@ def _is_unit_range(image: np.ndarray, name: str) -> bool:
 
 
 def _crop_slices(have: int, want: int) -> tuple[slice, slice]:
-    """Where to read and where to write along one axis."""
+    """Returns where to read and where to write along one axis."""
     start, pad = max(0, (have - want) // 2), max(0, math.ceil((want - have) / 2))
     length = min(have, want)
     return slice(start, start + length), slice(pad, pad + length)

@@ -14,28 +14,16 @@ from flax_mnv2.models.layers import DropPath, InvertedResidual, Layer, Stem
 
 
 class Backbone(nn.Module):
-    """MobileNetV2 without a head.
+    """MobileNetV2 without a head; ``_MobileNetV2`` says what the attributes that are not explained here mean.
 
-    Attributes:
-      config: the architecture.
-      layer: partial of ``ConvNormAct``, bound by the model that owns the backbone.
-      include_last_conv: whether the network has the last 1×1 convolution, which classification needs and DeepLab
-        does not.
-      run_to: endpoint after which to stop; None runs to the end. What comes later is neither computed nor has it
-        parameters (those that are given are left alone).
-      keep_expansions: return the expanded maps of the blocks too, which need not exist otherwise.
-      remat: compute the inside of every block again in the backward pass, rather than keep it.
-      drop_path_rate: probability of dropping a block's branch beside its shortcut: this times the block's depth, from
-        0 to 1, as in timm.
-      freeze_until: name of a layer; it and all before it use their running statistics and pass no gradient on.
-      axis_name: mapped axis over which the batch is split, under ``pmap``.
+    What comes after ``run_to`` is neither computed nor has it parameters (those that are given are left alone).
     """
 
     config: MobileNetV2Config
     layer: Layer
-    include_last_conv: bool = True
-    run_to: str | None = None
-    keep_expansions: bool = False
+    include_last_conv: bool = True  # the last 1×1 convolution, which classification needs and DeepLab does not
+    run_to: str | None = None  # endpoint after which to stop
+    keep_expansions: bool = False  # return the expanded maps of the blocks too, which need not exist otherwise
     remat: bool = False
     drop_path_rate: float = 0.0
     freeze_until: str = ""
@@ -46,9 +34,6 @@ class Backbone(nn.Module):
         """Images (N, H, W, num_channels) → endpoints in depth order, each (N, h, w, c).
 
         Keys: those of ``endpoints.endpoint_names`` up to ``run_to``, expansions only if they are kept.
-
-        Raises:
-          ConfigError: ``run_to`` is not an endpoint of this network.
         """
         plan = self.config.layer_plan
         names = endpoint_names(plan, include_last_conv=self.include_last_conv)

@@ -14,18 +14,11 @@ TASKS = ("backbone", "classification", "segmentation")
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """Size and cost of a network.
+    """Size and cost of a network."""
 
-    Attributes:
-      parameters: everything that is learned.
-      norm_parameters: the part of them that are scales and biases of batch normalisation. The published counts
-        leave these out, because they fold into the convolutions.
-      multiply_adds: of convolutions and the classifier, for one image.
-    """
-
-    parameters: int
-    norm_parameters: int
-    multiply_adds: int
+    parameters: int  # everything that is learned
+    norm_parameters: int  # those of batch norm, which the published counts leave out: they fold into the convolutions
+    multiply_adds: int  # of convolutions and the classifier, for one image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +38,7 @@ class _Conv:
 def complexity(
     config: MobileNetV2Config, task: str = "classification", *, image_size: int | tuple[int, int] | None = None
 ) -> Complexity:
-    """Counts a network.
-
-    Args:
-      config: the architecture.
-      task: one of ``TASKS``.
-      image_size: side in pixels, or (height, width); None is the config's.
+    """Counts a network for one of ``TASKS``, at a side in pixels or (height, width), by default the config's.
 
     Raises:
       ConfigError: there is no such task.

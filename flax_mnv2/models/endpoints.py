@@ -15,7 +15,7 @@ Selection = bool | Sequence[int | str]
 
 
 def endpoint_names(plan: LayerPlan, *, include_last_conv: bool = True) -> tuple[str, ...]:
-    """All endpoints in the order in which they are computed.
+    """Returns all endpoints in the order in which they are computed.
 
     ``conv_stem``; for each block ``layer_05/expansion`` (after the 1×1 expansion), ``layer_05/depthwise`` (after
     the 3×3) and ``layer_05`` (its output); ``conv_1x1``. TF-slim's ``layer_15/expansion_output``, on which SSDLite
@@ -28,11 +28,7 @@ def endpoint_names(plan: LayerPlan, *, include_last_conv: bool = True) -> tuple[
 
 
 def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
-    """Returns ``name``.
-
-    Raises:
-      ConfigError: it is not among ``known``; the message says which are.
-    """
+    """Returns ``name``; raises a ConfigError where it is not among ``known``."""
     if name not in known:
         raise ConfigError(
             f"{argument} names {name!r}; expected one of {', '.join(n for n in known if '/' not in n)}, "
@@ -42,24 +38,16 @@ def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
 
 
 def names_layers(selection: Selection) -> bool:
-    """Whether ``selection`` may name the inside of a block; True and False stand for whole blocks, and for none."""
+    """Says whether ``selection`` may name the inside of a block; True stands for whole blocks, False for none."""
     return not isinstance(selection, bool | None)
 
 
 def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: LayerPlan) -> tuple[jax.Array, ...] | None:
-    """The endpoints that ``output_hidden_states`` asks for.
+    """Returns those of the endpoints that ``output_hidden_states`` asks for, in its order.
 
-    Args:
-      endpoints: outputs by name, all that were computed.
-      selection: True for the outputs of all blocks that were computed, Hugging Face's ``hidden_states``; or a
-        sequence of their indices (negative ones count from the end of the network) and endpoint names; False for none.
-      plan: of the network.
-
-    Returns:
-      The outputs in the order asked for, or None.
-
-    Raises:
-      ConfigError: an index or name does not exist, or lies beyond the end of what was computed.
+    True selects the outputs of all blocks that were computed, Hugging Face's ``hidden_states``; a sequence their
+    indices (negative ones count from the end of the network) and endpoint names; False none. Raises a ConfigError for
+    what does not exist or was not computed.
     """
     if selection is False or selection is None:
         return None

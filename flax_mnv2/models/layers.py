@@ -1,4 +1,4 @@
-"""Building blocks: padding rules, convolutions, convolution + normalisation + activation, dropout."""
+"""Building blocks: padding rules, convolutions, convolution + normalisation + activation, dropout, pooling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import lax
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.layer_plan import BlockSpec, StemSpec
-from flax_mnv2.models.ops.batch_norm import BatchNorm
+from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops.depthwise import depthwise_conv
 from flax_mnv2.models.ops.expansion import Expansion
 from flax_mnv2.models.ops.platforms import Implementation
@@ -38,7 +38,7 @@ ACTIVATION_FUNCTIONS: dict[str, Activation] = {
 
 
 def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation: int, tf_padding: bool) -> Padding:
-    """((top, bottom), (left, right)) so that the output has ceil(size / stride) rows and columns.
+    """Returns ((top, bottom), (left, right)) so that the output has ceil(size / stride) rows and columns.
 
     TensorFlow's rule depends on the input size and puts the odd zero last; PyTorch's models pad both sides
     alike. They differ at stride 2 and even sizes. The window of the TensorFlow rule is measured undilated and
@@ -58,19 +58,8 @@ def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation:
 class Convolution(nn.Module):
     """A convolution with Hugging Face's padding.
 
-    Parameters: ``kernel`` (k, k, in, out), or (k, k, 1, channels) if depthwise; ``bias`` (out,) if asked for.
-
-    Attributes:
-      features: output channels.
-      kernel_size: side of the square kernel.
-      stride: step between outputs.
-      dilation: step between kernel taps.
-      depthwise: one kernel per channel; then ``features`` equals the input channels.
-      use_bias: add a bias.
-      tf_padding: TensorFlow's rule or PyTorch's.
-      dtype: type of the computation; parameters stay float32.
-      kernel_init: initialiser of the kernel.
-      implementation: see ``platforms.platform_op``.
+    Parameters, float32: ``kernel`` (k, k, in, features), or (k, k, 1, features) if depthwise; ``bias`` (features,) if
+    asked for. The computation is of type ``dtype``, in the form that ``platforms.platform_op`` describes.
     """
 
     features: int
@@ -94,7 +83,7 @@ class Convolution(nn.Module):
         return kernel, bias
 
     def window(self, height: int, width: int) -> dict[str, Any]:
-        """Stride, padding and dilation for an input of this size, as keyword arguments."""
+        """Returns stride, padding and dilation for an input of this size, as keyword arguments."""
         padding = same_padding(
             height,
             width,
@@ -126,15 +115,8 @@ class Convolution(nn.Module):
 class ConvNormAct(nn.Module):
     """Convolution, batch normalisation and activation, named as in Hugging Face's checkpoints.
 
-    Attributes:
-      features: output channels.
-      conv: partial of ``Convolution`` with what the whole network shares.
-      norm: partial of ``BatchNorm`` with what the whole network shares; None for a bias in its place.
-      act: activation, or None.
-      kernel_size: side of the kernel.
-      stride: step between outputs.
-      dilation: step between kernel taps.
-      depthwise: one kernel per channel.
+    ``conv`` and ``norm`` are partials of ``Convolution`` and ``BatchNorm`` with what the whole network shares; without
+    ``norm`` there is a bias in its place.
     """
 
     features: int
@@ -148,7 +130,7 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def parts(self) -> tuple[nn.Module, nn.Module | None]:
-        """The convolution and the normalisation, or None for it."""
+        """Returns the convolution and the normalisation, or None for it."""
         conv = self.conv(
             features=self.features,
             kernel_size=self.kernel_size,
@@ -161,7 +143,7 @@ class ConvNormAct(nn.Module):
         return conv, None if self.norm is None else self.norm(features=self.features, name="normalization")
 
     def kernel(self, in_channels: int) -> jax.Array:
-        """The kernel, of the type of the computation."""
+        """Returns the kernel, of the type of the computation."""
         conv, _ = self.parts()
         return conv.parameters(in_channels)[0].astype(conv.dtype)
 
@@ -184,11 +166,7 @@ def depthwise_and_project(
     project: ConvNormAct | None,
     size: tuple[int, int],
 ) -> dict[str, jax.Array]:
-    """The end of a block, from the expanded map, its multiplier and offset, and its activation.
-
-    Returns:
-      ``depthwise`` and, with ``project``, ``output``.
-    """
+    """Returns ``depthwise`` and, with ``project``, ``output`` of a block, from the expanded map."""
     conv, _ = depthwise.parts()
     channels = depthwise.features
     y = expansion.depthwise(*affine, depthwise.kernel(channels), act=act, **conv.window(*size))
@@ -204,7 +182,7 @@ def expand_and_project(
     *,
     keep_expansion: bool = False,
 ) -> dict[str, jax.Array]:
-    """A block: ``expansion`` if it is to be kept, ``depthwise`` and, with ``project``, ``output``."""
+    """Computes a block: ``expansion`` if it is to be kept, ``depthwise`` and, with ``project``, ``output``."""
     conv, _ = expand.parts()
     expansion = Expansion(x.astype(conv.dtype), expand.kernel(x.shape[-1])[0, 0], conv.implementation)
     affine = expand.affine(x.shape[-1], expansion.moments)
@@ -216,12 +194,7 @@ Layer = Callable[..., nn.Module]  # partial of ConvNormAct, bound once at the ro
 
 
 class Stem(nn.Module):
-    """The stride-2 convolution and the first, unexpanded block.
-
-    Attributes:
-      spec: its row of the layer plan.
-      layer: partial of ``ConvNormAct``.
-    """
+    """The stride-2 convolution and the first, unexpanded block."""
 
     spec: StemSpec
     layer: Layer
@@ -248,21 +221,13 @@ class Stem(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, linear projection, and the shortcut where shapes allow.
-
-    Attributes:
-      spec: its row of the layer plan.
-      layer: partial of ``ConvNormAct``.
-      stop_at: ``"expansion"`` or ``"depthwise"`` to compute no more than that; None for the whole block.
-      keep_expansion: return the expanded map too, which need not exist otherwise.
-      drop_path: what drops the branch beside the shortcut; None for nothing.
-    """
+    """Expansion, depthwise convolution, linear projection, and the shortcut where shapes allow."""
 
     spec: BlockSpec
     layer: Layer
-    stop_at: str | None = None
-    keep_expansion: bool = False
-    drop_path: Callable[..., nn.Module] | None = None
+    stop_at: str | None = None  # "expansion" or "depthwise", to compute no more than that
+    keep_expansion: bool = False  # return the expanded map too, which need not exist otherwise
+    drop_path: Callable[..., nn.Module] | None = None  # drops the branch beside the shortcut
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -292,12 +257,7 @@ class InvertedResidual(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-    """Drops whole channels of each example, like PyTorch's ``Dropout2d``, which Hugging Face's head uses.
-
-    Attributes:
-      rate: probability of dropping a channel.
-      axis_name: mapped axis over which the batch is split, under ``pmap``.
-    """
+    """Drops whole channels of each example, like PyTorch's ``Dropout2d``, which Hugging Face's head uses."""
 
     rate: float
     axis_name: str | None = None
@@ -315,12 +275,7 @@ class ChannelDropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops the residual branch of whole examples: stochastic depth (arXiv 1603.09382).
-
-    Attributes:
-      rate: probability of dropping a branch.
-      axis_name: mapped axis over which the batch is split, under ``pmap``.
-    """
+    """Drops the residual branch of whole examples: stochastic depth (arXiv 1603.09382)."""
 
     rate: float
     axis_name: str | None = None
@@ -346,36 +301,21 @@ def draw_kept(key: jax.Array, rate: float, shape: tuple[int, ...], axis_name: st
     return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape[1:]))(keys)
 
 
-def make_layer(
-    config: MobileNetV2Config,
-    *,
-    train: bool,
-    dtype: Dtype,
-    axis_name: str | None,
-    freeze_batch_norm: bool,
-    fold_batch_norm: bool,
-    implementation: Implementation,
-    kernel_init: nn.initializers.Initializer,
-) -> Layer:
-    """Binds what every ``ConvNormAct`` of a network shares.
+def average_pool(x: jax.Array, window: int | None) -> jax.Array:
+    """Means of (N, h, w, c) over the map, (N, c), or over every place of a window in it, of the dtype of ``x``.
 
-    Batch normalisation computes its statistics in float32; with ``freeze_batch_norm`` it uses the running
-    ones even while training, and its scale and bias still learn (as TF DeepLab's ``fine_tune_batch_norm=False``).
-    With ``fold_batch_norm`` there is none: convolutions have biases.
+    A window is square, moves by one pixel and stays inside the map, shrunk to the map's sides where it is larger (as
+    TF-slim does): (N, h - window + 1, w - window + 1, c).
     """
-    conv = functools.partial(
-        Convolution,
-        tf_padding=config.tf_padding,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        implementation=implementation,
-    )
-    norm = functools.partial(
-        BatchNorm,
-        use_running_average=not train or freeze_batch_norm,
-        momentum=config.batch_norm_momentum,
-        epsilon=config.layer_norm_eps,
-        axis_name=axis_name,
-    )
-    act = ACTIVATION_FUNCTIONS[config.hidden_act]
-    return functools.partial(ConvNormAct, conv=conv, norm=None if fold_batch_norm else norm, act=act)
+    total = x.astype(at_least_float32(x.dtype))
+    if window is None:
+        return jnp.mean(total, axis=(1, 2)).astype(x.dtype)
+    sides = tuple(min(window, side) for side in x.shape[1:3])
+    sums = lax.reduce_window(total, 0.0, lax.add, (1, *sides, 1), (1, 1, 1, 1), "VALID")
+    return (sums / (sides[0] * sides[1])).astype(x.dtype)
+
+
+def classifier_init(config: MobileNetV2Config) -> nn.initializers.Initializer:
+    """Returns how a classifier's kernel starts: normal, by its own range or that of all others."""
+    own = config.classifier_initializer_range
+    return nn.initializers.normal(config.initializer_range if own is None else own)

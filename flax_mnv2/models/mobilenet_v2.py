@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -18,8 +19,8 @@ from flax_mnv2.models.backbone import Backbone
 from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
 from flax_mnv2.models.heads.classification import ClassificationHead
 from flax_mnv2.models.heads.deeplab import DeepLabV3Head
-from flax_mnv2.models.heads.pooling import average_pool
-from flax_mnv2.models.layers import Dtype, Layer, make_layer
+from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, ConvNormAct, Convolution, Dtype, Layer, average_pool
+from flax_mnv2.models.ops.batch_norm import BatchNorm
 from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
 
@@ -34,7 +35,8 @@ class _MobileNetV2(nn.Module):
       dtype: type of the computation (bfloat16 on accelerators); parameters, statistics and logits are float32.
       axis_name: mapped axis over which the batch is split, under ``pmap``: batch norm is then global over it, unless
         ``sync_batch_norm`` is off.
-      freeze_batch_norm: use the running statistics while training too, and leave them as they are.
+      freeze_batch_norm: use the running statistics while training too, and leave them as they are; scale and bias still
+        learn (as TF DeepLab's ``fine_tune_batch_norm=False``).
       remat: keep only the outputs of blocks for the backward pass and compute their inside again, which trades
         about a third more computation for memory.
       sync_batch_norm: share batch statistics over ``axis_name``; otherwise each device normalises with its own, which
@@ -74,21 +76,28 @@ class _MobileNetV2(nn.Module):
             **attributes,
         )
 
-    def _layer(self, train: bool):
+    def _layer(self, train: bool) -> Layer:
+        """Binds what every ``ConvNormAct`` of a network shares."""
         if self.implementation not in IMPLEMENTATIONS:
             raise ConfigError(
                 f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; found {self.implementation!r}."
             )
-        return make_layer(
-            self.config,
-            train=train,
+        conv = functools.partial(
+            Convolution,
+            tf_padding=self.config.tf_padding,
             dtype=self.dtype,
-            axis_name=self.axis_name if self.sync_batch_norm else None,
-            freeze_batch_norm=self.freeze_batch_norm,
-            fold_batch_norm=self.batch_norm_folded,
-            implementation=self.implementation,
             kernel_init=self.kernel_init or nn.initializers.normal(self.config.initializer_range),
+            implementation=self.implementation,
         )
+        norm = functools.partial(
+            BatchNorm,
+            use_running_average=not train or self.freeze_batch_norm,
+            momentum=self.config.batch_norm_momentum,
+            epsilon=self.config.layer_norm_eps,
+            axis_name=self.axis_name if self.sync_batch_norm else None,
+        )
+        act = ACTIVATION_FUNCTIONS[self.config.hidden_act]
+        return functools.partial(ConvNormAct, conv=conv, norm=None if self.batch_norm_folded else norm, act=act)
 
 
 class MobileNetV2Model(_MobileNetV2):

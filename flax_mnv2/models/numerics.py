@@ -8,5 +8,5 @@ import jax.numpy as jnp
 
 
 def at_least_float32(dtype: Any) -> jnp.dtype:
-    """What sums over many values are taken in: float32, or float64 where the computation already is."""
+    """Returns what sums over many values are taken in: float32, or float64 where the computation already is."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -17,23 +17,23 @@ class ModelOutput:
     """
 
     def keys(self) -> tuple[str, ...]:
-        """Names of the fields that are not None, in their order."""
+        """Returns the names of the fields that are not None, in their order."""
         return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
 
     def values(self) -> tuple[Any, ...]:
-        """The fields that are not None, in their order."""
+        """Returns the fields that are not None, in their order."""
         return tuple(getattr(self, name) for name in self.keys())
 
     def items(self) -> tuple[tuple[str, Any], ...]:
-        """Name and value of the fields that are not None."""
+        """Returns name and value of the fields that are not None."""
         return tuple(zip(self.keys(), self.values(), strict=True))
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in their order."""
+        """Returns the fields that are not None, in their order."""
         return self.values()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The field of that name, or ``default`` where it is None or there is no such field."""
+        """Returns the field of that name, or ``default`` where it is None or there is no such field."""
         return dict(self.items()).get(key, default)
 
     def __contains__(self, key: object) -> bool:

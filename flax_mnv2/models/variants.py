@@ -10,16 +10,12 @@ from flax_mnv2.errors import ConfigError
 DEPTH_MULTIPLIERS = (1.4, 1.3, 1.0, 0.75, 0.5, 0.35)
 IMAGE_SIZES_PX = (224, 192, 160, 128, 96)
 IMAGENET_LABELS = 1001  # TF-slim's classifiers: background, then the 1000 classes
-_SIZES = {
-    f"mobilenet_v2_{multiplier}_{size}": (multiplier, size)
-    for multiplier in DEPTH_MULTIPLIERS
-    for size in IMAGE_SIZES_PX
-}
+_SIZES = {f"mobilenet_v2_{alpha}_{size}": (alpha, size) for alpha in DEPTH_MULTIPLIERS for size in IMAGE_SIZES_PX}
 VARIANTS = tuple(_SIZES)
 
 
 def variant_config(name: str, **fields: Any) -> MobileNetV2Config:
-    """The config of a named variant.
+    """Returns the config of a named variant.
 
     Args:
       name: one of ``VARIANTS``.

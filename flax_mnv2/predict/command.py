@@ -48,17 +48,10 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Runs the command, by default with the arguments of the command line, and returns its exit status.
 
-    Args:
-      argv: its arguments; None takes them from the command line.
-
-    Returns:
-      The exit status: 0 all done, 1 some images failed, 2 a user's mistake, 130 interrupted, 141 nobody reads the
-      output any more.
-
-    Raises:
-      SystemExit: for ``--help`` (status 0) and for arguments that do not parse (status 2).
+    It is 0 where all is done, 1 where some images failed, 2 for a user's mistake, 130 interrupted, 141 where nobody
+    reads the output any more.
     """
     arguments = _parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -92,18 +85,11 @@ def load_predictor(
     dtype: Any = jnp.float32,
     top: int = 5,
 ) -> Predictor:
-    """A model with its processor, ready for ``predict_files``.
+    """Returns a model with its processor, ready for ``predict_files``; a classifier gives ``top`` classes.
 
-    Args:
-      id_or_folder: anything that ``from_pretrained`` takes.
-      task: a name in ``tasks.registry.TASKS``; None reads it from the config.
-      revision: branch, tag or commit of a hub id.
-      dtype: type of the computation.
-      top: how many classes a classifier gives.
-
-    Raises:
-      CheckpointError: no such model, or no processor beside it.
-      ConfigError: a model for something else.
+    ``id_or_folder`` is anything that ``from_pretrained`` takes; the task, a name in ``TASKS``, is by default as the
+    weights say. Raises a CheckpointError for no such model, or no processor beside it, a ConfigError for a model for
+    something else.
     """
     source = open_weights(id_or_folder, revision=revision)
     name = task or source.task or task_of(source.config)
@@ -116,7 +102,7 @@ def load_predictor(
 
 
 def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Does all the work; returns name and reason of what failed."""
+    """Does all the work and returns name and reason of what failed."""
     folder = None if arguments.output is None else expand_user(arguments.output)
     files, failures = find_images(arguments.images, exclude=folder or pathlib.Path(DEFAULT_OUTPUT))
     if not files:
@@ -144,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _progress(total: int):
-    """A bar on stderr if that is a terminal; ``write`` prints a line to stdout beside it."""
+    """Makes a bar on stderr if that is a terminal; ``write`` prints a line to stdout beside it."""
     from tqdm import tqdm
 
     return tqdm(total=total, unit="image", disable=None, leave=False, file=sys.stderr)

@@ -13,18 +13,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 def find_images(
     names: Sequence[str], *, exclude: pathlib.Path | None = None
 ) -> tuple[list[pathlib.Path], list[tuple[str, str]]]:
-    """The files behind files, folders and glob patterns, each once.
+    """Returns the files behind files, folders and glob patterns, each once, and name with reason of what led to none.
 
     A folder stands for all files below it with one of ``IMAGE_SUFFIXES``, sorted; hidden files and folders are passed
-    over. A pattern stands for what a shell would put in its place, ``**`` included. A file that is named itself is
-    taken whatever its suffix.
-
-    Args:
-      names: in the order wanted.
-      exclude: a folder below which nothing is looked for, unless it is named itself: where earlier results lie.
-
-    Returns:
-      The files, and name with reason for whatever led to none.
+    over, and so is ``exclude``, where earlier results lie, unless it is named itself. A pattern stands for what a shell
+    would put in its place, ``**`` included. A file that is named itself is taken whatever its suffix.
     """
     found: dict[str, pathlib.Path] = {}
     failures = []
@@ -48,15 +41,10 @@ def find_images(
 
 
 def result_stems(files: Sequence[pathlib.Path], folder: pathlib.Path, endings: Sequence[str]) -> list[str]:
-    """A name per file for what is written about it: its stem, or the stem with ``_2``, ``_3``, ….
+    """Returns a name per file for what is written about it: its stem, or the stem with ``_2``, ``_3``, ….
 
-    A number is added where stems repeat (without regard to case, as some file systems compare), and where a result
-    would take the place of one of the files themselves.
-
-    Args:
-      files: what is read.
-      folder: where results are written.
-      endings: what is put after the stem, such as ``"_mask.png"``.
+    A number is added where stems repeat (without regard to case, as some file systems compare), and where a result in
+    ``folder``, the stem with one of the ``endings``, would take the place of one of the files themselves.
     """
     taken: set[str] = set()
     sources = {os.path.abspath(file).casefold() for file in files}

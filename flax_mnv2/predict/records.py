@@ -19,12 +19,9 @@ class Records:
     """Makes records of predictions and writes them, with a predictor's own files, to a folder. A context manager."""
 
     def __init__(self, predictor: Predictor, folder: pathlib.Path | None, files: Sequence[pathlib.Path]):
-        """Writes nothing yet.
+        """Writes nothing yet; without a folder, which predictors that write no files allow, nothing ever.
 
-        Args:
-          predictor: makes the records.
-          folder: is made; None writes nothing, which predictors that write no files allow.
-          files: all photos that will come.
+        ``files`` are all photos that will come.
         """
         self._predictor, self._folder = predictor, folder
         self._file: TextIO | None = None
@@ -34,11 +31,7 @@ class Records:
             self._stems = dict(zip(files, stems, strict=True))
 
     def __enter__(self) -> Records:
-        """Starts a new file of records.
-
-        Raises:
-          DataError: the folder cannot be made or written.
-        """
+        """Makes the folder and starts a new file of records; raises a DataError where that cannot be."""
         if self._folder is not None:
             with _readable_errors(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +43,9 @@ class Records:
             self._file.close()
 
     def add(self, file: pathlib.Path, prediction: Any) -> dict[str, Any]:
-        """Returns the record of a photo's prediction, once everything about it is written.
+        """Returns the record of a photo's prediction, once everything about it is written; else raises a DataError.
 
-        Returns:
-          ``file``, ``task`` and the fields that the predictor gives.
-
-        Raises:
-          DataError: it cannot be written.
+        It has ``file``, ``task`` and the fields that the predictor gives.
         """
         with _readable_errors(self._folder):
             fields = self._predictor.record(prediction, self._own_files(file))

@@ -31,13 +31,9 @@ class Outcome:
 def predict_files(predictor: Predictor, files: Sequence[pathlib.Path], *, batch_size: int) -> Iterator[Outcome]:
     """Predicts for each file; predictions come in the order of the files, failures when they are met.
 
-    Every batch has the same number of rows, the last being filled up with zeros, so one program is compiled for each
-    shape of the examples; files are spread so that little is filled up. At most two batches of photos are in memory.
-
-    Args:
-      predictor: the task.
-      files: any number.
-      batch_size: the most rows a batch may have.
+    Every batch has the same number of rows, at most ``batch_size``, the last being filled up with zeros, so one program
+    is compiled for each shape of the examples; files are spread so that little is filled up. At most two batches of
+    photos are in memory.
     """
     num_batches = -(-len(files) // batch_size)
     num_rows = -(-len(files) // max(num_batches, 1))

@@ -36,14 +36,10 @@ MAX_IMAGES = 512  # a picture of more cannot be looked at
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """A training example as the network sees it.
+    """A training example as the network sees it: its step and its position in the training split, from 0.
 
-    Attributes:
-      step: the step that sees it, from 0.
-      index: its position in the training split.
-      image: (h, w, 3) uint8; what the network gets, before normalisation.
-      target: as ``Task.seen_inputs`` gives it: of classification (C,) float32, the fraction of each class before
-        label smoothing; of segmentation (h, w) uint8.
+    ``image`` is (h, w, 3) uint8, before normalisation; ``target`` as ``Task.seen_inputs`` gives it: of classification
+    (C,) float32, the fraction of each class before label smoothing; of segmentation (h, w) uint8.
     """
 
     step: int
@@ -53,17 +49,10 @@ class Seen:
 
 
 def seen_examples(config: ml_collections.ConfigDict, dataset: Dataset, *, step: int, num_images: int) -> list[Seen]:
-    """The first examples that a training run sees from a step on, in their order.
+    """Returns the first examples that a run with this checked config sees from a step on, in their order.
 
-    Args:
-      config: of the run; checked.
-      dataset: what its task's ``load_dataset`` gives.
-      step: from 0.
-      num_images: how many.
-
-    Raises:
-      ConfigError: the batch cannot be divided, or the run ends before ``step``.
-      DataError: there is no training split, or an image cannot be decoded.
+    Raises a ConfigError where the batch cannot be divided or the run ends before ``step``, a DataError where there is
+    no training split or an image cannot be decoded.
     """
     check_parts(config, num_devices=1)
     num_steps = in_steps(config, len(dataset.source(config.data.train_split))).num_steps
@@ -89,7 +78,7 @@ def seen_examples(config: ml_collections.ConfigDict, dataset: Dataset, *, step: 
 def _seen(
     config: ml_collections.ConfigDict, inputs: InputFunction, batch: Batch, step: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What ``inputs`` gives for at least the first ``limit`` rows of a batch.
+    """Returns what ``inputs`` gives for at least the first ``limit`` rows of a batch.
 
     As in ``step.make_train_step``: with accumulation, part j has the rows j, j + count, … and a key of its own. What
     comes after the last pair of each part that is asked for changes nothing, and is left out.
@@ -113,18 +102,7 @@ def preview(
     step: int = 0,
     recipe: str = "",
 ) -> None:
-    """Writes the contact sheet.
-
-    Args:
-      config: of ``training.config.defaults.default_config``.
-      output: the PNG; its folder exists.
-      num_images: how many examples.
-      step: of the run, from 0.
-      recipe: name for the title.
-
-    Raises:
-      UserError: bad config or data; the file cannot be written.
-    """
+    """Writes the contact sheet of ``num_images`` examples from a step on; ``recipe`` is a name for its title."""
     check_config(config)
     output = _writable(output)
     job = get_task(config.task)
@@ -147,7 +125,7 @@ def preview(
 
 
 def _writable(output: str | pathlib.Path) -> pathlib.Path:
-    """The path, if a PNG can be put there; checked before the work."""
+    """Returns the path, if a PNG can be put there; checked before the work."""
     path = pathlib.Path(output).expanduser()
     if path.suffix.lower() != ".png":
         raise ConfigError(f"--output must be the name of a .png file; found {str(output)!r}.")

@@ -6,6 +6,7 @@ import shutil
 
 import harness
 import pytest
+import remains
 
 from flax_mnv2 import CheckpointError
 from flax_mnv2.checkpoint.run import Checkpoints
@@ -17,7 +18,7 @@ SHORT = {"num_steps": 9, "eval_every_steps": 9, "checkpoint__every_steps": 3}
 def whole(uncut):
     """A run with checkpoints at 6 and 9 that nothing happened to."""
     workdir = uncut("plain", **SHORT)
-    assert harness.steps(workdir) == [6, 9]
+    assert remains.steps(workdir) == [6, 9]
     return workdir
 
 
@@ -33,7 +34,7 @@ def run(whole, tmp_path):
 
 def test_kill_9_during_saves(tmp_path):
     rng = random.Random(0)
-    result = harness.kill_saves(tmp_path / "checkpoints", times=3, rng=rng)
+    result = remains.kill_saves(tmp_path / "checkpoints", times=3, rng=rng)
     assert result.tried == 3
     assert result.wrong == []
     assert result.going_on == 3  # all but the first
@@ -44,40 +45,40 @@ def test_kill_9_during_saves(tmp_path):
 
 def test_damage_to_any_file_is_found_or_harmless(whole, tmp_path):
     rng, checkpoint = random.Random(1), whole / "checkpoints" / "step_9"
-    largest = harness.largest_file(checkpoint).relative_to(checkpoint)  # arrays, and bytes that carry nothing
+    largest = remains.largest_file(checkpoint).relative_to(checkpoint)  # arrays, and bytes that carry nothing
     certain = [(largest, "empty"), *(("about/metadata", kind) for kind in ("truncate", "empty"))]
-    cases = rng.sample(list(harness.damages(checkpoint, positions=1)), 10)  # soak.py has them all
-    good = harness.arrays(whole, 9)
+    cases = rng.sample(list(remains.damages(checkpoint, positions=1)), 10)  # soak.py has them all
+    good = remains.arrays(whole, 9)
     for number, (path, kind) in enumerate([*certain, *cases]):
         folder = tmp_path / str(number) / "checkpoints"
         shutil.copytree(whole / "checkpoints", folder)
-        harness.damage(folder / "step_9" / path, kind, rng)
+        remains.damage(folder / "step_9" / path, kind, rng)
         with Checkpoints(folder) as checkpoints:
             step = checkpoints.newest_whole_step()
         if step == 9:
             assert number >= len(certain)
-            assert harness.different_arrays(good, harness.arrays(folder.parent, 9)) == [], (path, kind)
+            assert remains.different_arrays(good, remains.arrays(folder.parent, 9)) == [], (path, kind)
         else:
             assert step == 6, (path, kind)
-            assert harness.names(folder) == ["step_6", "step_9.damaged"]
+            assert remains.names(folder) == ["step_6", "step_9.damaged"]
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate"])
 def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tiny, whole, run, capfd, kind):
-    harness.damage(harness.largest_file(run / "checkpoints" / "step_9"), kind, random.Random(2))
+    remains.damage(remains.largest_file(run / "checkpoints" / "step_9"), kind, random.Random(2))
     config = tiny("plain", **SHORT)
     with pytest.raises(CheckpointError, match=r"checkpoints/step_9.* damaged"):
         harness.train_here(config, run, strict=True)
-    assert harness.steps(run) == [6, 9]
+    assert remains.steps(run) == [6, 9]
     assert harness.train_here(config, run) == 0
     printed = capfd.readouterr().out
     assert "9.damaged" in printed
     assert "going on from step 6" in printed
-    assert harness.differences(whole, run) == []
+    assert remains.differences(whole, run) == []
 
 
 def test_the_script_stops_at_a_damaged_checkpoint_with_strict(data, run):
-    harness.damage(harness.largest_file(run / "checkpoints" / "step_9"), "truncate", random.Random(3))
+    remains.damage(remains.largest_file(run / "checkpoints" / "step_9"), "truncate", random.Random(3))
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in SHORT.items()]
     printed = harness.run("train.py", *data.flags("plain"), *flags, f"--workdir={run}", "--strict", expect=2)
     [message] = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -117,16 +118,16 @@ def test_a_full_disk_stops_the_run_and_the_older_checkpoint_stays(tiny, whole, t
     assert "Check free space and permissions. Complete checkpoints there: [3]" in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err  # the message is all that there is
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert harness.steps(tmp_path) == [3]
+    assert remains.steps(tmp_path) == [3]
     assert harness.train_here(config, tmp_path) == 0
-    assert harness.differences(whole, tmp_path) == []
+    assert remains.differences(whole, tmp_path) == []
 
 
 def test_a_run_goes_on_past_a_full_disk_and_saves_once_there_is_room(tiny, whole, tmp_path, full_disk, capfd):
     config = tiny("plain", **SHORT, checkpoint__on_error="continue")
     assert harness.train_here(config, tmp_path) == 0
-    assert harness.steps(tmp_path) == [3, 9]
-    assert harness.differences(whole, tmp_path, kept=False) == []
+    assert remains.steps(tmp_path) == [3, 9]
+    assert remains.differences(whole, tmp_path, kept=False) == []
     printed = capfd.readouterr().out
     assert "warning: Could not save the checkpoint of step 6" in printed
     assert printed.rindex("Could not save") > printed.index("step 9/9"), "not reported at the end"
@@ -156,7 +157,7 @@ def test_the_folder_of_the_checkpoints_is_lost_for_a_while(tiny, tmp_path, monke
         assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["step_3"]
     else:
         assert harness.train_here(config, tmp_path) == 0
-        assert harness.steps(tmp_path) == [3, 9]
+        assert remains.steps(tmp_path) == [3, 9]
         assert "warning: Could not save the checkpoint of step 6" in capfd.readouterr().out
 
 

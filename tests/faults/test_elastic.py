@@ -4,6 +4,7 @@ import harness
 import jax
 import numpy as np
 import pytest
+import remains
 
 from flax_mnv2.training.config import checks
 
@@ -43,10 +44,10 @@ def test_a_run_moves_from_one_device_to_four_and_to_two_under_pmap(tiny, tmp_pat
             assert harness.train_here(config, tmp_path / "moved", mode=mode, devices=devices, fault=fault) == 143
         config.parallel = "pmap"
         assert harness.train_here(config, tmp_path / "moved", mode="pmap", devices=2) == 0
-    one, other = (harness.arrays(tmp_path / name, 6) for name in ("whole", "moved"))
+    one, other = (remains.arrays(tmp_path / name, 6) for name in ("whole", "moved"))
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    for first, second in zip(harness.metrics(tmp_path / "whole"), harness.metrics(tmp_path / "moved"), strict=True):
+    for first, second in zip(remains.metrics(tmp_path / "whole"), remains.metrics(tmp_path / "moved"), strict=True):
         assert first.pop("split") == second.pop("split")
         assert first == pytest.approx(second, rel=1e-4, abs=1e-4)

@@ -4,6 +4,7 @@ import json
 
 import harness
 import pytest
+import remains
 
 from flax_mnv2.training.evaluate import evaluate_run
 
@@ -22,10 +23,10 @@ def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, tmp_path, ta
     assert harness.train_here(config, tmp_path / "whole", **place) == 0
     for fault in ({"during": "training", "at": 5}, {"during": "evaluating", "at": 1}):
         assert harness.train_here(config, tmp_path / "cut", fault={"signal": "SIGTERM", **fault}, **place) == 143
-    assert max(harness.steps(tmp_path / "cut")) == 6
+    assert max(remains.steps(tmp_path / "cut")) == 6
     assert harness.train_here(config, tmp_path / "cut", **place) == 0
-    assert harness.differences(tmp_path / "whole", tmp_path / "cut") == []
-    lines = [(line["step"], line["split"] == "train") for line in harness.metrics(tmp_path / "cut")]
+    assert remains.differences(tmp_path / "whole", tmp_path / "cut") == []
+    lines = [(line["step"], line["split"] == "train") for line in remains.metrics(tmp_path / "cut")]
     assert lines == [(step, True) for step in (1, 2, 4, 6)] + [
         (6, False),
         (8, True),
@@ -41,25 +42,25 @@ def test_cut_by_kill_9_and_gone_on_with_other_input_workers(data, tmp_path):
     with harness.Child("train.py", *flags, f"--workdir={tmp_path / 'whole'}") as whole:
         fault = {"signal": "SIGKILL", "during": "training", "at": 8}
         harness.run("train.py", *flags, f"--workdir={tmp_path / 'cut'}", fault=fault, expect=137)
-        kept = harness.steps(tmp_path / "cut")
+        kept = remains.steps(tmp_path / "cut")
         harness.run("train.py", *flags, f"--workdir={tmp_path / 'cut'}", "--config.data.num_workers=2")
         assert whole.end() == 0, whole.printed
     assert kept == [3, 6]
-    assert harness.differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert remains.differences(tmp_path / "whole", tmp_path / "cut") == []
 
 
 def test_the_comparison_sees_what_differs(tiny, tmp_path):
     config = tiny("plain", **SHORT | {"num_steps": 3})
     harness.train_here(config, tmp_path / "one")
     harness.train_here(config, tmp_path / "other")
-    assert harness.differences(tmp_path / "one", tmp_path / "other") == []
+    assert remains.differences(tmp_path / "one", tmp_path / "other") == []
     lines = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()
     changed = json.dumps(json.loads(lines[-1]) | {"step": 4})
     (tmp_path / "other" / "metrics.jsonl").write_text("\n".join([*lines[:-1], changed, changed]) + "\n")
     next((tmp_path / "other" / "tensorboard").glob("events*")).unlink()
-    arrays = harness.arrays(tmp_path / "one", 3)
+    arrays = remains.arrays(tmp_path / "one", 3)
     name = next(name for name in arrays if name.startswith("ema"))
-    assert harness.different_arrays(arrays, arrays | {name: arrays[name] + 1e-7}) == [f"array {name}"]
-    found = harness.differences(tmp_path / "one", tmp_path / "other")
+    assert remains.different_arrays(arrays, arrays | {name: arrays[name] + 1e-7}) == [f"array {name}"]
+    found = remains.differences(tmp_path / "one", tmp_path / "other")
     assert sum(line.startswith("metrics.jsonl") for line in found) == 2
     assert any(line.startswith("TensorBoard") for line in found)

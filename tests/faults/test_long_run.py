@@ -3,6 +3,7 @@
 import json
 
 import harness
+import remains
 
 STEPS = 300
 
@@ -21,6 +22,6 @@ def test_a_long_run_does_not_grow(data, tmp_path):
     assert grown["objects"] < 1000, grown  # of 411,000, in 190 steps: a leak of six a step would be seen
     assert grown["rss_mb"] < 100, grown  # the heap settles slowly; soak.py has the slope over 3,000 steps
     lines = STEPS // 10 + 1 + 3 + STEPS // 50  # logged, the first, evaluations, and no more than one a save
-    assert len(harness.metrics(tmp_path / "run")) <= lines
-    assert harness.size_of(tmp_path / "run" / "metrics.jsonl") < lines * 300
-    assert harness.size_of(tmp_path / "run" / "tensorboard") < lines * 6 * 100 + 1000
+    assert len(remains.metrics(tmp_path / "run")) <= lines
+    assert remains.size_of(tmp_path / "run" / "metrics.jsonl") < lines * 300
+    assert remains.size_of(tmp_path / "run" / "tensorboard") < lines * 6 * 100 + 1000

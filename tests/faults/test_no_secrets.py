@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import harness
+import quick_xla
 
 DECOYS = {
     "HF_TOKEN": "decoy-1",
@@ -40,7 +41,7 @@ def test_a_training_sends_nothing_and_asks_for_no_secret(tmp_path):
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(harness.ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_xla.FLAGS,
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB")}  # conftest.py's
     command = [sys.executable, harness.HERE / "watched.py", report, json.dumps(harness.BLOCKS), *flags]

@@ -5,6 +5,7 @@ import signal
 
 import harness
 import pytest
+import remains
 
 SHORT = {"num_steps": 6, "eval_every_steps": 4, "checkpoint__every_steps": 2}
 
@@ -25,21 +26,21 @@ def test_a_signal_beside_the_steps(tiny, whole, tmp_path, number, during, at, sa
     config = tiny("plain", **SHORT)
     fault = {"signal": number.name, "during": during, "at": at}
     assert harness.train_here(config, tmp_path, fault=fault) == 128 + number
-    assert max(harness.steps(tmp_path)) == saved
-    evaluated = [line["step"] for line in harness.metrics(tmp_path) if line["split"] != "train"]
+    assert max(remains.steps(tmp_path)) == saved
+    evaluated = [line["step"] for line in remains.metrics(tmp_path) if line["split"] != "train"]
     assert evaluated == [4] * (saved == 6)  # the one that was going on was given up
     assert harness.train_here(config, tmp_path) == 0
-    assert harness.differences(whole, tmp_path) == []
+    assert remains.differences(whole, tmp_path) == []
 
 
 def test_a_signal_before_the_first_step(data, tmp_path):
     flags = [*data.flags("plain"), f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={tmp_path}"]
     fault = {"signal": "SIGTERM", "during": "preparing"}
     harness.run("train.py", *flags, fault=fault, expect=143)
-    assert harness.steps(tmp_path / "run") == []
+    assert remains.steps(tmp_path / "run") == []
     fault = {"signal": "SIGTERM", "during": "compiling", "delay": 0.01}
     printed = harness.run("train.py", *flags, fault=fault, expect=143)
-    assert harness.steps(tmp_path / "run") == []
+    assert remains.steps(tmp_path / "run") == []
     assert "SIGTERM: ends at once; nothing was trained since this start" in printed  # compiling may take minutes
     assert "Traceback" not in printed
 
@@ -50,9 +51,9 @@ def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_whole_checkpoints(data,
     fault = {"signal": "SIGINT", "during": "saving", "at": 3, "delay": 0.01, "again": 0.01}
     with harness.Child("train.py", *flags, fault=fault) as child:
         assert child.end() == 130, child.printed
-    assert harness.steps(tmp_path)
-    for step in harness.steps(tmp_path):
-        assert harness.arrays(tmp_path, step)["training['step']"] == step
+    assert remains.steps(tmp_path)
+    for step in remains.steps(tmp_path):
+        assert remains.arrays(tmp_path, step)["training['step']"] == step
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
@@ -64,6 +65,6 @@ def test_one_of_two_processes_is_told_while_they_evaluate(data, tmp_path):
     fault = {"signal": "SIGTERM", "during": "evaluating", "at": 1}
     with harness.two_processes(*flags, faults={1: fault}, pace=1.5) as two:  # JAX looks for signals once a second
         harness.check_ends(two, 143, 143)
-    assert harness.steps(tmp_path) == [4]
-    assert [line["split"] for line in harness.metrics(tmp_path)] == ["train", "train"]
+    assert remains.steps(tmp_path) == [4]
+    assert [line["split"] for line in remains.metrics(tmp_path)] == ["train", "train"]
     assert "SIGTERM: saved step 4" in two[0].printed

@@ -17,7 +17,7 @@ from flax_mnv2 import (
 )
 from flax_mnv2.models.complexity import complexity
 from flax_mnv2.models.endpoints import endpoint_names
-from flax_mnv2.models.heads.pooling import average_pool
+from flax_mnv2.models.layers import average_pool
 
 IMAGES = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
 

@@ -1,16 +1,16 @@
-"""The recipe of eval.py on 300 ImageNet images: the same classes as transformers, image by image."""
+"""eval.py with its ImageNet recipe on 300 images: the same classes as transformers, image by image."""
 
 import importlib.util
 import io
 import json
 import pathlib
 
+import harness
 import numpy as np
 import pytest
 from PIL import Image
 
 from flax_mnv2.data.datasets.registry import load_classification
-from flax_mnv2.training.evaluate import evaluate_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Right first answers, ours and theirs, of shared/weights/mobilenet_v2_1.0_224.
@@ -65,7 +65,11 @@ def _theirs(transformers, folder, images):
 @pytest.mark.parametrize("split", EXPECTED)
 def test_same_classes_image_by_image(transformers, folder, config, tmp_path, split):
     count, right = EXPECTED[split]
-    figures = evaluate_run(config, pretrained=str(folder), split=split, output=str(tmp_path))
+    flags = [f"--config={ROOT / 'configs' / 'cls_imagenet.py'}", f"--config.data.archive={config.data.archive}"]
+    flags += [f"--config.data.data_dir={config.data.data_dir}", "--config.data.num_threads=2"]
+    flags += [f"--pretrained={folder}", f"--split={split}", f"--output={tmp_path}"]
+    harness.run("eval.py", *flags, blocks=None, environment={"XLA_FLAGS": ""})  # whole networks: optimized, as used
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
 
     source = load_classification(config.data).source(split)
@@ -85,7 +89,7 @@ def test_same_classes_image_by_image(transformers, folder, config, tmp_path, spl
         rtol=1e-3,
         atol=1e-6,
     )
-    assert figures["num_examples"] == len(labels) == count
-    assert figures["num_top1"] == (logits.argmax(1) == labels).sum() == right
-    assert figures["num_top5"] == (np.argsort(-logits, axis=1)[:, :5] == labels[:, None]).any(1).sum()
-    print(f"{split}: top-1 {figures['num_top1']} and top-5 {figures['num_top5']} of {count}, as transformers")
+    assert metrics["num_examples"] == len(labels) == count
+    assert metrics["num_top1"] == (logits.argmax(1) == labels).sum() == right
+    assert metrics["num_top5"] == (np.argsort(-logits, axis=1)[:, :5] == labels[:, None]).any(1).sum()
+    print(f"{split}: top-1 {metrics['num_top1']} and top-5 {metrics['num_top5']} of {count}, as transformers")

@@ -25,7 +25,7 @@ from flax_mnv2.weights.formats import hugging_face
 from flax_mnv2.weights.pretrained import make_model, variable_shapes
 
 MOMENTUM, LEARNING_RATE, LABELS = 0.9, 0.05, 5
-SIZE = (65, 82)
+SIZE = (33, 42)
 
 
 @pytest.mark.parametrize(("output_stride", "tf_padding"), [(16, True), (8, False)])

@@ -21,10 +21,9 @@ from flax_mnv2.data.datasets.registry import load_segmentation
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.tools.tpu_compile import command as compile_check
 from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep, known_num_classes, lower_train_step
-from flax_mnv2.tools.tpu_compile.chips import CHIPS, lower_bounds, sent_bytes
 from flax_mnv2.tools.tpu_compile.command import DoesNotFitError, check, does_not_fit
-from flax_mnv2.tools.tpu_compile.report import format_report, make_report
-from flax_mnv2.tools.tpu_compile.slices import CompilerMissingError, Slice, open_slice
+from flax_mnv2.tools.tpu_compile.report import format_report, lower_bounds, make_report, sent_bytes
+from flax_mnv2.tools.tpu_compile.slices import CHIPS, CompilerMissingError, Slice, open_slice
 from flax_mnv2.training import cli
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.optimizer import configured_optimizer

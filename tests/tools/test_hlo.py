@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import hlo_traffic
 from flax_mnv2.tools.tpu_compile import hlo
 
 PROGRAM = """\
@@ -63,24 +64,35 @@ def test_instruction():
     instruction = hlo.parse_instruction(line)
     assert (instruction.name, instruction.opcode) == ("fusion.1", "fusion")
     assert instruction.operands == ("x", "copy-done.1")
-    assert [str(array) for array in instruction.results] == ["bf16[8,32]", "f32[10]", "f32[]"]
-    assert instruction.cycles == 150
-    assert hlo.layer_of(instruction.op_name) == "layer_01/conv_3x3 backward"
-    assert hlo.layer_of("jit(step)/add") == "update, loss and input"
-    assert hlo.layer_of("jit(step)/jvp(Net)/classifier/dot_general") == "classifier forward"
+    assert [(array.dtype, array.dims) for array in instruction.results] == [
+        ("bf16", (8, 32)),
+        ("f32", (10,)),
+        ("f32", ()),
+    ]
+
+
+def test_layers():
+    (fusion,) = (each for each in hlo_traffic.traffic_of(hlo.Module(PROGRAM)) if each.instruction.name == "fusion.1")
+    assert fusion.cycles == 150
+    assert hlo_traffic.layer_of(fusion.op_name) == "layer_01/conv_3x3 backward"
+    assert hlo_traffic.layer_of("jit(step)/add") == "update, loss and input"
+    assert hlo_traffic.layer_of("jit(step)/jvp(Net)/classifier/dot_general") == "classifier forward"
 
 
 def test_module():
     module = hlo.Module(PROGRAM)
     assert module.entry == "main"
-    assert module.count("convolution") == 1
-    moved = {each.instruction.name: each for each in module.traffic()}
+    assert hlo_traffic.count(module, "convolution") == 1
+    moved = {each.instruction.name: each for each in hlo_traffic.traffic_of(module)}
+    runs = {run.instruction.name: [sum(array.bytes for array in way) for way in run.moved()] for run in module.runs()}
     # The fusion reads and writes an array that is padded to 128 lanes; the other two stay on the chip or are scalars.
-    assert (moved["fusion.1"].read, moved["fusion.1"].written) == (8 * 128 * 2, 8 * 128 * 2 + 4)
-    assert (moved["copy-start.1"].read, moved["copy-start.1"].written) == (8 * 128 * 4, 0)
+    assert runs["fusion.1"] == [8 * 128 * 2, 8 * 128 * 2 + 4]
+    assert runs["copy-start.1"] == [8 * 128 * 4, 0]
+    assert runs["c"] == [0, 0]  # inside of the fusion, which moves the data
     assert moved["n"].bytes == 5 * 2 * 4096  # a loop of five turns
     assert (moved["part"].bytes, moved["dus"].bytes) == (2 * 8 * 128 * 4,) * 2  # no more than the slice
     assert not {"copy-done.1", "x", "out", "all-reduce-done.1"} & moved.keys()
+    assert module.hbm_bytes() == sum(each.bytes for each in moved.values())
 
 
 def test_collectives():

@@ -44,8 +44,7 @@ def test_hostile_hub_ids_ask_nobody(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize(
     "revision",
-    ["../../x", "..", "a/../b", "-rf", "", " ", "a b", "/etc", "refs//x", "refs/", "a" * 201, "a\x00", "a\n", "v1;ls",
-     3],
+    ["../../x", "..", "a/../b", "-rf", "", " ", "a b", "/etc", "refs//x", "refs/", "a\x00", "a\n", "v1;ls"],
     ids=_id,
 )  # fmt: skip
 def test_hostile_revisions_ask_nobody(monkeypatch, revision):

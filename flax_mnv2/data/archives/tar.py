@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from flax_mnv2.data.archives.tree import FileTree, Keep, check_size, damage_named, open_regular, usable_name
+from flax_mnv2.data.archives.tree import FileTree, Keep, check_size, damage_named, usable_name
 
 _PIECE_BYTES = 1 << 20
 
@@ -19,31 +19,21 @@ _PIECE_BYTES = 1 << 20
 class TarTree(FileTree):
     """The files of a tar.
 
-    The kept members of a compressed tar are copied into an anonymous temporary file, so that they can be read in any
-    order.
+    ``decompress`` opens a compressed file, as ``gzip.open`` does. The kept members of a compressed tar are copied into
+    an anonymous temporary file, so that they can be read in any order.
     """
 
-    def __init__(self, path: Path, keep: Keep, decompress: Callable[[IO[bytes]], IO[bytes]] | None):
-        """Reads the headers.
-
-        Args:
-          path: of the tar.
-          keep: see ``FileTree``.
-          decompress: opens a compressed file, as ``gzip.open`` does; None for a plain tar.
-
-        Raises:
-          Exception: see ``FileTree``.
-        """
+    def __init__(self, path: Path, keep: Keep, decompress: Callable[[Path], IO[bytes]] | None):
         self._decompress = decompress
         super().__init__(path, keep)
 
     def _list(self) -> None:
         if self._decompress:
             self._file = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (entered)
-            with open_regular(self.path) as packed, self._decompress(packed) as stream:
+            with self._decompress(self.path) as stream:
                 self._copy_from(stream)
         else:
-            self._file = self._open.enter_context(open_regular(self.path))
+            self._file = self._open.enter_context(open(self.path, "rb"))  # noqa: SIM115 (entered)
             for name, member in self._kept(self._file):
                 self._add_file(name, (member.offset_data, member.size))
 
@@ -79,13 +69,7 @@ class TarTree(FileTree):
 
 
 def inner_files(tree: FileTree, name: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the plain files of a tar that lies inside ``tree``, in their order.
-
-    The inner tar is held in memory.
-
-    Raises:
-      DataError: it is damaged; the message names both archives.
-    """
+    """Yields names and contents of the plain files of a tar inside ``tree``, in their order; it is held in memory."""
     data = tree.read(name)
     with damage_named(tree.path, name):
         for member in _members(io.BytesIO(data)):

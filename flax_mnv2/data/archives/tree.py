@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from flax_mnv2.errors import DataError, UserError
 
@@ -20,24 +20,11 @@ Keep = Callable[[str], bool]
 class FileTree(abc.ABC):
     """The plain files of a folder or archive, by name; a context manager that closes what is open.
 
-    Names that lead outside are absent, and so is what is no plain file. Nothing is ever written to a path that an
-    archive gives.
-
-    Attributes:
-      path: of the folder or archive.
+    Names that lead outside are absent, and so is what is no plain file, or not of interest by ``keep``. Nothing is ever
+    written to a path that an archive gives.
     """
 
     def __init__(self, path: Path, keep: Keep):
-        """Lists what is there.
-
-        Args:
-          path: of the folder or archive.
-          keep: tells which names are of interest; other files are treated as absent.
-
-        Raises:
-          DataError: a name is unusable, or a file in an archive too large.
-          Exception: of many types, where an archive is damaged.
-        """
         self.path = path
         self._keep = keep
         self._open = contextlib.ExitStack()
@@ -72,11 +59,7 @@ class FileTree(abc.ABC):
         return sorted(self._repeated)
 
     def read_lines(self, name: str) -> list[str]:
-        """Returns the lines of a list, without spaces around them; empty ones are left out.
-
-        Raises:
-          DataError: it cannot be read, or is not text.
-        """
+        """Returns the lines of a list, without spaces around them; empty ones are left out."""
         try:
             lines = self.read(name).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
@@ -91,11 +74,7 @@ class FileTree(abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
-        """Returns the contents of one file.
-
-        Raises:
-          DataError: it is damaged, or has more than :data:`MAX_MEMBER_BYTES`.
-        """
+        """Returns the contents of one file; a DataError where it is damaged or too large."""
 
     @abc.abstractmethod
     def _list(self) -> None:
@@ -110,8 +89,7 @@ class FileTree(abc.ABC):
 def usable_name(path: Path, name: str) -> str | None:
     """Returns a member's name in normal form, or None if it leads outside its archive or is clutter of macOS.
 
-    Raises:
-      DataError: it has control characters, which would garble messages and lists.
+    A DataError where it has control characters, which would garble messages and lists.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
@@ -127,23 +105,12 @@ def usable_name(path: Path, name: str) -> str | None:
 
 
 def check_size(path: Path, name: str, size: int) -> None:
-    """Refuses a file that is too large to be read into memory.
-
-    Raises:
-      DataError: it has more than :data:`MAX_MEMBER_BYTES`.
-    """
+    """Raises a DataError where a file is too large to be read into memory."""
     if size > MAX_MEMBER_BYTES:
         raise DataError(
             f"{path}: {name} has {size:,} bytes, expected at most {MAX_MEMBER_BYTES:,} for such a file. "
             "Check where it comes from, and remove or replace it."
         )
-
-
-def open_regular(path: Path) -> IO[bytes]:
-    """Opens a regular file; OSError for a pipe or a device, whose opening or reading might never end."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is a pipe, a device or a folder, expected a regular file")
-    return open(path, "rb")
 
 
 @contextlib.contextmanager

@@ -11,25 +11,22 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from flax_mnv2.data.augment import image_ops as ops
-from flax_mnv2.errors import ConfigError
 
 IMAGENET_MEAN: ops.Colour = (124, 116, 104)  # 255 × (0.485, 0.456, 0.406), what timm fills with
+_GREATEST_BIN = 30  # of torchvision's 31 magnitudes
+_TIMM_GREATEST = 10.0  # timm's magnitudes are cut to 0..10
 
 
 class Operation(NamedTuple):
-    """A row of a policy's table.
+    """A row of a policy's table: ``apply(image, value, fill=…, interpolation=…) -> image``.
 
-    Attributes:
-      apply: ``(image, value, fill=…, interpolation=…) -> image``.
-      weakest: the value at magnitude 0.
-      strongest: the value at the greatest magnitude; linear in between.
-      signed: half of the time the value is negated.
+    The value goes linearly from ``weakest`` at magnitude 0 to ``strongest`` at the greatest magnitude; if ``signed``,
+    it is negated half of the time.
     """
 
     apply: Callable[..., np.ndarray]
@@ -38,7 +35,7 @@ class Operation(NamedTuple):
     signed: bool = False
 
     def value(self, strength: float) -> float:
-        """The value, before its sign is drawn, at a magnitude of 0..1 of the greatest."""
+        """Returns the value, before its sign is drawn, at a magnitude of 0..1 of the greatest."""
         return self.weakest + (self.strongest - self.weakest) * strength
 
 
@@ -50,14 +47,18 @@ class Draw(NamedTuple):
     interpolation: str
 
 
-def _plain(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+def _plain(function: Callable[[np.ndarray], np.ndarray]) -> Operation:
     """An operation without a magnitude."""
-    return lambda image, value, **warp: function(image)
+    return Operation(lambda image, value, **warp: function(image))
 
 
 def _colour(function: Callable[..., np.ndarray], argument: Callable[[float], float]) -> Callable[..., np.ndarray]:
     """An operation on values alone; ``argument`` is made of the magnitude."""
     return lambda image, value, **warp: function(image, argument(value))
+
+
+def _signed(apply: Callable[..., np.ndarray], strongest: float) -> Operation:
+    return Operation(apply, 0, strongest, signed=True)
 
 
 def _from_one(value: float) -> float:
@@ -86,79 +87,78 @@ def _whole(pixels: float) -> int:
     return math.trunc(pixels + math.copysign(1e-4, pixels))
 
 
-def _table(rows: Mapping[str, Operation]) -> Mapping[str, Operation]:
-    return MappingProxyType(dict(rows))
-
-
-RAND_AUGMENT = _table(
-    {
-        "identity": Operation(_plain(_as_is)),
-        "shear_x": Operation(ops.shear_x, 0, 0.3, signed=True),
-        "shear_y": Operation(ops.shear_y, 0, 0.3, signed=True),
-        "translate_x": Operation(
-            _move(ops.translate_x, side=1), 0, 150 / 331, signed=True
-        ),  # 150 pixels of an image of 331
-        "translate_y": Operation(_move(ops.translate_y, side=0), 0, 150 / 331, signed=True),
-        "rotate": Operation(ops.rotate, 0, 30, signed=True),
-        "brightness": Operation(_colour(ops.brightness, _from_one), 0, 0.9, signed=True),
-        "saturation": Operation(_colour(ops.saturation, _from_one), 0, 0.9, signed=True),
-        "contrast": Operation(_colour(ops.contrast, _from_one), 0, 0.9, signed=True),
-        "sharpness": Operation(_colour(ops.sharpness, _from_one), 0, 0.9, signed=True),
-        "posterize": Operation(_colour(ops.posterize, round), 8, 4),
+def _torchvisions(
+    *, slope: float, move_x: Operation, move_y: Operation, degrees: float, factor: float, bits: int
+) -> Mapping[str, Operation]:
+    """A table of torchvision's: its two differ in how far the strongest values go."""
+    return {
+        "identity": _plain(_as_is),
+        "shear_x": _signed(ops.shear_x, slope),
+        "shear_y": _signed(ops.shear_y, slope),
+        "translate_x": move_x,
+        "translate_y": move_y,
+        "rotate": _signed(ops.rotate, degrees),
+        "brightness": _signed(_colour(ops.brightness, _from_one), factor),
+        "saturation": _signed(_colour(ops.saturation, _from_one), factor),
+        "contrast": _signed(_colour(ops.contrast, _from_one), factor),
+        "sharpness": _signed(_colour(ops.sharpness, _from_one), factor),
+        "posterize": Operation(_colour(ops.posterize, round), 8, bits),
         "solarize": Operation(_colour(ops.solarize, _as_is), 255, 0),
-        "autocontrast": Operation(_plain(ops.autocontrast)),
-        "equalize": Operation(_plain(ops.equalize)),
+        "autocontrast": _plain(ops.autocontrast),
+        "equalize": _plain(ops.equalize),
     }
+
+
+RAND_AUGMENT = _torchvisions(
+    slope=0.3,
+    move_x=_signed(_move(ops.translate_x, side=1), 150 / 331),  # 150 pixels of an image of 331
+    move_y=_signed(_move(ops.translate_y, side=0), 150 / 331),
+    degrees=30,
+    factor=0.9,
+    bits=4,
 )
 
-# The same operations, further.
-TRIVIAL_AUGMENT_WIDE = _table(
-    RAND_AUGMENT
-    | {
-        "shear_x": Operation(ops.shear_x, 0, 0.99, signed=True),
-        "shear_y": Operation(ops.shear_y, 0, 0.99, signed=True),
-        "translate_x": Operation(_move(ops.translate_x), 0, 32, signed=True),
-        "translate_y": Operation(_move(ops.translate_y), 0, 32, signed=True),
-        "rotate": Operation(ops.rotate, 0, 135, signed=True),
-        "brightness": Operation(_colour(ops.brightness, _from_one), 0, 0.99, signed=True),
-        "saturation": Operation(_colour(ops.saturation, _from_one), 0, 0.99, signed=True),
-        "contrast": Operation(_colour(ops.contrast, _from_one), 0, 0.99, signed=True),
-        "sharpness": Operation(_colour(ops.sharpness, _from_one), 0, 0.99, signed=True),
-        "posterize": Operation(_colour(ops.posterize, round), 8, 2),
-    }
+TRIVIAL_AUGMENT_WIDE = _torchvisions(
+    slope=0.99,
+    move_x=_signed(_move(ops.translate_x), 32),
+    move_y=_signed(_move(ops.translate_y), 32),
+    degrees=135,
+    factor=0.99,
+    bits=2,
 )
 
 # Posterize, solarize and the factors are timm's first, "non-increasing" ones: some weaken as the magnitude grows.
-TIMM_RAND_AUGMENT = _table(
-    {
-        "autocontrast": Operation(_plain(ops.autocontrast)),
-        "equalize": Operation(_plain(ops.equalize)),
-        "invert": Operation(_plain(ops.invert)),
-        "rotate": Operation(ops.rotate, 0, 30, signed=True),
-        "posterize": Operation(_colour(ops.posterize, int), 0, 4),
-        "solarize": Operation(_colour(ops.solarize, int), 0, 256),
-        "solarize_add": Operation(_colour(ops.solarize_add, int), 0, 110),
-        "saturation": Operation(_colour(ops.saturation, _as_is), 0.1, 1.9),
-        "contrast": Operation(_colour(ops.contrast, _as_is), 0.1, 1.9),
-        "brightness": Operation(_colour(ops.brightness, _as_is), 0.1, 1.9),
-        "sharpness": Operation(_colour(ops.sharpness, _as_is), 0.1, 1.9),
-        "shear_x": Operation(ops.shear_x, 0, 0.3, signed=True),
-        "shear_y": Operation(ops.shear_y, 0, 0.3, signed=True),
-        "translate_x": Operation(_move(ops.translate_x, side=1, whole=False), 0, 0.45, signed=True),
-        "translate_y": Operation(_move(ops.translate_y, side=0, whole=False), 0, 0.45, signed=True),
-    }
-)
-TIMM_GREATEST = 10.0  # magnitudes are cut to 0..10
+TIMM_RAND_AUGMENT: Mapping[str, Operation] = {
+    "autocontrast": _plain(ops.autocontrast),
+    "equalize": _plain(ops.equalize),
+    "invert": _plain(ops.invert),
+    "rotate": _signed(ops.rotate, 30),
+    "posterize": Operation(_colour(ops.posterize, int), 0, 4),
+    "solarize": Operation(_colour(ops.solarize, int), 0, 256),
+    "solarize_add": Operation(_colour(ops.solarize_add, int), 0, 110),
+    "saturation": Operation(_colour(ops.saturation, _as_is), 0.1, 1.9),
+    "contrast": Operation(_colour(ops.contrast, _as_is), 0.1, 1.9),
+    "brightness": Operation(_colour(ops.brightness, _as_is), 0.1, 1.9),
+    "sharpness": Operation(_colour(ops.sharpness, _as_is), 0.1, 1.9),
+    "shear_x": _signed(ops.shear_x, 0.3),
+    "shear_y": _signed(ops.shear_y, 0.3),
+    "translate_x": _signed(_move(ops.translate_x, side=1, whole=False), 0.45),
+    "translate_y": _signed(_move(ops.translate_y, side=0, whole=False), 0.45),
+}
 
 
 class _Policy(abc.ABC):
-    """Operations drawn from a table and applied one after another; ``fill`` is a field of every policy."""
+    """Operations drawn from a table and applied one after another.
+
+    The fields' ranges are checked with the config of a run (:mod:`flax_mnv2.tasks.classification.config`).
+    """
 
     table: ClassVar[Mapping[str, Operation]]
+    fill = ops.BLACK  # colour of what comes from outside the image
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
-        """The operations for one image, in order."""
+        """Returns the operations for one image, in order."""
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Augments an image, uint8 (H, W, 3) RGB; the input is not written to, and may be returned."""
@@ -166,146 +166,61 @@ class _Policy(abc.ABC):
             image = self.table[name].apply(image, value, fill=self.fill, interpolation=interpolation)
         return image
 
-    def _draw(self, strength: float, rng: np.random.Generator, interpolation: str) -> Draw:
+    def _draw(self, strength: float, rng: np.random.Generator, interpolation: str = "nearest") -> Draw:
         """A row of the table, all as likely, and the sign of its value."""
         name = tuple(self.table)[rng.integers(len(self.table))]
         row = self.table[name]
         value = row.value(strength)
         return Draw(name, -value if row.signed and rng.random() < 0.5 else value, interpolation)
 
-    def _require(self, holds: bool, words: str) -> None:
-        if not holds:
-            raise ConfigError(f"{type(self).__name__}: {words}")
-
-    def _check_fill(self) -> None:
-        self._require(
-            len(self.fill) == 3 and all(0 <= value <= 255 for value in self.fill),
-            f"expected fill to be three values of 0..255 (red, green, blue), found {self.fill}. Give a colour such as "
-            f"{IMAGENET_MEAN}",
-        )
-
-    def _check_interpolation(self, interpolation: str) -> None:
-        self._require(
-            interpolation in ops.INTERPOLATIONS,
-            f"unknown interpolation {interpolation!r}. Choose among {list(ops.INTERPOLATIONS)}",
-        )
-
-    def _check_at_least(self, name: str, least: int, usual: int) -> None:
-        found = getattr(self, name)
-        self._require(found >= least, f"expected {name} of at least {least}, found {found}. Choose {usual}, as usual")
-
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment(_Policy):
-    """A few operations, all at one magnitude; torchvision's ``RandAugment``.
+    """``num_ops`` operations, all at one magnitude of 0 to 30; torchvision's ``RandAugment``."""
 
-    Attributes:
-      num_ops: operations applied one after another, each drawn from the whole table.
-      magnitude: 0 to ``num_bins - 1``.
-      num_bins: steps from the weakest to the strongest.
-      fill: colour of what comes from outside the image, RGB in 0..255.
-      interpolation: of the geometric operations, a key of ``image_ops.INTERPOLATIONS``.
-
-    Raises:
-      ConfigError: a field is out of its range.
-    """
-
-    table: ClassVar[Mapping[str, Operation]] = RAND_AUGMENT
+    table = RAND_AUGMENT
     num_ops: int = 2
     magnitude: int = 9
-    num_bins: int = 31
-    fill: ops.Colour = ops.BLACK
-    interpolation: str = "nearest"
-
-    def __post_init__(self):
-        self._check_at_least("num_ops", 0, usual=2)
-        self._check_at_least("num_bins", 2, usual=31)
-        self._check_fill()
-        self._check_interpolation(self.interpolation)
-        self._require(
-            0 <= self.magnitude < self.num_bins,
-            f"expected a magnitude of 0 to num_bins - 1 = {self.num_bins - 1}, found {self.magnitude}. Choose one in "
-            "that range",
-        )
 
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
-        """The operations for one image, in order."""
-        strength = self.magnitude / (self.num_bins - 1)
-        return tuple(self._draw(strength, rng, self.interpolation) for _ in range(self.num_ops))
+        """Returns the operations for one image, in order."""
+        return tuple(self._draw(self.magnitude / _GREATEST_BIN, rng) for _ in range(self.num_ops))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrivialAugmentWide(_Policy):
-    """One operation at a random magnitude; torchvision's ``TrivialAugmentWide``.
+    """One operation at a random magnitude; torchvision's ``TrivialAugmentWide``."""
 
-    Attributes:
-      num_bins: magnitudes, from the weakest to the strongest, all as likely.
-      fill: colour of what comes from outside the image, RGB in 0..255.
-      interpolation: of the geometric operations, a key of ``image_ops.INTERPOLATIONS``.
-
-    Raises:
-      ConfigError: a field is out of its range.
-    """
-
-    table: ClassVar[Mapping[str, Operation]] = TRIVIAL_AUGMENT_WIDE
-    num_bins: int = 31
-    fill: ops.Colour = ops.BLACK
-    interpolation: str = "nearest"
-
-    def __post_init__(self):
-        self._check_at_least("num_bins", 2, usual=31)
-        self._check_fill()
-        self._check_interpolation(self.interpolation)
+    table = TRIVIAL_AUGMENT_WIDE
 
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
-        """The operation for one image."""
-        strength = int(rng.integers(self.num_bins)) / (self.num_bins - 1)
-        return (self._draw(strength, rng, self.interpolation),)
+        """Returns the operation for one image."""
+        return (self._draw(int(rng.integers(_GREATEST_BIN + 1)) / _GREATEST_BIN, rng),)
 
 
 @dataclasses.dataclass(frozen=True)
 class TimmRandAugment(_Policy):
     """What timm's ``rand-m9-mstd0.5`` does: magnitudes vary about a mean, and operations are left out at random.
 
-    Attributes:
-      magnitude: mean, 0 to 10.
-      magnitude_std: standard deviation of the normal distribution; its ends are cut to 0..10.
-      num_ops: rows drawn, each from the whole table.
-      probability: of each drawn row to be applied.
-      fill: colour of what comes from outside the image, RGB in 0..255; timm's is the mean of the data.
-      interpolations: one is drawn for each operation; keys of ``image_ops.INTERPOLATIONS``.
-
-    Raises:
-      ConfigError: a field is out of its range.
+    Magnitudes are normally distributed about ``magnitude`` with ``magnitude_std``, cut to 0..10; each of the
+    ``num_ops`` drawn rows is applied with ``probability``. timm fills with the mean of the data, RGB in 0..255.
     """
 
-    table: ClassVar[Mapping[str, Operation]] = TIMM_RAND_AUGMENT
+    table = TIMM_RAND_AUGMENT
+    interpolations = ("bilinear", "bicubic")  # one is drawn for each operation
     magnitude: float = 9.0
     magnitude_std: float = 0.5
     num_ops: int = 2
     probability: float = 0.5
     fill: ops.Colour = IMAGENET_MEAN
-    interpolations: tuple[str, ...] = ("bilinear", "bicubic")
-
-    def __post_init__(self):
-        self._check_at_least("num_ops", 0, usual=2)
-        self._check_fill()
-        empty = f"interpolations is empty. Choose among {list(ops.INTERPOLATIONS)}"
-        self._require(bool(self.interpolations), empty)
-        for interpolation in self.interpolations:
-            self._check_interpolation(interpolation)
-        for name, greatest in (("magnitude", TIMM_GREATEST), ("magnitude_std", 100.0), ("probability", 1.0)):
-            found = getattr(self, name)
-            words = f"expected {name} from 0 to {greatest:g}, found {found}. Choose one in that range"
-            self._require(0 <= found <= greatest, words)
 
     def draw(self, rng: np.random.Generator) -> tuple[Draw, ...]:
-        """The operations for one image, in order, without those left out."""
+        """Returns the operations for one image, in order, without those left out."""
         drawn = []
         for _ in range(self.num_ops):
-            magnitude = float(np.clip(rng.normal(self.magnitude, self.magnitude_std), 0, TIMM_GREATEST))
+            magnitude = float(np.clip(rng.normal(self.magnitude, self.magnitude_std), 0, _TIMM_GREATEST))
             interpolation = self.interpolations[rng.integers(len(self.interpolations))]
-            row = self._draw(magnitude / TIMM_GREATEST, rng, interpolation)
+            row = self._draw(magnitude / _TIMM_GREATEST, rng, interpolation)
             if rng.random() < self.probability:
                 drawn.append(row)
         return tuple(drawn)

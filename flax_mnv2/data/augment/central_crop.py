@@ -16,20 +16,14 @@ FRACTION = 0.875
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop:
-    """RGB image → uint8 (size, size, 3), rounded to whole levels, which slim does not; it can be pickled.
-
-    Attributes:
-      size: side of the result.
-      fraction: of each side that is kept.
-    """
+    """RGB image → uint8 (size, size, 3), rounded to whole levels, which slim does not; it can be pickled."""
 
     size: int
-    fraction: float = FRACTION
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Crops and resizes one image."""
         pixels = np.asarray(image)
-        margins = [int((side - side * self.fraction) / 2) for side in pixels.shape[:2]]
+        margins = [int((side - side * FRACTION) / 2) for side in pixels.shape[:2]]
         pixels = pixels[margins[0] : pixels.shape[0] - margins[0], margins[1] : pixels.shape[1] - margins[1]]
         pixels = pixels.astype(np.float32)
         for axis in (0, 1):

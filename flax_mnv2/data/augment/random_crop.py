@@ -1,8 +1,6 @@
-"""Random crops for training classifiers: Inception's, as torchvision's ``RandomResizedCrop`` draws them.
+"""Crops for training classifiers: Inception's, as torchvision's ``RandomResizedCrop`` draws them, and CIFAR's.
 
-A window of random area and aspect, anywhere in the image, resized to a square, and mirrored half of the time
-(Szegedy et al., "Going deeper with convolutions"). NumPy and OpenCV, no state; everything random is drawn from the
-generator that is given.
+NumPy and OpenCV, no state; everything random is drawn from the generator that is given.
 """
 
 from __future__ import annotations
@@ -13,13 +11,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from flax_mnv2.data.decode import decode_bgr, stored_size
+from flax_mnv2.data.decode import decode_bgr, decode_image
 
 AREA = (0.08, 1.0)  # of the image; TF-slim's recipe has (0.05, 1.0)
 ASPECT = (3 / 4, 4 / 3)  # width / height
 ATTEMPTS = 10
-
-_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
 class Box(NamedTuple):
@@ -39,7 +35,7 @@ def draw_box(
     area: tuple[float, float] = AREA,
     aspect: tuple[float, float] = ASPECT,
 ) -> Box:
-    """A window of an image: area uniform, aspect uniform in its logarithm, position uniform.
+    """Returns a window of an image: area uniform, aspect uniform in its logarithm, position uniform.
 
     Windows that do not fit are drawn again; after ten, the largest in the middle whose aspect is allowed is taken.
     """
@@ -64,39 +60,35 @@ def decode_random_crop(
     aspect: tuple[float, float] = ASPECT,
     flip: bool = True,
     antialias: bool = True,
-    reduced: bool = False,
 ) -> np.ndarray:
-    """From JPEG or PNG bytes to a training example.
+    """Returns a resized window (Szegedy et al., "Going deeper with convolutions") of an encoded image.
 
-    Args:
-      data: the encoded image; grey and CMYK become RGB, EXIF orientation is ignored.
-      rng: what the window and the mirroring are drawn from; the same draws whatever the other arguments.
-      size: side of the result.
-      area: smallest and largest part of the image.
-      aspect: smallest and largest width / height.
-      flip: mirror half of the examples.
-      antialias: average over pixels where the window shrinks, as Pillow does and TF-slim does not.
-      reduced: decode a JPEG at a half, quarter or eighth where the window still has ``size`` pixels then. The window's
-        edges are rounded to those coarser pixels, so results differ a little.
-
-    Returns:
-      uint8 (size, size, 3), RGB.
-
-    Raises:
-      DataError: the bytes are not an image.
+    It is uint8 (size, size, 3) RGB. ``area`` is the smallest and largest part of the image, ``aspect`` the smallest and
+    largest width / height; ``flip`` mirrors half of the examples; ``antialias`` averages over pixels where the window
+    shrinks, as Pillow does and TF-slim does not. A DataError where the image cannot be decoded.
     """
-    if reduced:
-        height, width = stored_size(data)
-        box = draw_box(height, width, rng, area=area, aspect=aspect)
-        image = _decode_bgr(data, min(box.height, box.width) // size)
-        box = _scaled(box, image.shape[0] / height, image.shape[1] / width)
-    else:
-        image = _decode_bgr(data)
-        box = draw_box(*image.shape[:2], rng, area=area, aspect=aspect)
+    image = decode_bgr(data)
+    box = draw_box(*image.shape[:2], rng, area=area, aspect=aspect)
     window = image[box.top : box.top + box.height, box.left : box.left + box.width]
     result = _resize_antialiased(window, size) if antialias else cv2.resize(window, (size, size))
     result = cv2.cvtColor(result, cv2.COLOR_BGR2RGB, dst=result)  # of the small image: a tenth of the time is saved
     return cv2.flip(result, 1) if flip and rng.random() < 0.5 else result
+
+
+def decode_pad_crop(data: bytes, rng: np.random.Generator, *, size: int, padding: int, flip: bool) -> np.ndarray:
+    """Returns uint8 (size, size, 3) RGB of an encoded image by CIFAR's recipe.
+
+    The image is resized to ``size`` on its shorter side (bilinear; averaging where it shrinks), laid on black with
+    ``padding`` on each side, cropped anywhere, and with ``flip`` mirrored half of the time.
+    """
+    image = decode_image(data)
+    scale = size / min(image.shape[:2])
+    width, height = (max(size, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    image = cv2.copyMakeBorder(image, *(padding,) * 4, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
+    image = image[top : top + size, left : left + size]
+    return np.ascontiguousarray(image[:, ::-1] if flip and rng.random() < 0.5 else image)
 
 
 def _resize_antialiased(image: np.ndarray, size: int) -> np.ndarray:
@@ -112,14 +104,3 @@ def _resize_antialiased(image: np.ndarray, size: int) -> np.ndarray:
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     finer = cv2.resize(image, (2 * size, 2 * size))
     return cv2.resize(finer, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _decode_bgr(data: bytes, factor: int = 1) -> np.ndarray:
-    """Decodes at the smallest of 1/1, 1/2, 1/4 and 1/8 that is at least 1/factor; channels in OpenCV's order."""
-    return decode_bgr(data, next((flag for step, flag in _REDUCED.items() if step <= factor), cv2.IMREAD_COLOR))
-
-
-def _scaled(box: Box, vertical: float, horizontal: float) -> Box:
-    top, bottom = round(box.top * vertical), round((box.top + box.height) * vertical)
-    left, right = round(box.left * horizontal), round((box.left + box.width) * horizontal)
-    return Box(top, left, bottom - top, right - left)

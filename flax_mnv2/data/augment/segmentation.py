@@ -55,7 +55,7 @@ def pad_to(image: np.ndarray, mask: np.ndarray, *, size: tuple[int, int], ignore
 
 
 def random_crop(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, *, size: tuple[int, int]) -> Pair:
-    """A window of ``size`` (height, width) at a uniform position; views, nothing is copied.
+    """Returns a window of ``size`` (height, width) at a uniform position; views, nothing is copied.
 
     The image must be at least that large: :func:`pad_to` first.
     """

@@ -1,17 +1,16 @@
 """What the data sets store, and the checks that images and masks must pass to be stored."""
 
 import io
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from flax_mnv2.data.decode import PILLOW_ERRORS, decode_mask
+from flax_mnv2.data.decode import FORMATS, check_encoded, check_mask, decode_mask, decode_rgb
 from flax_mnv2.errors import DataError
-
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what both Pillow and OpenCV decode
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -22,12 +21,7 @@ class LocalInfo(tfds.core.DatasetInfo):
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What the builders here share. Examples stay in the order in which they are generated.
-
-    Args:
-      file_format: ArrayRecord unless stated: it is the format that gives random access.
-      **kwargs: as for every TFDS builder.
-    """
+    """What the builders here share: ArrayRecord for random access, and examples in the order of their generation."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads a plain class attribute)
@@ -57,11 +51,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _segmentation_info(
         self, *, labels: tuple[str, ...], ignore_label: int, **description: str
     ) -> tfds.core.DatasetInfo:
-        """Features and metadata of images with masks.
-
-        The metadata holds ``labels``, ``ignore_label`` and ``max_size``, a map from split to [height, width]
-        that the builder fills in while it writes.
-        """
+        """Features and metadata of images with masks; :meth:`_store_pairs` fills in ``max_size``."""
         features = {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
             "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
@@ -79,30 +69,30 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             **kwargs,
         )
 
+    def _store_pairs(
+        self, split: str, pairs: Iterable[tuple[str, bytes, np.ndarray]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Examples of (id, encoded image, mask of uint8 (H, W)), which becomes a grey PNG."""
+        height = width = 0
+        for index, (image_id, image, mask) in enumerate(pairs):
+            height, width = max(height, mask.shape[0]), max(width, mask.shape[1])
+            png = cv2.imencode(".png", mask)[1].tobytes()
+            yield index, {"image": image, "segmentation_mask": png, "image_id": image_id}
+        self.info.metadata["max_size"][split] = [height, width]
+
 
 def check_image(data: bytes, name: str) -> None:
-    """Makes sure that an image file is whole and can be decoded by Pillow and by OpenCV.
-
-    JPEG is decoded at an eighth of its size, which reads all of its data in half the time.
-
-    Args:
-      data: JPEG, PNG, WebP or BMP, of at most 8 bits per channel.
-      name: what messages call it.
-
-    Raises:
-      DataError: it is something else, corrupt or cut short.
-    """
+    """Makes sure that an image file is whole, of 8 bits per channel, and can be decoded by Pillow and by OpenCV."""
     try:
-        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
-            image.draft("RGB", (1, 1))
+        check_encoded(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.draft("RGB", (1, 1))  # a JPEG at an eighth of its size, which reads all of its data in half the time
             image.load()
             mode = image.mode
-    except PILLOW_ERRORS as error:
-        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
-        reason = reason if data else "it is empty"
+    except Exception as error:  # Pillow's readers raise many types
         raise DataError(
-            f"{name} is not a readable image ({reason}). Expected a whole JPEG, PNG, WebP or BMP file: replace it, or "
-            "remove it."
+            f"{name} is not a readable image ({error or type(error).__name__}). Expected a whole JPEG, PNG, WebP or "
+            "BMP file: replace it, or remove it."
         ) from error
     if mode.startswith(("I", "F")):
         raise DataError(f"{name} has pixels of more than 8 bits (mode {mode}). Convert it to 8 bits per channel.")
@@ -117,65 +107,17 @@ def checked_mask(
     num_classes: int,
     ignore_label: int,
 ) -> np.ndarray:
-    """Decodes a pair completely and returns its mask, uint8 (H, W).
+    """Decodes a pair completely and returns its mask, uint8 (H, W), which may come as PNG or decoded.
 
-    Args:
-      image: encoded JPEG or PNG.
-      image_name: what messages call the image.
-      mask: encoded PNG, or uint8 (H, W).
-      mask_name: what messages call the mask.
-      num_classes: masks may hold 0 … num_classes - 1 and ``ignore_label``.
-      ignore_label: the value of pixels without a class.
-
-    Raises:
-      DataError: either is corrupt or cut short, sizes differ, or a value is out of range.
+    The names are for messages: a DataError tells which of the two is damaged, or that they do not fit each other.
     """
-    size = _image_size(image, image_name)
-    if isinstance(mask, bytes):
-        try:
-            mask = decode_mask(mask)
-        except DataError as error:
-            raise DataError(f"{mask_name}: {error}.") from error
-    if mask.shape != size:
-        raise DataError(
-            f"{mask_name}: the mask is {_size_text(mask.shape)}, but its image {image_name} is "
-            f"{_size_text(size)}. Masks must have the size of their image: redraw or resize it (nearest "
-            "neighbour), or remove the pair."
-        )
-    counts = np.bincount(mask.ravel(), minlength=256)
-    counts[ignore_label] = 0
-    wrong = np.flatnonzero(counts[num_classes:]) + num_classes
-    if wrong.size:
-        raise DataError(
-            f"{mask_name}: found the values "
-            f"{', '.join(map(str, wrong[:8]))}{' …' if wrong.size > 8 else ''}, expected 0 … "
-            f"{num_classes - 1} or the ignore label {ignore_label}. Correct the mask, or the number of "
-            "labels (--config.data.labels, --config.data.num_classes, --config.data.ignore_label)."
-        )
-    return mask
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """Returns a grey PNG of class indices, uint8 (H, W)."""
-    return cv2.imencode(".png", mask)[1].tobytes()
-
-
-def largest(sizes: list[tuple[int, int]]) -> list[int]:
-    """Returns the largest height and the largest width, as a list because it goes into JSON."""
-    return [max(height for height, _ in sizes), max(width for _, width in sizes)]
-
-
-def _image_size(data: bytes, name: str) -> tuple[int, int]:
-    """(height, width) of an image that Pillow, which is strict about missing data, decodes to its end."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            image.load()
-            return image.height, image.width
-    except PILLOW_ERRORS as error:
-        raise DataError(
-            f"{name}: corrupt image ({error}). Replace it, or remove its id from the split files."
-        ) from error
-
-
-def _size_text(size: tuple[int, ...]) -> str:
-    return f"{size[1]}x{size[0]} (width x height)"
+        width, height = decode_rgb(image).size
+    except DataError as error:
+        raise DataError(f"{image_name}: {error}, or remove its id from the split files.") from error
+    try:
+        mask = decode_mask(mask) if isinstance(mask, bytes) else mask
+        check_mask(mask, (height, width), num_classes=num_classes, ignore_label=ignore_label)
+    except DataError as error:
+        raise DataError(f"{mask_name}: {error}.") from error
+    return mask

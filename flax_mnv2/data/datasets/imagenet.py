@@ -1,7 +1,6 @@
 """TFDS builder for ImageNet (ILSVRC 2012) straight from the official archives, without TensorFlow.
 
-TFDS's own ``imagenet2012`` needs TensorFlow to build. This one has the same features, labels and split names, reads
-the archives where they lie, and stores the JPEG files as they are.
+It has the features, labels and split names of TFDS's own ``imagenet2012``, and stores the JPEG files as they are.
 """
 
 import dataclasses
@@ -50,11 +49,13 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
         builders = opened(existing.info.splits, existing)
     else:
         builders = {
-            split: functools.partial(prepared, functools.partial(_make_builder, split, tar, data_dir), data_dir)
+            split: functools.partial(
+                prepared, functools.partial(make_builder, split, tar, data_dir, for_good=False), data_dir
+            )
             for split, tar in find_archives(place).items()
         }
         if not archive:
-            builders |= _installed(data_dir)
+            builders |= _built_for_good(data_dir)
     builders = {split: builders[split] for split in SPLITS if split in builders}
     if not builders:
         raise no_archives(place)
@@ -92,22 +93,19 @@ def no_archives(place: Path) -> DataError:
     )
 
 
-def _make_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
-    """The builder of one split.
+def make_builder(split: str, archive: Path, data_dir: Path, *, for_good: bool) -> "Imagenet2012Archive":
+    """Returns the builder of one split; one ``for_good`` is found whether its archive is still there or not.
 
-    Its config is named after a digest of the archive's path, size and time of change, so that two archives never
-    share a prepared data set, and a changed one is built anew.
+    The config of others is named after a digest of the archive's path, size and time of change, so that two archives
+    never share a prepared data set, and a changed one is built anew.
     """
-    return _builder(f"{split}_{fingerprint(split, identity(archive))}", split, archive, data_dir)
+    name = split if for_good else f"{split}_{fingerprint(split, identity(archive))}"
+    config = ImagenetConfig(name=name, description=f"{split} from {archive}", split=split, archive=str(archive))
+    return Imagenet2012Archive(config=config, data_dir=data_dir)
 
 
-def make_installed_builder(split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
-    """Returns the builder of one split for good: it is found whether its archive is still there or not."""
-    return _builder(split, split, archive, data_dir)
-
-
-def _installed(data_dir: Path) -> dict[str, Callable[[], tfds.core.DatasetBuilder]]:
-    """What :func:`make_installed_builder` has built in ``data_dir``, as ``Dataset.builders``."""
+def _built_for_good(data_dir: Path) -> dict[str, Callable[[], tfds.core.DatasetBuilder]]:
+    """The splits that were built for good in ``data_dir``, as ``Dataset.builders``."""
     found: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {}
     for split in SPLITS:
         folder = data_dir / Imagenet2012Archive.name / split / str(Imagenet2012Archive.VERSION)
@@ -116,18 +114,10 @@ def _installed(data_dir: Path) -> dict[str, Callable[[], tfds.core.DatasetBuilde
     return found
 
 
-def _builder(name: str, split: str, archive: Path, data_dir: Path) -> "Imagenet2012Archive":
-    config = ImagenetConfig(name=name, description=f"{split} from {archive}", split=split, archive=str(archive))
-    return Imagenet2012Archive(config=config, data_dir=data_dir)
-
-
 def prepared_by_tfds(data_dir: Path) -> tfds.core.DatasetBuilder | None:
     """Returns TFDS's own ``imagenet2012`` in ``data_dir``, or None where it has not been prepared.
 
-    Of several versions the newest that is stored as ArrayRecord, be it converted or not.
-
-    Raises:
-      DataError: none is stored in a format with random access, or it has other labels.
+    Of several versions the newest that is stored as ArrayRecord, be it converted or not; a DataError if there is none.
     """
     place = data_dir / "imagenet2012"
     found = [

@@ -21,11 +21,7 @@ LOCK_FILE = ".preparing.lock"  # in the folder of data sets; it stays there
 
 
 def default_data_dir(data_dir: str) -> Path:
-    """Returns where prepared data sets live: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
-
-    Raises:
-      ConfigError: it is an address such as ``gs://bucket``.
-    """
+    """Returns where prepared data sets live: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
     place = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in place:
         raise ConfigError(
@@ -38,13 +34,8 @@ def default_data_dir(data_dir: str) -> Path:
 def prepared(make: Callable[[], tfds.core.DatasetBuilder], data_dir: Path, **options: Any) -> tfds.core.DatasetBuilder:
     """Returns the builder of a prepared data set, which is built first where it is not there yet.
 
-    Args:
-      make: gives the builder; asked again after building, to read what was written.
-      data_dir: the builder's folder of data sets.
-      **options: arguments of ``download_and_prepare``.
-
-    Raises:
-      DataError: the data is damaged, or cannot be stored; no unfinished folder stays.
+    ``make`` gives the builder, and is asked again after building, to read what was written; ``options`` are those of
+    ``download_and_prepare``. A DataError where the data is damaged or cannot be stored; no unfinished folder stays.
     """
     builder = make()
     if is_prepared(builder.data_dir):
@@ -70,11 +61,7 @@ def is_prepared(folder: str | os.PathLike[str]) -> bool:
 
 
 def file_formats(folder: Path) -> tuple[str, ...]:
-    """Returns the formats that a prepared data set is stored in, TFDS's names, the one it was built in first.
-
-    Raises:
-      DataError: its description is damaged.
-    """
+    """Returns the formats that a prepared data set is stored in, TFDS's names, the one it was built in first."""
     path = folder / "dataset_info.json"
     try:
         description = json.loads(path.read_text())
@@ -85,15 +72,9 @@ def file_formats(folder: Path) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def alone_for(target: Path, data_dir: Path, *, what: str) -> Iterator[None]:
-    """Holds the folder of data sets while ``target`` is made in it; remnants of a killed process go first.
+    """Locks the folder of data sets while the caller makes ``target`` in it, unless that is complete already.
 
-    Args:
-      target: the data set's folder; made by the caller, unless it is complete already.
-      data_dir: folder of data sets; created if need be.
-      what: what messages call the data set.
-
-    Raises:
-      DataError: there is something else at ``target``, or the caller met an OSError.
+    Remnants of a killed process go first. An OSError that the caller meets becomes a DataError about ``what``.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypedDict
@@ -22,10 +21,7 @@ class EncodedExample(TypedDict):
 
 
 class LabeledExample(TypedDict):
-    """One stored example of a classification data set: its image file, class index, and the name of the file.
-
-    The file is a JPEG in ``imagenet2012``, and JPEG, PNG, WebP or BMP in ``image_folder``.
-    """
+    """One stored image with its class index; JPEG in ``imagenet2012``; JPEG, PNG, WebP or BMP in ``image_folder``."""
 
     image: bytes
     label: int
@@ -35,22 +31,13 @@ class LabeledExample(TypedDict):
 class ExampleSource:
     """Random access to the encoded examples of one split, in their stored order.
 
-    Safe to share between threads; can be pickled.
-
-    Attributes:
-      place: the folder and the split, for messages.
+    Safe to share between threads; can be pickled. ``place`` is the folder and the split, for messages.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, example: type):
-        """Opens the records.
+        """Opens the records; a DataError where prepared files are missing.
 
-        Args:
-          builder: of a prepared data set.
-          split: one of its splits.
-          example: TypedDict of what every example has: images, as bytes, stay encoded; its name is the one string.
-
-        Raises:
-          DataError: prepared files are missing.
+        ``example`` is a TypedDict of what every example has: bytes are images that stay encoded, a string its name.
         """
         info = builder.info.splits[split]
         self._folder = str(builder.data_dir)
@@ -72,11 +59,9 @@ class ExampleSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Any:
-        """Returns one example.
+        """Returns one example; a BadExampleError where its record is damaged, or lacks a feature.
 
-        Raises:
-          BadExampleError: its record is damaged, or lacks a feature. ArrayRecord keeps a hash of every chunk, so that
-            damage does not pass for data.
+        ArrayRecord keeps a hash of every chunk, so that damage does not pass for data.
         """
         try:
             record = self._records[index]
@@ -105,8 +90,7 @@ class Dataset:
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
-      kind: of its examples, "segmentation" or "classification".
-      example: the TypedDict that each of them is.
+      kind: of its examples, "segmentation" or "classification"; ``example`` is the TypedDict that each of them is.
     """
 
     name: str
@@ -124,8 +108,7 @@ class Dataset:
     def source(self, split: str) -> ExampleSource:
         """Returns the examples of a split in their stored order, which is that of the archive or list of ids.
 
-        Raises:
-          DataError: there is no such split, its archive is damaged, or prepared files are missing.
+        A DataError where there is no such split, its archive is damaged, or prepared files are missing.
         """
         if split not in self.builders:
             raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
@@ -142,17 +125,11 @@ class ClassificationDataset(Dataset):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationDataset(Dataset):
-    """Images with masks; a source gives :class:`EncodedExample`.
+    """Images with masks; a source gives :class:`EncodedExample`."""
 
-    Attributes:
-      ignore_label: mask value of pixels without a class.
-      max_size: largest height and largest width by split.
-      num_examples: number of examples by split.
-    """
-
-    ignore_label: int
-    max_size: Mapping[str, tuple[int, int]]
-    num_examples: Mapping[str, int]
+    ignore_label: int  # mask value of pixels without a class
+    max_size: Mapping[str, tuple[int, int]]  # largest height and largest width by split
+    num_examples: Mapping[str, int]  # by split
 
     kind = "segmentation"
     example = EncodedExample
@@ -175,8 +152,4 @@ def opened(
     splits: Iterable[str], builder: tfds.core.DatasetBuilder
 ) -> dict[str, Callable[[], tfds.core.DatasetBuilder]]:
     """Returns ``Dataset.builders`` of splits that are prepared already."""
-    return dict.fromkeys(splits, functools.partial(_same, builder))
-
-
-def _same(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
-    return builder
+    return dict.fromkeys(splits, lambda: builder)

@@ -33,9 +33,7 @@ class Entry:
 
 
 _VOC = {"num_classes": len(voc.VOC_LABELS), "ignore_label": voc.VOC_IGNORE_LABEL}
-_VOC_ARCHIVE = {
-    "archive": "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
-}
+_VOC_ARCHIVE = "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
 
 DATASETS: dict[str, Entry] = {
     "imagenet2012": Entry(
@@ -58,14 +56,14 @@ DATASETS: dict[str, Entry] = {
         kind=SegmentationDataset,
         load=voc.load,
         summary="PASCAL VOC 2012: images and class masks",
-        fields=_VOC_ARCHIVE,
+        fields={"archive": _VOC_ARCHIVE},
         fixed=_VOC,
     ),
     "voc_segmentation/2012_aug": Entry(
         kind=SegmentationDataset,
         load=voc.load,
         summary="PASCAL VOC 2012 with the masks of SBD: images and class masks",
-        fields={**_VOC_ARCHIVE, "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG"},
+        fields={"archive": _VOC_ARCHIVE, "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG"},
         fixed=_VOC,
     ),
     "voc_segmentation/custom": Entry(
@@ -99,20 +97,12 @@ def load_classification(data: Mapping[str, Any]) -> ClassificationDataset:
 
 
 def load(data: Mapping[str, Any], kind: type[Dataset] = Dataset) -> Any:
-    """Opens a data set, and builds it first where it is not prepared yet.
+    """Opens a data set of the wanted kind, and builds it first where it is not prepared yet.
 
-    Args:
-      data: ``config.data``, a ConfigDict or any mapping with ``dataset``, one of :data:`DATASETS`; with ``data_dir``,
-        where prepared data sets live ("" is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``); and with the fields that
-        the data set's own module describes. Absent fields are empty, others are ignored.
-      kind: what is wanted.
-
-    Returns:
-      A data set of that kind.
-
-    Raises:
-      ConfigError: a field is wrong, or two contradict each other.
-      DataError: the data is missing, damaged or inconsistent, or cannot be stored.
+    ``data`` is ``config.data``, or any mapping with ``dataset``, one of :data:`DATASETS`; with ``data_dir``, where
+    prepared data sets live ("" is ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``); and with the fields that the data
+    set's own module describes. Absent fields are empty, others are ignored. A ConfigError where a field is wrong, a
+    DataError where the data is missing, damaged or inconsistent, or cannot be stored.
     """
     name, names = data.get("dataset", ""), names_of(kind)
     if name not in names:

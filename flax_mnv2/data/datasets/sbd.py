@@ -41,25 +41,17 @@ class SbdMasks:
         self._tree.close()
 
     def ids(self) -> set[str]:
-        """Returns the ids with a mask: SBD's train and val, or every PNG.
-
-        Raises:
-          DataError: a list is not text.
-        """
+        """Returns the ids with a mask: SBD's train and val, or every PNG."""
         if not self._lists:
             return set(self._files)
         return {image_id for name in self._lists for image_id in self._tree.read_lines(name)}
 
     def name(self, image_id: str) -> str:
-        """Archive and member of a mask, for messages."""
+        """Returns the archive and member of a mask, for messages."""
         return f"{self.path}: {self._files.get(image_id, image_id)}"
 
     def mask(self, image_id: str) -> np.ndarray | bytes:
-        """Returns a mask: class indices as uint8 (H, W) from a ``.mat`` file, or the bytes of a PNG.
-
-        Raises:
-          DataError: the mask is missing or not in SBD's format.
-        """
+        """Returns a mask: class indices as uint8 (H, W) from a ``.mat`` file, or the bytes of a PNG."""
         if image_id not in self._files:
             raise DataError(f"{self.path} lists the id {image_id!r} but holds no mask for it. Get the archive again.")
         name = self._files[image_id]

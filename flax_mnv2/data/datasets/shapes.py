@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flax_mnv2.data.datasets.examples import LocalBuilder, encode_mask, largest
+from flax_mnv2.data.datasets.examples import LocalBuilder
 from flax_mnv2.data.datasets.prepared import prepared
 from flax_mnv2.data.datasets.records import SegmentationDataset
 
@@ -45,29 +45,19 @@ class ShapesSegmentation(LocalBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         return {
-            name: self._generate_examples(name, number, count)
+            name: self._store_pairs(name, self._generate_examples(name, number, count))
             for number, (name, count) in enumerate(SHAPES_NUM_EXAMPLES.items())
         }
 
-    def _generate_examples(self, split: str, stream: int, count: int) -> Iterator[tuple[int, dict]]:
-        sizes = []
+    def _generate_examples(self, split: str, stream: int, count: int) -> Iterator[tuple[str, bytes, np.ndarray]]:
         for index in range(count):
             image, mask = draw_example(np.random.default_rng([_SEED, stream, index]))
-            sizes.append(mask.shape)
             encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-            yield (
-                index,
-                {
-                    "image": encoded.tobytes(),
-                    "segmentation_mask": encode_mask(mask),
-                    "image_id": f"{split}_{index:04d}",
-                },
-            )
-        self.info.metadata["max_size"][split] = largest(sizes)
+            yield f"{split}_{index:04d}", encoded.tobytes(), mask
 
 
 def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image, uint8 (H, W, 3) RGB, and its mask, uint8 (H, W); H and W lie in 80 … 128."""
+    """Draws an image, uint8 (H, W, 3) RGB, and its mask, uint8 (H, W); H and W lie in 80 … 128."""
     height, width = rng.integers(_SIZES[0], _SIZES[1] + 1, size=2)
     image = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)
@@ -86,11 +76,7 @@ def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A textured gradient between two dull colours, float64 (H, W, 3)."""
-    hues, saturations, values = (
-        rng.integers(180, size=2),
-        rng.integers(90, size=2),
-        rng.integers(30, 230, size=2),
-    )
+    hues, saturations, values = rng.integers(180, size=2), rng.integers(90, size=2), rng.integers(30, 230, size=2)
     first, second = (_rgb(*hsv) for hsv in zip(hues, saturations, values, strict=True))
     direction = rng.normal(size=2)
     rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]

@@ -5,7 +5,7 @@ TFDS' own ``voc`` has no masks. This builder needs no TensorFlow, neither to bui
 
 import contextlib
 import dataclasses
-import os
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity
-from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask, encode_mask, largest
+from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask
 from flax_mnv2.data.datasets.prepared import prepared
 from flax_mnv2.data.datasets.records import SegmentationDataset
 from flax_mnv2.data.datasets.sbd import SbdMasks
@@ -56,6 +56,11 @@ _CITATION = """@misc{pascal-voc-2012,
   title = {The {PASCAL} {V}isual {O}bject {C}lasses {C}hallenge 2012 {(VOC2012)} {R}esults}}"""
 # What people call the ready-made masks when they keep them; looked for beside benchmark.tgz.
 _AUG_NAMES = ("SegmentationClassAug", "SegmentationClassAug.zip")
+_CUSTOM, _AUGMENTED = "custom", "2012_aug"
+_OFFICIAL = {
+    "2012": "VOC 2012: train, val, trainval.",
+    _AUGMENTED: "VOC 2012 and SBD: train, val, trainval, trainaug.",
+}
 
 
 def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationDataset:
@@ -64,17 +69,16 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
     ``data`` has for ``custom`` the ``archive`` (or folder), ``labels`` (a text file with one name per line, or names
     separated by commas), ``num_classes`` (0 is the number of labels; with no labels, names become class_0, class_1, …)
     and ``ignore_label`` (mask value without a class, default 255); for the others optionally ``archive``, the path of
-    the official VOC tar, and ``sbd_archive``, that of SBD's benchmark.tgz or of SegmentationClassAug masks.
+    the official VOC tar (default: ``downloads/manual`` in ``data_dir``, else fetched), and ``sbd_archive``, that of
+    SBD's benchmark.tgz or of SegmentationClassAug masks, which are checked example by example, not by digest.
     """
-    return SegmentationDataset.of(prepared(lambda: _make_builder(name, data, data_dir), data_dir))
-
-
-def _make_builder(name: str, data: Mapping[str, Any], data_dir: Path) -> "VocSegmentation":
-    config = name.partition("/")[2]
-    if config == "custom":
-        return VocSegmentation(config=_custom_config(data), data_dir=data_dir)
-    archives = {key: data.get(key) or "" for key in ("archive", "sbd_archive")}
-    return VocSegmentation(config=config, data_dir=data_dir, **archives)
+    name = name.partition("/")[2]
+    if name == _CUSTOM:
+        config = _custom_config(data)
+    else:
+        archives = {key: data.get(key) or "" for key in ("archive", "sbd_archive")}
+        config = VocConfig(name=name, description=_OFFICIAL[name], **archives)
+    return SegmentationDataset.of(prepared(lambda: VocSegmentation(config=config, data_dir=data_dir), data_dir))
 
 
 def _labels(text: str, num_classes: int) -> tuple[str, ...]:
@@ -106,11 +110,12 @@ def _labels(text: str, num_classes: int) -> tuple[str, ...]:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class VocConfig(tfds.core.BuilderConfig):
-    """Which images and masks to build; ``archive`` is set only for data of the user's own."""
+    """Which images and masks to build, and the paths that the user gave."""
 
     labels: tuple[str, ...] = VOC_LABELS
     ignore_label: int = VOC_IGNORE_LABEL
     archive: str = ""
+    sbd_archive: str = ""
 
 
 def _custom_config(data: Mapping[str, Any]) -> VocConfig:
@@ -139,31 +144,11 @@ def _custom_config(data: Mapping[str, Any]) -> VocConfig:
 
 
 class VocSegmentation(LocalBuilder):
-    """Images and class masks of PASCAL VOC 2012, or of an archive in its layout.
+    """Images and class masks of PASCAL VOC 2012, or of an archive in its layout with every split found there.
 
-    Configs: ``2012`` has the splits train (1464 examples), val (1449) and trainval (2913); ``2012_aug``
-    adds trainaug (10,582): VOC train and SBD, without VOC val; masks are VOC's own where it has one.
-    A config with ``archive`` is for another archive, with every split found there.
-
-    Args:
-      archive: path of the official VOC tar, where it is not in ``<data_dir>/downloads/manual``.
-      sbd_archive: path of SBD's ``benchmark.tgz``, or of a folder or archive of ``SegmentationClassAug``
-        PNGs; its contents are checked example by example, not by digest.
-      **kwargs: as for every TFDS builder.
+    ``2012`` has the splits train (1464 examples), val (1449) and trainval (2913); ``2012_aug`` adds trainaug (10,582):
+    VOC train and SBD, without VOC val; masks are VOC's own where it has one.
     """
-
-    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a plain class attribute)
-        VocConfig(name="2012", description="VOC 2012: train, val, trainval."),
-        VocConfig(name="2012_aug", description="VOC 2012 and SBD: train, val, trainval, trainaug."),
-    ]
-
-    def __init__(
-        self, *, archive: str | os.PathLike[str] = "", sbd_archive: str | os.PathLike[str] = "", **kwargs: Any
-    ):
-        self._archive = archive
-        self._sbd_archive = sbd_archive
-        self._open_files = contextlib.ExitStack()
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self._segmentation_info(
@@ -175,77 +160,62 @@ class VocSegmentation(LocalBuilder):
         )
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """Builds the data set unless it is there; see ``tfds.core.DatasetBuilder.download_and_prepare``.
-
-        Raises:
-          DataError: an archive is missing or damaged, or an example in it is wrong. Nothing is left behind.
-        """
-        with self._open_files:
+        """Builds the data set unless it is there; nothing is left behind where an archive or an example is wrong."""
+        with contextlib.ExitStack() as self._open_files:
             super().download_and_prepare(**kwargs)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         config = self.builder_config
         manual = Path(dl_manager.download_dir) / "manual"
-        voc = self._open_files.enter_context(VocFiles(config.archive or self._voc_archive(manual)))
+        path = _find_voc(config.archive, manual) if config.name in _OFFICIAL else config.archive
+        voc = self._open_files.enter_context(VocFiles(path))
         splits = voc.splits()
         masks: SbdMasks | None = None
-        if config.name == "2012_aug":
-            masks = self._open_files.enter_context(SbdMasks(self._sbd_source(manual)))
+        if config.name == _AUGMENTED:
+            masks = self._open_files.enter_context(SbdMasks(_find_sbd(config, manual)))
             splits["trainaug"] = sorted((set(splits["train"]) | masks.ids()) - set(splits["val"]))
-        return {name: self._generate_examples(name, ids, voc, masks) for name, ids in splits.items()}
+        pairs = {name: self._generate_examples(ids, voc, masks) for name, ids in splits.items()}
+        return {name: self._store_pairs(name, each) for name, each in pairs.items()}
 
     def _generate_examples(
-        self, split: str, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None
-    ) -> Iterator[tuple[int, dict]]:
-        config = self.builder_config
-        sizes = []
-        for index, image_id in enumerate(ids):
+        self, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None
+    ) -> Iterator[tuple[str, bytes, np.ndarray]]:
+        for image_id in ids:
             image = voc.read_image(image_id)
-            mask, mask_name = _read_mask(image_id, voc, sbd)
+            if sbd is None or voc.has_mask(image_id):
+                mask, mask_name = voc.read_mask(image_id), voc.mask_name(image_id)
+            else:
+                mask, mask_name = sbd.mask(image_id), sbd.name(image_id)
             mask = checked_mask(
                 image=image,
                 image_name=voc.image_name(image_id),
                 mask=mask,
                 mask_name=mask_name,
-                num_classes=len(config.labels),
-                ignore_label=config.ignore_label,
+                num_classes=len(self.builder_config.labels),
+                ignore_label=self.builder_config.ignore_label,
             )
-            sizes.append(mask.shape)
-            yield index, {"image": image, "segmentation_mask": encode_mask(mask), "image_id": image_id}
-        self.info.metadata["max_size"][split] = largest(sizes)
-
-    def _voc_archive(self, manual: Path) -> Path:
-        return obtain(VOC2012_FILE, places=_places(VOC2012_FILE.name, self._archive, manual), target=manual)
-
-    def _sbd_source(self, manual: Path) -> Path:
-        if self._sbd_archive:
-            return Path(self._sbd_archive).expanduser()
-        beside = [Path(self._archive).expanduser().parent] if self._archive else []
-        places = [*beside, manual]
-        for place in places:
-            for name in _AUG_NAMES:
-                if (place / name).exists():
-                    return place / name
-        return obtain(SBD_FILE, places=[place / SBD_FILE.name for place in places], target=manual)
+            yield image_id, image, mask
 
 
-def _places(name: str, archive: str | os.PathLike[str], manual: Path) -> list[Path]:
-    """Where the official VOC tar may be; an archive that the user names must be there."""
-    if not archive:
-        return [manual / name]
-    path = Path(archive).expanduser()
+def _find_voc(archive: str, manual: Path) -> Path:
+    """The official VOC tar, fetched if need be; one that the user names must be there."""
+    path = Path(archive).expanduser() if archive else manual / VOC2012_FILE.name
     if path.is_dir():
-        path = path / name
-    if not path.is_file():
+        path = path / VOC2012_FILE.name
+    if archive and not path.is_file():
         raise DataError(
-            f"There is no file {path}. Give the path of {name} as --config.data.archive, or set it to '' to "
-            "have it downloaded; for other data in VOC layout use "
-            "--config.data.dataset=voc_segmentation/custom."
+            f"There is no file {path}. Give the path of {VOC2012_FILE.name} as --config.data.archive, or set it to '' "
+            "to have it downloaded; for other data in VOC layout use --config.data.dataset=voc_segmentation/custom."
         )
-    return [path]
+    return obtain(VOC2012_FILE, places=[path], target=manual)
 
 
-def _read_mask(image_id: str, voc: VocFiles, sbd: SbdMasks | None) -> tuple[bytes | np.ndarray, str]:
-    if sbd is None or voc.has_mask(image_id):
-        return voc.read_mask(image_id), voc.mask_name(image_id)
-    return sbd.mask(image_id), sbd.name(image_id)
+def _find_sbd(config: VocConfig, manual: Path) -> Path:
+    """SBD or ready-made masks: what the user names, else what lies beside VOC's tar or in ``manual``, else fetched."""
+    if config.sbd_archive:
+        return Path(config.sbd_archive).expanduser()
+    places = [Path(config.archive).expanduser().parent, manual] if config.archive else [manual]
+    for place, name in itertools.product(places, _AUG_NAMES):
+        if (place / name).exists():
+            return place / name
+    return obtain(SBD_FILE, places=[place / SBD_FILE.name for place in places], target=manual)

@@ -1,5 +1,6 @@
 """A read-only view of a data set in the layout of PASCAL VOC segmentation."""
 
+import collections
 import os
 import re
 from pathlib import Path
@@ -45,18 +46,16 @@ class VocFiles:
     def splits(self) -> dict[str, list[str]]:
         """Returns the image ids of every split, in the order of its file.
 
-        Raises:
-          DataError: a split is empty, lists an id twice, is not text, or has a name that TFDS cannot use. That each id
-            is a file's is seen when it is read: ids are only ever looked up among the archive's own names.
+        That each id is a file's is seen when it is read: ids are only ever looked up among the archive's own names.
         """
         return {name: self._ids(name, file) for name, file in sorted(self._split_files.items())}
 
     def read_image(self, image_id: str) -> bytes:
-        """The encoded image (JPEG or PNG)."""
+        """Returns the encoded image (JPEG or PNG)."""
         return self._tree.read(self._lookup(self._images, image_id, _IMAGES, _IMAGE_SUFFIXES))
 
     def read_mask(self, image_id: str) -> bytes:
-        """The encoded mask (PNG)."""
+        """Returns the encoded mask (PNG)."""
         return self._tree.read(self._lookup(self._masks, image_id, _MASKS, _MASK_SUFFIXES))
 
     def has_mask(self, image_id: str) -> bool:
@@ -64,11 +63,11 @@ class VocFiles:
         return image_id in self._masks
 
     def image_name(self, image_id: str) -> str:
-        """Archive and member of an image, for messages."""
+        """Returns the archive and member of an image, for messages."""
         return f"{self.path}: {self._images.get(image_id, image_id)}"
 
     def mask_name(self, image_id: str) -> str:
-        """Archive and member of a mask, for messages."""
+        """Returns the archive and member of a mask, for messages."""
         return f"{self.path}: {self._masks.get(image_id, image_id)}"
 
     def _ids(self, split: str, file: str) -> list[str]:
@@ -78,11 +77,9 @@ class VocFiles:
         ids = self._tree.read_lines(file)
         if not ids:
             raise DataError(f"{where} lists no image ids. Write one id per line, or remove the file.")
-        seen = set()
-        for image_id in ids:
-            if image_id in seen:
-                raise DataError(f"{where} lists {image_id!r} more than once. Remove the repeated lines.")
-            seen.add(image_id)
+        most, times = collections.Counter(ids).most_common(1)[0]
+        if times > 1:
+            raise DataError(f"{where} lists {most!r} more than once. Remove the repeated lines.")
         return ids
 
     def _lookup(self, files: dict[str, str], image_id: str, folder: str, suffixes: tuple[str, ...]) -> str:

@@ -20,15 +20,11 @@ _said: set[tuple[str, int]] = set()  # place and position: an example evaluated 
 
 
 class BadExampleError(DataError):
-    """One example is damaged.
-
-    Attributes:
-      name: which.
-      reason: what is wrong with it.
-    """
+    """One example is damaged: ``name`` says which, ``reason`` what is wrong with it."""
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason.rstrip(".")
+        self.words = f"{self.name} ({self.reason})"
         super().__init__(name, reason)  # what unpickling passes, when a worker process has raised it
 
     def __str__(self) -> str:
@@ -44,76 +40,57 @@ class SubstituteRow:
 
     The row goes on with the same generator, so that it depends on the seed, the step and the data alone, and no other
     row changes.
-
-    Attributes:
-      make_row: position and generator → row.
-      length: of the split.
-      limit: examples to try after the first; more would be over the budget.
     """
 
     make_row: Callable[[int, np.random.Generator], dict[str, np.ndarray]]
-    length: int
-    limit: int
+    length: int  # of the split
+    limit: int  # examples to try after the first; more would be over the budget
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The row, with the field :data:`BAD`."""
+        """Returns the row, with the field :data:`BAD`."""
         bad = []
         for position in range(index, index + min(self.limit + 1, self.length)):
             try:
                 row = self.make_row(position % self.length, rng)
             except BadExampleError as error:
-                bad.append((position % self.length, error.name, error.reason))
+                bad.append((position % self.length, error.words))
             else:
                 return row | {BAD: _text(bad)}
         raise DataError(
-            f"{len(bad)} examples in a row cannot be read: {_listed([_words(*each[1:]) for each in bad])}. Is the disk "
-            "or the data set damaged?"
+            f"{len(bad)} examples in a row cannot be read: {_listed([words for _, words in bad])}. Is the disk or the "
+            "data set damaged?"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedRow:
-    """Evaluation rows: a filler takes the place of a bad example, so that it counts for nothing.
-
-    Attributes:
-      make_row: position → row; the position ``filler`` gives a filler, whose mask is False.
-      filler: such a position.
-    """
+    """Evaluation rows: a filler takes the place of a bad example, so that it counts for nothing."""
 
     make_row: Callable[[int], dict[str, np.ndarray]]
-    filler: int
+    filler: int  # a position whose row is a filler, with a mask that is False
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
-        """The row, with the field :data:`BAD`."""
+        """Returns the row, with the field :data:`BAD`."""
         try:
             return self.make_row(index) | {BAD: _text([])}
         except BadExampleError as error:
-            return self.make_row(self.filler) | {BAD: _text([(index, error.name, error.reason)])}
+            return self.make_row(self.filler) | {BAD: _text([(index, error.words)])}
 
 
 class BadExamples:
-    """Those that an iterator has met, held against the budget and reported once each.
-
-    Attributes:
-      found: by position in the split, the name of the example with the reason.
-    """
+    """Those that an iterator has met in a split, held against the budget and reported once each."""
 
     def __init__(self, max_bad: int, place: str):
-        """``max_bad`` is the budget; ``place`` says which split it is, for reports."""
-        self.found: dict[int, str] = {}
+        self.found: dict[int, str] = {}  # by position in the split, the name of the example with the reason
         self._max_bad = max_bad
         self._place = place
 
     def take_from(self, batch: dict[str, np.ndarray]) -> None:
-        """Takes the field :data:`BAD` out of a batch.
-
-        Raises:
-          DataError: there are too many.
-        """
+        """Takes the field :data:`BAD` out of a batch; a DataError where there are too many."""
         for text in filter(None, batch.pop(BAD).tolist()):
-            for position, name, reason in json.loads(text):
+            for position, words in json.loads(text):
                 if position not in self.found:
-                    self._add(position, _words(name, reason))
+                    self._add(position, words)
 
     def _add(self, position: int, words: str) -> None:
         self.found[position] = words
@@ -128,17 +105,13 @@ class BadExamples:
 
 
 def report(found: Mapping[int, str]) -> str:
-    """One line about examples that were left out."""
+    """Returns one line about examples that were left out."""
     count = len(found)
     return f"{count} bad example{' was' if count == 1 else 's were'} left out: {_listed(list(found.values()))}"
 
 
-def _text(bad: list[tuple[int, str, str]]) -> np.str_:
+def _text(bad: list[tuple[int, str]]) -> np.str_:
     return np.str_(json.dumps(bad) if bad else "")
-
-
-def _words(name: str, reason: str) -> str:
-    return f"{name} ({reason})"
 
 
 def _listed(words: list[str]) -> str:

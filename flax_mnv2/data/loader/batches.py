@@ -15,8 +15,7 @@ from absl import flags
 from flax_mnv2.data.loader.bad_examples import BAD, BadExamples, MaskedRow, SubstituteRow
 from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.data.loader.order import augmentation_seed, process_rows, training_order
-from flax_mnv2.data.loader.watchdog import WaitError, Watchdog
-from flax_mnv2.data.loader.workers import set_up_worker
+from flax_mnv2.data.loader.watchdog import WaitError, Watchdog, set_up_worker
 from flax_mnv2.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -27,28 +26,26 @@ _ON_THE_WAY = 5  # batches of each worker between its own buffer and whoever ask
 class Source(Protocol):
     """Random access to the encoded examples of a split, dicts as ``flax_mnv2.data.datasets.records`` describes them."""
 
-    def __len__(self) -> int:
-        """Number of examples."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Any:
-        """One example."""
+    def __getitem__(self, index: int) -> Any: ...
 
 
 class BatchIterator(Iterator[Batch]):
     """Batches in their order; ``close`` it, or use it in a ``with`` statement.
 
-    Attributes:
-      bad_examples: by position in the split, name and reason of the damaged examples that were left out so far, in
-        this process's part of the batches.
+    ``bad_examples`` has, by position in the split, name and reason of the damaged examples that were left out so far,
+    in this process's part of the batches.
     """
 
-    def __init__(self, batches: grain.MapDataset, options: LoaderOptions, place: str):
-        """Gives what ``batches`` holds; ``place`` is what messages call the data set."""
-        self._batches = _in_parallel(batches, options)
+    def __init__(self, rows: grain.MapDataset, source: Source, options: LoaderOptions, *, start_step: int = 0):
+        count = options.process_count
+        own = process_rows(rows, options.batch_size, options.process_index, count)
+        self._batches = _in_parallel(own.batch(options.batch_size // count)[start_step:], options)
         self._timeout = options.timeout
         self._makers = f"{options.num_workers} input worker(s)" if options.num_workers else "threads of this process"
-        self._place = place
-        self._bad = BadExamples(options.max_bad, place)
+        self._place = getattr(source, "place", "its source")
+        self._bad = BadExamples(options.max_bad, self._place)
         self.bad_examples = self._bad.found
 
     def __next__(self) -> Batch:
@@ -82,23 +79,15 @@ def train_batches(
     start_step: int,
     repeats: int = 1,
 ) -> BatchIterator:
-    """Endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
+    """Gives endless shuffled, augmented batches; row r of batch k depends on (seed, k, r) alone.
 
     An iterator made with ``start_step=k`` therefore goes on exactly where one that gave k batches stopped,
     whatever the number of threads, workers and processes. Each epoch is shuffled and augmented anew; a
-    batch may span two epochs.
+    batch may span two epochs, and holds each of its examples ``repeats`` times, with different randomness.
 
-    Args:
-      make_row: position in the split and a generator → row of a batch, a dict of arrays; or a BadExampleError. It can
-        be pickled.
-      source: the split.
-      options: how they are made.
-      start_step: number of batches to leave out.
-      repeats: times that a batch holds each of its examples, made into rows with different randomness.
-
-    Raises:
-      DataError: the split is empty; while iterating: an example is damaged (it is named; ``options.skip_bad`` has the
-        next readable one of the split take its place), a worker was killed, or a batch took too long.
+    ``make_row`` makes a row, a dict of arrays, of a position in the split and a generator, or raises a BadExampleError;
+    it can be pickled. While iterating, a DataError names an example that is damaged (with ``options.skip_bad`` the next
+    readable one takes its place), or says that a worker was killed, or that a batch took too long.
     """
     _check_source(source)
     if options.skip_bad:
@@ -106,45 +95,25 @@ def train_batches(
     order = training_order(len(source), batch_size=options.batch_size, seed=options.seed, repeats=repeats)
     # Randomness comes before sharding: the global batch must not depend on the number of processes.
     rows = order.random_map(make_row, seed=augmentation_seed(options.seed))
-    return BatchIterator(_batched(rows, options)[start_step:], options, _place(source))
+    return BatchIterator(rows, source, options, start_step=start_step)
 
 
 def eval_batches(make_row: Callable[[int], Batch], source: Source, options: LoaderOptions) -> BatchIterator:
-    """Every example exactly once, in the order of the split, filled up to whole global batches.
+    """Gives every example exactly once, in the order of the split, filled up to whole global batches.
 
-    Every process gets the same number of batches.
-
-    Args:
-      make_row: position → row of a batch, a dict of arrays; or a BadExampleError. Positions from ``len(source)`` on
-        are fillers. It can be pickled.
-      source: the split.
-      options: how they are made.
-
-    Raises:
-      DataError: the split is empty; while iterating: as in :func:`train_batches`, but the rows of damaged examples
-        become fillers.
+    Every process gets the same number of batches. ``make_row`` and errors are as in :func:`train_batches`, but there is
+    no generator, positions from ``len(source)`` on are fillers, and so is the row of a damaged example that is skipped.
     """
     _check_source(source)
     if options.skip_bad:
         make_row = MaskedRow(make_row, filler=len(source))
     padded = -(-len(source) // options.batch_size) * options.batch_size
-    return BatchIterator(_batched(grain.MapDataset.range(padded).map(make_row), options), options, _place(source))
+    return BatchIterator(grain.MapDataset.range(padded).map(make_row), source, options)
 
 
 def _check_source(source: Source) -> None:
     if len(source) == 0:
         raise DataError("The split has no examples. Choose another split, or check how the data set was built.")
-
-
-def _place(source: Source) -> str:
-    return getattr(source, "place", "its source")
-
-
-def _batched(rows: grain.MapDataset, options: LoaderOptions) -> grain.MapDataset:
-    """This process's part of every global batch."""
-    count = options.process_count
-    own = process_rows(rows, batch_size=options.batch_size, process_index=options.process_index, process_count=count)
-    return own.batch(options.batch_size // count)
 
 
 def _in_parallel(batches: grain.MapDataset, options: LoaderOptions) -> Watchdog:

@@ -10,36 +10,18 @@ from flax_mnv2.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """Options of the training and evaluation batches of any task.
+    """Options of the training and evaluation batches of any task; a ConfigError where the batch cannot be divided."""
 
-    Attributes:
-      batch_size: examples in the global batch, over all processes of a run.
-      seed: of order and augmentation; evaluation does not use it.
-      process_index: which equal, contiguous part of every global batch to give.
-      process_count: number of parts.
-      num_threads: threads that make batches, in each worker; 0 makes each batch when it is asked for.
-      num_workers: processes that make batches; 0 uses threads of this one.
-      prefetch_buffer_size: batches made in advance, in each worker; at least one by each thread.
-      timeout: seconds that a batch may take.
-      skip_bad: whether damaged examples are left out instead of stopping: another takes their place in training, a
-        filler in evaluation.
-      max_bad: different damaged examples that may be left out, of one iterator in one process; one more stops. The
-        count starts anew when a run is continued.
-
-    Raises:
-      ConfigError: the batch cannot be divided.
-    """
-
-    batch_size: int
-    seed: int = 0
-    process_index: int = 0
+    batch_size: int  # examples in the global batch, over all processes of a run
+    seed: int = 0  # of order and augmentation; evaluation does not use it
+    process_index: int = 0  # which equal, contiguous part of every global batch to give
     process_count: int = 1
-    num_threads: int = 2
-    num_workers: int = 0
-    prefetch_buffer_size: int = 4
-    timeout: float = 600.0
-    skip_bad: bool = False
-    max_bad: int = 100
+    num_threads: int = 2  # that make batches, in each worker; 0 makes each batch when it is asked for
+    num_workers: int = 0  # processes that make batches; 0 uses threads of this one
+    prefetch_buffer_size: int = 4  # batches made in advance, in each worker; at least one by each thread
+    timeout: float = 600.0  # seconds that a batch may take
+    skip_bad: bool = False  # whether another example takes a damaged one's place, in an evaluation a filler
+    max_bad: int = 100  # different damaged ones, of an iterator in a process, that may be left out; one more stops
 
     def __post_init__(self):
         if self.batch_size <= 0 or self.batch_size % self.process_count:
@@ -50,12 +32,12 @@ class LoaderOptions:
 
     @classmethod
     def for_training(cls, config: ml_collections.ConfigDict) -> "LoaderOptions":
-        """Options of this process, from the config of a run."""
+        """Returns the options of this process, from the config of a run."""
         return cls._from_config(config, batch_size=config.batch_size, seed=config.seed)
 
     @classmethod
     def for_evaluation(cls, config: ml_collections.ConfigDict) -> "LoaderOptions":
-        """Options of this process, from the config of a run."""
+        """Returns the options of this process, from the config of a run."""
         return cls._from_config(config, batch_size=config.eval.batch_size)
 
     @classmethod

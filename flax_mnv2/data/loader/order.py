@@ -13,13 +13,9 @@ import numpy as np
 
 
 def training_order(num_examples: int, *, batch_size: int, seed: int, repeats: int = 1) -> grain.MapDataset:
-    """Positions in the split by row of all global batches, without end; every epoch in another order.
+    """Returns the positions in the split by row of all global batches, without end; every epoch in another order.
 
-    Args:
-      num_examples: in the split.
-      batch_size: examples in the global batch.
-      seed: of the run.
-      repeats: times that a batch holds each of its examples, far apart: MixUp pairs neighbours.
+    A batch holds each of its examples ``repeats`` times, far apart: MixUp pairs neighbours.
     """
     order = grain.MapDataset.range(num_examples).shuffle(_seeds(seed)[0]).repeat()
     if repeats == 1:
@@ -28,41 +24,23 @@ def training_order(num_examples: int, *, batch_size: int, seed: int, repeats: in
 
 
 def augmentation_seed(seed: int) -> int:
-    """The seed of what happens to rows, independent of their order."""
+    """Returns the seed of what happens to rows, independent of their order."""
     return _seeds(seed)[1]
 
 
-def process_rows(
-    rows: grain.MapDataset, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> grain.MapDataset:
-    """The rows that belong to one process: a contiguous part of every global batch.
-
-    Args:
-      rows: of all global batches.
-      batch_size: rows in the global batch, a multiple of ``process_count``.
-      process_index: which part.
-      process_count: number of parts.
-    """
-    position = functools.partial(
-        _own, batch_size=batch_size, rows=batch_size // process_count, process_index=process_index
-    )
+def process_rows(rows: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> grain.MapDataset:
+    """Returns the rows that belong to one process: a contiguous part of every global batch."""
+    part = batch_size // process_count
+    position = functools.partial(_own, batch_size=batch_size, rows=part, process_index=process_index)
     length = min(len(rows) // process_count, 2**53)  # grain divides an endless length as a float
     return _Rearranged(rows, position, length)
 
 
 def batch_positions(num_examples: int, *, batch_size: int, seed: int, batch: int, repeats: int = 1) -> np.ndarray:
-    """The examples of one global training batch, without reading any.
+    """Returns the examples of one global training batch, the ``batch``-th from 0, without reading any.
 
-    Args:
-      num_examples: in the split.
-      batch_size: examples in the global batch.
-      seed: of the run.
-      batch: which one, from 0.
-      repeats: times that a batch holds each of its examples.
-
-    Returns:
-      int64 (batch_size,), positions in the split by row. Where another example took the place of one that cannot be
-      read, this is the position of the unreadable one.
+    They are positions in the split by row, int64 (batch_size,). Where another example took the place of one that cannot
+    be read, this is the position of the unreadable one.
     """
     order = training_order(num_examples, batch_size=batch_size, seed=seed, repeats=repeats)
     return np.array([order[row] for row in range(batch * batch_size, (batch + 1) * batch_size)], np.int64)

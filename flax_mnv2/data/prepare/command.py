@@ -46,17 +46,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-      argv: its arguments; None takes them from the command line.
-
-    Returns:
-      The exit status: 0 done, 2 a user's mistake, 130 interrupted.
-
-    Raises:
-      SystemExit: for ``--help`` (status 0) and for arguments that do not parse (status 2).
-    """
+    """Runs the command, and returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
     arguments = _parse(argv)
     start = time.monotonic()
     try:
@@ -83,7 +73,7 @@ def _prepare_imagenet(arguments: argparse.Namespace) -> list[str]:
     if not arguments.without_tensorflow:
         return _report(dict.fromkeys(archives, _build_by_tfds(place, archives, data_dir)))
     makers = {
-        split: functools.partial(imagenet.make_installed_builder, split, archive, data_dir)
+        split: functools.partial(imagenet.make_builder, split, archive, data_dir, for_good=True)
         for split, archive in archives.items()
     }
     return _report({split: prepared(make, data_dir) for split, make in makers.items()})
@@ -106,16 +96,13 @@ def _build_by_tfds(
             f"the one split:\n  {_COMMAND} {alternative} --without_tensorflow"
         )
     options = tfds.download.DownloadConfig(manual_dir=place)
-    return prepared(
-        lambda: tfds.builder("imagenet2012", data_dir=data_dir, file_format=ARRAY_RECORD),
-        data_dir,
-        download_config=options,
-    )
+    make = functools.partial(tfds.builder, "imagenet2012", data_dir=data_dir, file_format=ARRAY_RECORD)
+    return prepared(make, data_dir, download_config=options)
 
 
 def _prepare(arguments: argparse.Namespace) -> list[str]:
-    fields = {key: value for key, value in vars(arguments).items() if key in ("data_dir", *_FIELDS)}
-    dataset = load({"dataset": arguments.name, **{key: value for key, value in fields.items() if value is not None}})
+    given = {key: value for key, value in vars(arguments).items() if key in ("data_dir", *_FIELDS)}
+    dataset = load({"dataset": arguments.name, **given})
     labels = ", ".join(dataset.labels[:8]) + (" …" if len(dataset.labels) > 8 else "")
     builders = {split: builder() for split, builder in dataset.builders.items()}
     return [*_report(builders), f"classes     {len(dataset.labels)}: {labels}"]
@@ -129,13 +116,12 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
 
 def _report(builders: dict[str, tfds.core.DatasetBuilder]) -> list[str]:
     lines = [f"{split:<11} {builder.info.splits[split].num_examples:,} examples" for split, builder in builders.items()]
-    places = {str(builder.data_dir): builder.builder_config for builder in builders.values()}
     folders = []
-    for folder, config in places.items():
+    for folder, config in {str(builder.data_dir): builder.builder_config for builder in builders.values()}.items():
         folders.append(f"folder      {folder}")
         if config is not None and config.description:
             folders.append(f"what        {config.description}")
-    return [*folders, *lines]
+    return folders + lines
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -148,14 +134,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name, entry in DATASETS.items():
-        command = _add(names, name, entry.summary, _prepare_imagenet if name == _IMAGENET else _prepare)
         if name == _IMAGENET:
-            _add_imagenet_flags(command)
+            _add_imagenet(names, entry.summary)
             continue
+        command = _add(names, name, entry.summary, _prepare)
         for field, what in entry.fields.items():
             metavar, kind = _FIELDS[field]
             needed = field == "archive" and not entry.fixed  # there is nothing but the user's own data
-            command.add_argument(f"--{field}", type=kind, metavar=metavar, help=what, required=needed)
+            options = {"type": kind, "metavar": metavar, "help": what, "required": needed}
+            command.add_argument(f"--{field}", default=argparse.SUPPRESS, **options)
     command = _add(names, "convert", "a data set that TFDS prepared as TFRecord, to ArrayRecord", _convert)
     command.add_argument(
         "folder", metavar="FOLDER", type=pathlib.Path, help="its dataset_info.json's, such as …/imagenet2012/5.1.0"
@@ -177,7 +164,8 @@ def _add(names: Any, name: str, summary: str, prepare: Callable[..., list[str]])
     return command
 
 
-def _add_imagenet_flags(command: argparse.ArgumentParser) -> None:
+def _add_imagenet(names: Any, summary: str) -> None:
+    command = _add(names, _IMAGENET, summary, _prepare_imagenet)
     command.add_argument(
         "--manual_dir",
         default="",

@@ -8,12 +8,14 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+import google_crc32c
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tqdm import tqdm
@@ -26,11 +28,13 @@ from flax_mnv2.data.datasets.prepared import (
     file_formats,
     is_prepared,
 )
-from flax_mnv2.data.prepare.tfrecord import read_records
 from flax_mnv2.errors import DataError
 
 _TFRECORD = "tfrecord"
 _WRITER_OPTIONS = "group_size:1"  # as TFDS writes: every record can be read alone
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+_MASK_DELTA = 0xA282EAD8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +45,13 @@ class _Shard:
 
 
 def convert(source: str | os.PathLike[str], *, data_dir: str = "", num_workers: int | None = None) -> Path:
-    """Converts one version of a data set; it has the same splits, shards and examples, in the same order.
+    """Converts one version of a data set, and returns the folder of the copy, with the same shards in the same order.
 
-    Args:
-      source: its folder, with ``dataset_info.json``, such as ``~/tensorflow_datasets/imagenet2012/5.1.0``; only read.
-      data_dir: folder of data sets to write to, as ``NAME[/CONFIG]/VERSION``; "" writes beside the source, to
-        ``array_record/VERSION``, where ``config.data.dataset=imagenet2012`` finds it.
-      num_workers: threads; None is one for each core. ArrayRecord's writer compresses in threads of its own.
-
-    Returns:
-      The folder of the converted data set; ``tfds.builder_from_directory`` opens it.
-
-    Raises:
-      DataError: the source is damaged or not complete, or the target cannot be written. Nothing is left behind.
+    ``source`` is its folder, such as ``~/tensorflow_datasets/imagenet2012/5.1.0``; it is only read. ``data_dir`` is the
+    folder of data sets to write to, as ``NAME[/CONFIG]/VERSION``; "" writes beside the source, to
+    ``array_record/VERSION``, where ``config.data.dataset=imagenet2012`` finds it. ``num_workers`` are threads, one for
+    each core unless given; ArrayRecord's writer compresses in threads of its own. A DataError where the source is
+    damaged or not complete, or the target cannot be written; nothing is left behind.
     """
     source = Path(source).expanduser()
     formats = file_formats(source)
@@ -68,7 +66,12 @@ def convert(source: str | os.PathLike[str], *, data_dir: str = "", num_workers: 
     source = source.resolve()
     if data_dir:
         root = default_data_dir(data_dir)
-        target = root.joinpath(*_target_parts(source, info))
+        name = "/".join(part for part in (info.name, info.config_name, str(info.version)) if part)
+        target = root / name
+        if not target.resolve().is_relative_to(root.resolve()):  # a description may say anything
+            raise DataError(
+                f"{source} calls itself {name[:80]!a}, which cannot name a folder. Correct its dataset_info.json."
+            )
     else:
         root = source.parent / CONVERTED_FOLDER
         target = root / source.name
@@ -86,17 +89,6 @@ def convert(source: str | os.PathLike[str], *, data_dir: str = "", num_workers: 
 def _unreadable(source: Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:500]
     return DataError(f"Cannot open {source} as a data set that TFDS prepared ({type(error).__name__}): {reason}")
-
-
-def _target_parts(source: Path, info: tfds.core.DatasetInfo) -> list[str]:
-    """The folders below ``data_dir``, from a description that may say anything."""
-    parts = [part for part in (info.name, info.config_name, str(info.version)) if part]
-    for part in parts:
-        if not re.fullmatch(r"[\w+-][\w.+-]*", part):
-            raise DataError(
-                f"{source} calls itself {part[:80]!a}, which cannot name a folder. Correct its dataset_info.json."
-            )
-    return parts
 
 
 @contextlib.contextmanager
@@ -180,3 +172,42 @@ def _convert_shard(shard: _Shard) -> None:
             raise OSError(f"{shard.target} was not written whole")
     finally:
         reader.close()
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yields the records of a TFRecord file, in order, each checked before it is given.
+
+    A record is its length (8 bytes, little-endian), the length's checksum, the data and the data's checksum. A checksum
+    is a CRC-32C, rotated and shifted by a constant (tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format
+    details"). A DataError where the file is missing or damaged says where.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while header := file.read(_HEADER.size):
+                position = file.tell() - len(header)
+                yield _record(file, header, size - file.tell(), f"{path}, record at byte {position}")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _record(file: IO[bytes], header: bytes, rest: int, where: str) -> bytes:
+    if len(header) < _HEADER.size:
+        raise _damaged(where, "the file ends within its header")
+    length, checksum = _HEADER.unpack(header)
+    if checksum != _masked(google_crc32c.value(header[:8])):  # first: a wrong length could be any number
+        raise _damaged(where, "the checksum of its length does not match")
+    if length + _CHECKSUM.size > rest:
+        raise _damaged(where, f"it should have {length:,} bytes, but the file ends within it")
+    data, footer = file.read(length), file.read(_CHECKSUM.size)
+    if _CHECKSUM.unpack(footer)[0] != _masked(google_crc32c.value(data)):
+        raise _damaged(where, "the checksum of its data does not match")
+    return data
+
+
+def _masked(checksum: int) -> int:
+    return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def _damaged(where: str, reason: str) -> DataError:
+    return DataError(f"{where}: {reason}. The file is damaged or incomplete: copy it again, or build it anew.")

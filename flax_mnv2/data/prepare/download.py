@@ -30,15 +30,12 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP: later it may work
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """A published archive: its file name, where it is offered, and how to recognise it.
-
-    ``size`` is exact in bytes, or None where no source states it; ``size_text`` is for messages.
-    """
+    """A published archive: its file name, where it is offered, and how to recognise it."""
 
     name: str
     urls: tuple[str, ...]
-    size: int | None
-    size_text: str
+    size: int | None  # in bytes; None where no source states it
+    size_text: str  # for messages
     algorithm: str
     digest: str
 
@@ -46,16 +43,8 @@ class OfficialFile:
 def obtain(file: OfficialFile, *, places: Iterable[Path], target: Path) -> Path:
     """Returns the path of a verified copy: the first that exists in ``places``, else downloaded into ``target``.
 
-    Addresses are tried in order, each going on from what the one before has brought.
-
-    Args:
-      file: what to get.
-      places: paths where the user may have put the file.
-      target: folder for a download; made if absent.
-
-    Raises:
-      DataError: a file in ``places`` is not the official one, there is none and no address works, or ``target`` cannot
-        be written.
+    Addresses are tried in order, each going on from what the one before has brought. A DataError where a file in
+    ``places`` is not the official one, no address works, or the folder ``target`` cannot be written.
     """
     for path in places:
         if path.is_file():
@@ -181,10 +170,6 @@ def _session(*, patient: bool) -> Any:
     import requests
     import urllib3
 
-    class Session(requests.Session):
-        def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
-            """Nothing, where a redirect is followed."""
-
     unanswered = _RETRIES if patient else False
     retry = urllib3.Retry(
         _RETRIES,
@@ -195,8 +180,9 @@ def _session(*, patient: bool) -> Any:
         raise_on_status=False,
         respect_retry_after_header=False,  # it may be hours
     )
-    session = Session()
+    session = requests.Session()
     session.auth = lambda request: request
+    session.rebuild_auth = lambda request, response: None  # where a redirect is followed
     for scheme in ("http://", "https://"):
         session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
     return session

@@ -7,20 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.models.heads.initializer import classifier_init
-from flax_mnv2.models.layers import ChannelDropout, Dtype
+from flax_mnv2.models.layers import ChannelDropout, Dtype, classifier_init
 from flax_mnv2.models.numerics import at_least_float32
 
 
 class ClassificationHead(nn.Module):
-    """Dropout and a linear layer.
+    """Dropout and a linear layer; with ``num_labels=0`` the features pass through, as in Hugging Face's.
 
     Parameters: ``kernel`` (features, num_labels) and ``bias`` (num_labels,).
-
-    Attributes:
-      config: the architecture; with ``num_labels=0`` the features pass through, as in Hugging Face's.
-      dtype: type of the computation.
-      axis_name: mapped axis over which the batch is split, under ``pmap``.
     """
 
     config: MobileNetV2Config

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.layer_plan import DEEPLAB_CHANNELS
-from flax_mnv2.models.heads.initializer import classifier_init
-from flax_mnv2.models.layers import ChannelDropout, Layer
+from flax_mnv2.models.layers import ChannelDropout, Layer, classifier_init
 from flax_mnv2.models.numerics import at_least_float32
 
 DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 1e-3
@@ -20,13 +19,7 @@ DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 
 class DeepLabV3Head(nn.Module):
     """Image pooling and one 1×1 branch, joined, projected and classified.
 
-    This is what Hugging Face calls DeepLabV3Plus; it is DeepLabV3 without atrous branches and without a
-    decoder, the form published for MobileNetV2.
-
-    Attributes:
-      config: the architecture.
-      layer: partial of ``ConvNormAct``, as for the backbone.
-      axis_name: mapped axis over which the batch is split, under ``pmap``.
+    This is what Hugging Face calls DeepLabV3Plus; it is DeepLabV3 without atrous branches and without a decoder.
     """
 
     config: MobileNetV2Config

@@ -16,28 +16,20 @@ class BatchNorm(nn.Module):
     """Variables and rules of ``nn.BatchNorm``, without the pass over the data.
 
     Parameters: ``scale`` and ``bias`` (features,). Statistics: ``mean`` and ``var`` (features,), biased, float32.
-
-    Attributes:
-      features: channels.
-      use_running_average: normalise with the running statistics, and leave them as they are.
-      momentum: fraction of the old running statistics that is kept per step.
-      epsilon: added to the variance.
-      axis_name: mapped axis over which statistics are shared; None for each device's own.
     """
 
     features: int
-    use_running_average: bool
-    momentum: float
+    use_running_average: bool  # and leave the running statistics as they are
+    momentum: float  # fraction of the old running statistics that is kept per step
     epsilon: float
-    axis_name: str | None = None
+    axis_name: str | None = None  # mapped axis over which statistics are shared
 
     @nn.compact
     def __call__(self, moments: Callable[[], Moments]) -> tuple[jax.Array, jax.Array]:
         """(multiplier, offset), each (features,): the layer is ``x * multiplier + offset``.
 
-        Args:
-          moments: gives the mean and the mean square of the batch, each (features,), float32 or better; called only
-            where the statistics of the batch are wanted.
+        ``moments`` gives the mean and the mean square of the batch, each (features,), float32 or better; it is called
+        only where the statistics of the batch are wanted.
         """
         shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)

@@ -24,19 +24,11 @@ def depthwise_conv(
     dilation: int = 1,
     implementation: Implementation = "auto",
 ) -> jax.Array:
-    """Convolves each channel with its own kernel.
+    """Convolves each channel of (N, H, W, C) with its own kernel (kh, kw, 1, C), of the dtype of ``x``.
 
-    Args:
-      x: (N, H, W, C).
-      kernel: (kh, kw, 1, C), of the dtype of ``x``.
-      stride: step between outputs, the same along both axes.
-      padding: ((top, bottom), (left, right)) zeros around the input.
-      dilation: step between kernel taps, the same along both axes.
-      implementation: ``"native"`` for XLA's grouped convolution, ``"shifted"`` for shifted multiply-adds, ``"auto"``
-        for the faster of the two on the platform that the program is compiled for.
-
-    Returns:
-      (N, H', W', C) of the dtype of ``x``; shifted sums are taken in float32 or better.
+    Returns (N, H', W', C) of that dtype; for the geometry see ``Window``. ``"native"`` is XLA's grouped convolution,
+    ``"shifted"`` shifted multiply-adds summed in float32 or better, ``"auto"`` the faster of the two on the platform
+    that the program is compiled for.
     """
     return _depthwise(Window(stride, padding, dilation), implementation, x, kernel)
 

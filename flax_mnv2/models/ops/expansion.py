@@ -67,19 +67,9 @@ class Expansion:
         padding: Padding = ((1, 1), (1, 1)),
         dilation: int = 1,
     ) -> jax.Array:
-        """``depthwise_conv(act(map * multiplier + offset), kernel)``.
+        """``depthwise_conv(act(map * multiplier + offset), kernel)``, (N, H', W', C) of the dtype of ``x``.
 
-        Args:
-          multiplier: (C,), or None for 1.
-          offset: (C,).
-          kernel: (kh, kw, 1, C), of the dtype of ``x``.
-          act: activation, element by element; None for none.
-          stride: see ``depthwise_conv``, also for the rest.
-          padding: zeros around the activated map.
-          dilation: step between kernel taps.
-
-        Returns:
-          (N, H', W', C) of the dtype of ``x``.
+        ``multiplier`` (None for 1) and ``offset`` are (C,), ``act`` goes element by element; the rest is as there.
         """
         static = _Static(act, Window(stride, padding, dilation))
         arrays = (self._product, self._x, self._weights, multiplier, offset, kernel)
@@ -125,7 +115,7 @@ def _native(static, product, x, weights, multiplier, offset, kernel):
 
 
 def _expand_slice(act, x, weights, multiplier, offset):
-    """The activated map of a few images, the multiplier folded into the weights."""
+    """Returns the activated map of a few images, the multiplier folded into the weights."""
     if weights is None:
         return affine_act(x, multiplier, offset, act)
     weights = weights if multiplier is None else weights * multiplier[None]

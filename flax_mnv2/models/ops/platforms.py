@@ -14,20 +14,13 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
 def platform_op(native: Callable, cpu: Callable, cpu_gradient: Callable | None = None) -> Callable:
-    """Builds ``op(static, implementation, *arrays)``.
+    """Builds ``op(static, implementation, *arrays)``, with ``static`` hashable, from two forms of the same result.
 
-    ``jax.lax.platform_dependent`` chooses, so one program lowered for a TPU on a CPU host holds the TPU's form. The
+    ``native(static, *arrays)`` is plain JAX; XLA keeps one of what it computes in both directions. ``cpu`` is fast on
+    CPU; ``cpu_gradient(static, arrays, cotangent)`` gives one gradient for each array, by default what JAX derives.
+    ``implementation`` is ``"native"``, ``"shifted"`` for the form of CPUs on any platform, or ``"auto"``, by which
+    ``jax.lax.platform_dependent`` chooses: a program lowered for a TPU on a CPU host holds the TPU's form. The
     operation can be differentiated in reverse as often as wanted; forward mode (``jax.jvp``) raises a TypeError.
-
-    Args:
-      native: ``native(static, *arrays)``, plain JAX; XLA keeps one of what it computes in both directions.
-      cpu: the same result, in the form that is fast on CPU.
-      cpu_gradient: ``cpu_gradient(static, arrays, cotangent)`` gives one gradient for each array; by default that of
-        ``cpu``, which JAX derives.
-
-    Returns:
-      The operation. ``static`` is hashable. ``implementation`` is ``"native"``, ``"shifted"`` for the form of CPUs on
-      any platform, or ``"auto"``.
     """
     if cpu_gradient is None:
         cpu_gradient = functools.partial(_derived_gradient, cpu)

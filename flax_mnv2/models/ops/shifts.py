@@ -22,13 +22,7 @@ _MIN_TERMS = 16
 
 
 class Window(NamedTuple):
-    """Geometry of a convolution.
-
-    Attributes:
-      stride: step between outputs, the same along both axes.
-      padding: ((top, bottom), (left, right)) zeros around the input.
-      dilation: step between kernel taps, the same along both axes.
-    """
+    """Steps between outputs and between kernel taps, along both axes, and ((top, bottom), (left, right)) zeros."""
 
     stride: int
     padding: Padding
@@ -82,7 +76,7 @@ class KernelGradient:
         self._left_over = self._rows - self._block * self._blocks
 
     def zeros(self, dtype: Any) -> tuple[jax.Array, ...]:
-        """The empty sum."""
+        """Returns the empty sum."""
         taps = self._kernel_shape[0] * self._kernel_shape[1]
         sizes = [self._block] * taps + [self._left_over] * (taps if self._left_over else 0)
         return tuple(jnp.zeros((self._images, size, self._columns, self._channels), dtype) for size in sizes)
@@ -107,14 +101,14 @@ class KernelGradient:
         return tuple(sums)
 
     def finish(self, total: tuple[jax.Array, ...]) -> jax.Array:
-        """The gradient (kh, kw, 1, C)."""
+        """Returns the gradient (kh, kw, 1, C)."""
         taps = self._kernel_shape[0] * self._kernel_shape[1]
         sums = [jnp.sum(part, axis=(0, 1, 2)) for part in total]
         return jnp.stack([sum(sums[tap::taps]) for tap in range(taps)]).reshape(self._kernel_shape)
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of ``number`` that is at most ``limit``."""
+    """Returns the largest divisor of ``number`` that is at most ``limit``."""
     return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
 
 
@@ -130,7 +124,7 @@ def _output_size(padded_shape, kernel_shape, window: Window) -> tuple[int, int]:
 
 
 def _view(padded: jax.Array, i: int, j: int, start: int, rows: int, columns: int, window: Window) -> jax.Array:
-    """What tap (i, j) multiplies in output rows ``start`` to ``start + rows``: (N, rows, columns, C)."""
+    """Returns what tap (i, j) multiplies in output rows ``start`` to ``start + rows``: (N, rows, columns, C)."""
     batch, _, _, channels = padded.shape
     top, left = i * window.dilation + start * window.stride, j * window.dilation
     return lax.slice(

@@ -15,7 +15,7 @@ _SLICE_BYTES = 2_000_000
 
 
 def images_per_slice(batch: int, bytes_per_image: int) -> int:
-    """The largest divisor of ``batch`` of which the images fit a slice together; at least 1."""
+    """Returns the largest divisor of ``batch`` of which the images fit a slice together; at least 1."""
     fitting = max(1, _SLICE_BYTES // max(bytes_per_image, 1))
     return largest_divisor(batch, fitting)
 

@@ -25,21 +25,13 @@ IMAGENET_EXAMPLES = 1_281_167  # stands for any data set: only constants of sche
 
 @dataclasses.dataclass(frozen=True)
 class AbstractStep:
-    """A training step, lowered and not yet compiled.
-
-    Attributes:
-      lowered: what ``jax.jit(…).lower`` gives.
-      state: shapes and dtypes of the run's state.
-      batch: those of the global batch, as the input pipeline gives it.
-      num_labels: classes of the model.
-      parts: in which the batch is worked through, one after the other.
-    """
+    """A training step, lowered and not yet compiled, with the shapes of its state and of the global batch."""
 
     lowered: jax.stages.Lowered
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     num_labels: int
-    parts: int
+    parts: int  # in which the batch is worked through, one after the other
 
 
 def lower_train_step(
@@ -47,13 +39,8 @@ def lower_train_step(
 ) -> AbstractStep:
     """Lowers the step that ``loop.train`` would compile on ``devices``. Reads no data, loads no weights.
 
-    Args:
-      config: the run's.
-      devices: real, or those of a ``slices.Slice``.
-      num_classes: of the data; 0 takes the data set's where it is known, else ``config.data.num_classes``.
-
-    Raises:
-      ConfigError: the config is wrong, the batch does not divide by the devices, or the number of classes is unknown.
+    With ``num_classes=0`` that of the data set is taken where it is known, else ``config.data.num_classes``. A
+    ConfigError says what is wrong with the config, the batch size or the number of classes.
     """
     check_config(config)
     config = in_steps(config, IMAGENET_EXAMPLES)
@@ -81,11 +68,7 @@ def lower_train_step(
 
 
 def known_num_classes(config: ml_collections.ConfigDict) -> int:
-    """How many classes the data has, as far as the config says.
-
-    Raises:
-      ConfigError: only the data itself would tell.
-    """
+    """Returns how many classes the data has; raises a ConfigError where only the data itself would tell."""
     name = config.data.dataset
     count = config.data.num_classes or registry.known_num_classes(name)
     if count < 1:

@@ -35,22 +35,11 @@ class DoesNotFitError(UserError):
 def check(
     config: ml_collections.ConfigDict, topology: str, *, num_classes: int = 0, quick: bool = False
 ) -> dict[str, Any]:
-    """Compiles the step for a slice and reports, printing as it goes.
+    """Compiles the step for a slice, printing as it goes.
 
-    Args:
-      config: the run's.
-      topology: as ``slices.open_slice`` takes it.
-      num_classes: of data whose name does not say it; 0: known.
-      quick: ask the TPU compiler for its least effort.
-
-    Returns:
-      What ``compile_report.make_report`` gives, with ``config`` (its changes included), ``quick`` and the seconds that
-      lowering and compiling took.
-
-    Raises:
-      ConfigError: config, slice or batch size are wrong.
-      CompilerMissingError: libtpu is not installed.
-      DoesNotFitError: the compiler found no program that fits.
+    Returns what ``report.make_report`` gives, with ``config`` (its changes included), ``quick`` and the seconds that
+    lowering and compiling took. Raises errors as ``open_slice`` and ``lower_train_step``, and a DoesNotFitError where
+    the compiler found no program that fits.
     """
     target = open_slice(topology)
     start = time.perf_counter()
@@ -87,7 +76,7 @@ def compile_step(
 
 
 def does_not_fit(text: str, step: AbstractStep, target: Slice, config: ml_collections.ConfigDict) -> str:
-    """The message for a program that the compiler could not fit, from the compiler's."""
+    """Returns the message for a program that the compiler could not fit, from the compiler's."""
     images = config.batch_size // len(target.devices)
     changes = []
     if images > 1:
@@ -106,7 +95,7 @@ def does_not_fit(text: str, step: AbstractStep, target: Slice, config: ml_collec
 
 
 def describe(config: ml_collections.ConfigDict, step: AbstractStep, target: Slice) -> str:
-    """What is compiled, and for what, in two lines."""
+    """Returns what is compiled, and for what, in two lines."""
     images, (_, height, width, _) = config.batch_size // len(target.devices), step.batch["image"].shape
     statistics = "frozen" if config.freeze_batch_norm else "over all chips" if config.batch_norm.sync else "per chip"
     chip = target.chip.name if target.chip else "CPU device"

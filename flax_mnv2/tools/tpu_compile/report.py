@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from flax_mnv2.tools.tpu_compile import hlo
 from flax_mnv2.tools.tpu_compile.abstract_step import AbstractStep
-from flax_mnv2.tools.tpu_compile.chips import lower_bounds
-from flax_mnv2.tools.tpu_compile.slices import Slice
+from flax_mnv2.tools.tpu_compile.slices import Chip, Slice
 
 _STATE_TITLES = {
     "params": "parameters",
@@ -24,27 +24,21 @@ _BOUND_TITLES = {"hbm": "HBM traffic", "flops": "FLOPs", "interconnect": "interc
 
 
 def make_report(step: AbstractStep, compiled: jax.stages.Compiled, target: Slice) -> dict[str, Any]:
-    """Returns memory, traffic and bounds of a compiled step.
+    """Returns memory, traffic and bounds of a compiled step, for JSON.
 
-    Args:
-      step: what was compiled.
-      compiled: the program.
-      target: the devices that it is for.
+    Bytes, seconds and operations are those of one chip in one step:
 
-    Returns:
-      A dict for JSON. Bytes, seconds and operations are those of one chip in one step:
-
-      - ``memory``: ``state`` by part and ``batch`` (elements alone), ``padding`` (what their layout adds),
-        ``temporaries``, ``program``, ``total``; with a chip ``hbm`` and ``fits``;
-      - ``collectives``: by kind ``count``, ``bytes`` of the results and ``largest``;
-      - ``work``: ``hbm_bytes`` and ``flops``, each also by image; ``images``;
-      - ``bounds``, on a TPU: seconds of each part, ``binding``, ``step_seconds``, and images a second by ``chip`` and
-        ``slice``, which no run can exceed.
+    - ``memory``: ``state`` by part and ``batch`` (elements alone), ``padding`` (what their layout adds),
+      ``temporaries``, ``program``, ``total``; with a chip ``hbm`` and ``fits``;
+    - ``collectives``: by kind ``count``, ``bytes`` of the results and ``largest``;
+    - ``work``: ``hbm_bytes`` and ``flops``, each also by image; ``images``;
+    - ``bounds``, on a TPU: seconds of each part, ``binding``, ``step_seconds``, and images a second by ``chip`` and
+      ``slice``, which no run can exceed.
     """
     images, num_chips = step.batch["image"].shape[0] // len(target.devices), len(target.devices)
     module = hlo.Module(compiled.as_text())
     collectives = module.collectives()
-    hbm_bytes, flops = sum(each.bytes for each in module.traffic()), compiled.cost_analysis()["flops"]
+    hbm_bytes, flops = module.hbm_bytes(), compiled.cost_analysis()["flops"]
     if step.parts in module.loops():
         flops *= step.parts  # XLA counts the inside of a loop once; what is outside, the update, is nothing beside it
     report: dict[str, Any] = {
@@ -82,7 +76,7 @@ def make_report(step: AbstractStep, compiled: jax.stages.Compiled, target: Slice
 
 
 def memory(step: AbstractStep, compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Bytes of one device, as ``make_report`` describes; what a step reuses of its arguments counts once."""
+    """Returns bytes of one device, as ``make_report`` describes; what a step reuses of its arguments counts once."""
     sizes = compiled.memory_analysis()
     (state_shardings, batch_shardings), _ = compiled.input_shardings
     state = {
@@ -99,6 +93,37 @@ def memory(step: AbstractStep, compiled: jax.stages.Compiled) -> dict[str, Any]:
         "program": sizes.generated_code_size_in_bytes,
     }
     return {"state": state, "batch": batch, **parts, "total": sum(state.values()) + batch + sum(parts.values())}
+
+
+def lower_bounds(
+    chip: Chip, *, hbm_bytes: float, flops: float, collectives: Mapping[str, Sequence[int]], num_chips: int
+) -> dict[str, float]:
+    """Returns the seconds that ``hbm``, ``flops`` and ``interconnect`` of a step take at least, were the others free.
+
+    Nothing can be faster than the published bandwidths and the peak; latencies, and parts that do not overlap, come on
+    top. Bytes and operations are those of one chip; ``collectives`` are as ``hlo.Module.collectives`` gives them.
+    """
+    return {
+        "hbm": hbm_bytes / chip.hbm_bandwidth,
+        "flops": flops / chip.peak_flops,
+        "interconnect": sent_bytes(collectives, num_chips) / chip.link_bandwidth,
+    }
+
+
+def sent_bytes(collectives: Mapping[str, Sequence[int]], num_chips: int) -> float:
+    """Returns the bytes that each chip must send at least for these collectives, whatever the algorithm.
+
+    Of n chips that sum B bytes each sends (n - 1) / n of B to reduce its part and as much to hand it out.
+    """
+    others = (num_chips - 1) / num_chips
+    fractions = {
+        "all-reduce": 2 * others,
+        "all-gather": others,
+        "reduce-scatter": num_chips * others,  # its result is an n-th of what is summed
+        "all-to-all": others,
+        "collective-permute": 1.0,
+    }
+    return sum(fractions[kind] * sum(sizes) for kind, sizes in collectives.items())
 
 
 def format_report(report: dict[str, Any], *, quick: bool = False) -> str:
@@ -162,12 +187,12 @@ def _bounds_block(report: dict[str, Any], *, quick: bool) -> str:
 
 
 def mebibytes(size: float) -> str:
-    """A size for a reader."""
+    """Returns a size for a reader."""
     return f"{size / 2**20:,.2f} MiB"
 
 
 def _bytes(shapes: Any, shardings: Any) -> int:
-    """Bytes of the elements that one device holds of a tree of arrays."""
+    """Returns the bytes of the elements that one device holds of a tree of arrays."""
     return sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)

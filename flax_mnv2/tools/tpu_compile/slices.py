@@ -1,4 +1,11 @@
-"""Devices of a TPU slice that is not there, for the compiler alone, and of this machine's CPU."""
+"""Devices of a TPU slice that is not there, for the compiler alone, and of this machine's CPU.
+
+What is published of a chip: the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" of Google Cloud's documentation
+(docs.cloud.google.com/tpu/docs, read in 2026). The interconnect there is given for both directions together, or in
+bits a second, or as the all-reduce bandwidth of a pod; all agree with what a chip can send over all its links:
+v5e 51.2 TB/s and v6e 102.4 TB/s over 256 chips, v5p 4,800 Gbit/s. Only v4's, six links of 50 GB/s, is from the paper
+(Jouppi et al., ISCA 2023).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +14,12 @@ import dataclasses
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from flax_mnv2.errors import ConfigError, UserError
-from flax_mnv2.tools.tpu_compile.chips import CHIPS, Chip
 
 MISSING = """\
 The TPU compiler is not installed (no module libtpu). It needs no TPU:
@@ -29,37 +35,53 @@ _ACCELERATORS = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
 _CORES = {"v4": 2, "v5p": 2}  # accelerator types of these count cores, of the others chips
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of chip; rates are a second, in bytes and in bfloat16 operations."""
+
+    name: str
+    hbm_bytes: int
+    hbm_bandwidth: float
+    peak_flops: float
+    link_bandwidth: float  # that it can send over all its links together
+    slices: tuple[str, ...]  # all flat ones that exist; of three dimensions some, since any even sides do
+
+    @property
+    def dimensions(self) -> int:
+        """Of a slice, 2 or 3."""
+        return self.slices[0].count("x") + 1
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "8x8x8")
+CHIPS: Mapping[str, Chip] = {
+    "v4": Chip("TPU v4", 32 * 2**30, 1200e9, 275e12, 300e9, _CUBES),
+    "v5e": Chip("TPU v5e", 16 * 2**30, 819e9, 197e12, 200e9, _FLAT),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 2765e9, 459e12, 600e9, _CUBES),
+    "v6e": Chip("TPU v6e", 32 * 2**30, 1638e9, 918e12, 400e9, _FLAT),
+}
+
+
 class CompilerMissingError(UserError):
     """The compiler of the asked platform is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Devices to compile for.
+    """Devices to compile for, one for each chip."""
 
-    Attributes:
-      name: as asked for, such as ``v5e:4x4``.
-      devices: one for each chip.
-      num_hosts: processes that a run on it has.
-      chip: published figures; None on CPU.
-    """
-
-    name: str
+    name: str  # as asked for, such as v5e:4x4
     devices: Sequence[Any]
-    num_hosts: int
-    chip: Chip | None
+    num_hosts: int  # processes that a run on it has
+    chip: Chip | None  # None on CPU
 
 
 def open_slice(topology: str) -> Slice:
-    """The devices of a slice. This process computes on its CPU from then on.
+    """Returns the devices of a slice. This process computes on its CPU from then on.
 
-    Args:
-      topology: ``KIND:SHAPE`` such as ``v5e:16x16`` or ``v4:2x2x4``, which needs libtpu but no TPU; or ``cpu:N`` for N
-        devices of this machine, which tries the same without it.
-
-    Raises:
-      ConfigError: there is no such slice.
-      CompilerMissingError: libtpu is not installed.
+    ``topology`` is ``KIND:SHAPE`` such as ``v5e:16x16`` or ``v4:2x2x4``, which needs libtpu (else a
+    CompilerMissingError) but no TPU; or ``cpu:N`` for N devices of this machine, which tries the same without it. A
+    ConfigError says that there is no such slice.
     """
     kind, _, shape = topology.partition(":")
     jax.config.update("jax_platforms", "cpu")  # a TPU or GPU of this machine has no part in this
@@ -94,7 +116,7 @@ def _sides(topology: str, kind: str, shape: str) -> list[int]:
         )
     chip = CHIPS[kind]
     sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
-    if len(sides) != chip.dimensions or not all(sides) or (chip.shapes and shape not in chip.shapes):
+    if len(sides) != chip.dimensions or not all(sides) or (chip.dimensions == 2 and shape not in chip.slices):
         raise ConfigError(f"--topology: there is no slice {topology!r}. {_known(kind)}")
     return sides
 
@@ -108,8 +130,8 @@ def _host_bounds(sides: list[int]) -> tuple[int, int, int]:
 
 def _known(kind: str) -> str:
     chip = CHIPS[kind]
-    shapes = ", ".join(f"{kind}:{shape}" for shape in chip.examples)
-    return f"Slices of {chip.name} are {shapes}." if chip.shapes else f"Slices of {chip.name} are {shapes}, and so on."
+    shapes = ", ".join(f"{kind}:{shape}" for shape in chip.slices)
+    return f"Slices of {chip.name} are {shapes}{'.' if chip.dimensions == 2 else ', and so on.'}"
 
 
 def _cpu_slice(topology: str, shape: str) -> Slice:

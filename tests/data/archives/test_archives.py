@@ -232,13 +232,9 @@ def test_pipes_and_devices_are_never_waited_for(tmp_path):
         assert tree.names() == ["image.jpg", "linked.jpg"]
         assert tree.read("linked.jpg") == b"y"
         identity(folder)
-        os.unlink(folder / "image.jpg")
-        os.mkfifo(folder / "image.jpg")  # since it was listed
         for name in (folder / "pipe.jpg", "/dev/zero"):
             with pytest.raises(DataError, match="regular file"):
                 open_tree(name)
-        with pytest.raises(DataError, match="regular file"):
-            tree.read("image.jpg")
         ended.append(True)
 
     thread = threading.Thread(target=act, daemon=True)

@@ -14,7 +14,6 @@ from flax_mnv2.data.augment.auto_augment import (
     TimmRandAugment,
     TrivialAugmentWide,
 )
-from flax_mnv2.errors import ConfigError
 
 POLICIES = {
     "rand_augment": (RandAugment(), RAND_AUGMENT),
@@ -92,12 +91,12 @@ def test_values_stay_in_the_table(name):
 
 
 def test_what_a_policy_draws_is_what_it_does(image):
-    policy = RandAugment(num_ops=3, magnitude=20, fill=(1, 2, 3))
+    policy = RandAugment(num_ops=3, magnitude=20)
     for seed in range(30):
         expected = image
         for drawn in policy.draw(np.random.default_rng(seed)):
             row = RAND_AUGMENT[drawn.name]
-            expected = row.apply(expected, drawn.value, fill=(1, 2, 3), interpolation="nearest")
+            expected = row.apply(expected, drawn.value, fill=ops.BLACK, interpolation="nearest")
         np.testing.assert_array_equal(policy(image, np.random.default_rng(seed)), expected)
 
 
@@ -121,25 +120,17 @@ def test_known_values(image):
     np.testing.assert_array_equal(timms.apply(image, timms.value(0.9)), ops.posterize(image, 3))
 
 
-def test_fill_and_interpolation_reach_the_image():
+def test_the_fill_reaches_the_image():
     white = np.full((64, 64, 3), 255, np.uint8)
-    for policy in (
-        RandAugment(fill=(250, 10, 20)),
-        TrivialAugmentWide(fill=(250, 10, 20)),
-        TimmRandAugment(fill=(250, 10, 20), probability=1.0),
-    ):
+    for policy in (RandAugment(), TrivialAugmentWide(), TimmRandAugment(fill=(250, 10, 20), probability=1.0)):
         geometric = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
         seen = 0
         for seed in range(200):
             drawn = policy.draw(np.random.default_rng(seed))
             if len({each.name for each in drawn} & set(geometric)) == len(drawn):
                 result = policy(white, np.random.default_rng(seed))
-                seen += (result == (250, 10, 20)).all(-1).any()
+                seen += (result == policy.fill).all(-1).any()
         assert seen > 10
-    rng = np.random.default_rng(0)
-    assert {drawn.interpolation for _ in range(50) for drawn in RandAugment(interpolation="bilinear").draw(rng)} == {
-        "bilinear"
-    }
 
 
 def test_timms_magnitudes_vary_and_are_cut():
@@ -159,25 +150,3 @@ def test_none_and_all():
     assert RandAugment(num_ops=0).draw(rng) == ()
     assert all(TimmRandAugment(probability=0.0).draw(rng) == () for _ in range(50))
     assert all(len(TimmRandAugment(probability=1.0, num_ops=3).draw(rng)) == 3 for _ in range(50))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: RandAugment(num_ops=-1), "num_ops of at least 0, found -1"),
-        (lambda: RandAugment(magnitude=31), r"0 to num_bins - 1 = 30, found 31"),
-        (lambda: RandAugment(num_bins=1), "num_bins of at least 2, found 1"),
-        (lambda: RandAugment(fill=(0, 0)), r"three values .* found \(0, 0\)"),
-        (lambda: RandAugment(interpolation="area"), "unknown interpolation 'area'"),
-        (lambda: TrivialAugmentWide(num_bins=0), "TrivialAugmentWide: expected num_bins"),
-        (lambda: TrivialAugmentWide(fill=(0, 0, 256)), "three values of 0..255"),
-        (lambda: TimmRandAugment(magnitude=11), "magnitude from 0 to 10, found 11"),
-        (lambda: TimmRandAugment(magnitude_std=-1), "magnitude_std"),
-        (lambda: TimmRandAugment(probability=1.5), "probability from 0 to 1, found 1.5"),
-        (lambda: TimmRandAugment(interpolations=()), "interpolations is empty"),
-        (lambda: TimmRandAugment(interpolations=("bilinear", "box")), "unknown interpolation 'box'"),
-    ],
-)
-def test_refused(make, message):
-    with pytest.raises(ConfigError, match=message):
-        make()

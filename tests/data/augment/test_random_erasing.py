@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from flax_mnv2.data.augment.random_erasing import RandomErasing
-from flax_mnv2.errors import ConfigError
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -88,20 +87,3 @@ def test_nothing_where_no_rectangle_fits(image):
     for mode in ("constant", "pixel"):
         result = RandomErasing(probability=1.0, mode=mode)(pixel, np.random.default_rng(0))
         np.testing.assert_array_equal(result, pixel)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"probability": 1.1}, "probability from 0 to 1, found 1.1"),
-        ({"area": (0.5, 0.2)}, "smallest and largest part"),
-        ({"area": (0.1, 1.2)}, "smallest and largest part"),
-        ({"aspect": (0.0, 1.0)}, "above 0"),
-        ({"mode": "rand"}, r"among \['constant', 'pixel'\], found 'rand'"),
-        ({"mean": (0.485, 0.456)}, "mean as three values of 0..255"),
-        ({"std": (-1.0, 1.0, 1.0)}, "std as three values"),
-    ],
-)
-def test_refused(fields, message):
-    with pytest.raises(ConfigError, match=message):
-        RandomErasing(**fields)

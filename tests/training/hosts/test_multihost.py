@@ -9,6 +9,7 @@ import harness
 import jax
 import numpy as np
 import pytest
+import remains
 from jax.experimental import multihost_utils
 
 from flax_mnv2 import DataError
@@ -65,7 +66,7 @@ def test_two_train_as_one_does_and_sigterm_to_one_stops_both_at_a_step_from_whic
     fault = {"signal": "SIGTERM", "during": "training", "at": 2}
     with harness.two_processes(*flags, faults={1: fault}, pace=0.5) as processes:
         harness.check_ends(processes, 143, 143)
-    saved = max(harness.steps(two))
+    saved = max(remains.steps(two))
     assert 2 <= saved < 8
     assert f"SIGTERM: saved step {saved}" in processes[0].printed
     assert "step 2" in processes[0].printed

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from flax_mnv2 import CheckpointError, ConfigError, DataError, MobileNetV2Config, MobileNetV2ImageProcessor
-from flax_mnv2.config import MAX_WEIGHTS_IN_FILE
-from flax_mnv2.files import MAX_JSON_BYTES, MAX_JSON_DEPTH, parse_json, read_json, shown
+from flax_mnv2.files import MAX_JSON_BYTES, parse_json, read_json, shown
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.predict.inputs import result_stems
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
@@ -31,34 +30,6 @@ def _id(value):
 
 
 # -------------------------------------------------------------------------------------------- memory
-
-HUGE = {
-    "depth_multiplier": 64.0,
-    "expand_ratio": 64.0,
-    "min_depth": 65536,
-    "depth_divisible_by": 1024,
-    "num_channels": 4096,
-    "image_size": 65536,
-    "layer_depth_multiplier": 6.0,
-}
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        HUGE,
-        {"depth_multiplier": 64.0},
-        {"min_depth": 65536},
-        {"expand_ratio": 64.0, "depth_multiplier": 4.0},
-        {"num_labels": 200_000},
-        {"num_labels": 200_000, "architectures": ["MobileNetV2ForSemanticSegmentation"], "depth_multiplier": 2.0},
-    ],
-)
-def test_a_network_beyond_all_weights_is_refused(values):
-    with pytest.raises(ConfigError, match=f"a config.json may describe at most {MAX_WEIGHTS_IN_FILE:,}"):
-        MobileNetV2Config.from_dict(values)
-    values = {name: value for name, value in values.items() if name != "architectures"}
-    assert MobileNetV2Config(**values), "in Python it is the user's own decision"
 
 
 def test_large_networks_that_somebody_may_train_are_read():
@@ -133,10 +104,9 @@ def test_json_is_bounded(tmp_path):
 @pytest.mark.parametrize("brackets", ["[]", '{"a":}'])
 def test_depth_is_bounded(brackets):
     opening, closing = brackets[:-1], brackets[-1]
-    assert parse_json(opening * MAX_JSON_DEPTH + "1" + closing * MAX_JSON_DEPTH)
-    for depth in (MAX_JSON_DEPTH + 1, 900, 100_000):
-        with pytest.raises(ValueError, match="nested more than 32 deep"):
-            parse_json(opening * depth + "1" + closing * depth)
+    assert parse_json(opening * 32 + "1" + closing * 32)
+    with pytest.raises(ValueError, match="nested too deep"):
+        parse_json(opening * 100_000 + "1" + closing * 100_000)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])

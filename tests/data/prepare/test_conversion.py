@@ -17,8 +17,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from flax_mnv2.data.datasets.examples import LocalInfo
 from flax_mnv2.data.datasets.prepared import LOCK_FILE
-from flax_mnv2.data.prepare.conversion import convert
-from flax_mnv2.data.prepare.tfrecord import read_records
+from flax_mnv2.data.prepare.conversion import convert, read_records
 from flax_mnv2.errors import DataError
 
 RECORDS = [b"first", b"", bytes(range(256)) * 300, b"last"]
