@@ -22,7 +22,7 @@ cli.define_host_flags()
 
 def main(_) -> None:
     """Evaluates."""
-    from flax_mnv2.training.config.recorded import config_for_evaluation
+    from flax_mnv2.training.workdir import config_for_evaluation
 
     given = _CONFIG.value is not None
     overrides = config_flags.get_override_values(flags.FLAGS["config"]) if given else {}

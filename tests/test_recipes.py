@@ -19,7 +19,7 @@ from flax_mnv2 import VARIANTS
 from flax_mnv2.data.augment.transform import make_train_transform
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
-from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.config.defaults import in_steps
 from flax_mnv2.training.optimizer import configured_optimizer, make_schedule
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState

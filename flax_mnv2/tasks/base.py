@@ -1,10 +1,11 @@
-"""What differs between jobs, as one abstract class; ``registry.TASKS`` lists the jobs that there are."""
+"""What differs between jobs, as abstract classes; ``registry.TASKS`` lists the jobs that there are."""
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.tasks.predictor import Predictor
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.weights.pretrained import from_pretrained, make_model
 from flax_mnv2.weights.source import Source
@@ -32,6 +33,7 @@ INITIALIZERS = {
     "normal": None,  # the model's own
     "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He's, torchvision's and timm's
 }
+MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
 
 
 class Evaluator(abc.ABC):
@@ -43,12 +45,9 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def add(self, batch: HostBatch, sums: Any, examples: Any) -> None:
-        """Takes one batch.
+        """Takes this process's part of a global batch, and what ``Task.evaluate_batch`` gave, as NumPy arrays.
 
-        Args:
-          batch: this process's part of the global batch.
-          sums: what ``Task.evaluate_batch`` sums, over the global batch, NumPy arrays.
-          examples: what it gives of each example of ``batch``, NumPy arrays; None where nothing is needed.
+        ``sums`` are over the global batch, ``examples`` are those of ``batch``, or None where nothing is needed.
         """
 
     @abc.abstractmethod
@@ -68,6 +67,56 @@ class Evaluator(abc.ABC):
         """Writes what the report has beside the metrics; returns what and where. All processes call it, one writes."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One photo made ready: (h, w, 3) float32 pixels for the network, and what the predictor needs to finish."""
+
+    pixels: np.ndarray
+    context: Any = None
+
+
+class Predictor(abc.ABC):
+    """Predicts for photos.
+
+    Class attributes:
+      task: name of the job, as records have it.
+      endings: of the files that ``record`` writes for a photo, by the record's field; empty where it writes none.
+    """
+
+    task: ClassVar[str]
+    endings: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def prepare(self, photo: np.ndarray) -> Example:
+        """Makes (H, W, 3) uint8 an example; raises a DataError for a photo that does not fit. Called in threads."""
+
+    @abc.abstractmethod
+    def compute(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the network's answers to (N, h, w, 3), N of them along the first axis."""
+
+    @abc.abstractmethod
+    def finish(self, example: Example, answer: np.ndarray) -> Any:
+        """Returns the prediction for one example from its answer."""
+
+    @abc.abstractmethod
+    def record(self, prediction: Any, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+        """Writes the ``files`` of a prediction, by the names in ``endings``, and returns its fields for JSON."""
+
+    @abc.abstractmethod
+    def format_record(self, record: Mapping[str, Any]) -> Sequence[str]:
+        """Returns what ``record`` gave as lines to read."""
+
+
+def check_sides(sides: Iterable[int], source: str) -> None:
+    """Raises a ConfigError if a setting beside the weights, ``source``, asks for sides above ``MAX_SIDE_PX``."""
+    largest = max(sides, default=0)
+    if largest > MAX_SIDE_PX:
+        raise ConfigError(
+            f"{source} asks for pictures of {largest:,} pixels a side; predictions are made with at most "
+            f"{MAX_SIDE_PX:,}. Set it to the size that the model was trained with."
+        )
+
+
 class Task(abc.ABC):
     """One job: its part of the config, its data, model, loss, evaluation, report and predictor.
 
@@ -80,9 +129,12 @@ class Task(abc.ABC):
       model_ignores: fields of ``MobileNetV2Config`` that have no meaning for the job.
       uses_processor: whether evaluations prepare images as the processor of pretrained weights says.
       rules: what values of the fields of ``add_defaults`` must satisfy.
+      predictor: ``(model, variables, processor, *, top)`` → what predicts for photos; ``top`` is how many classes of
+        each a list of classes has.
 
     Attributes:
       config: of the run.
+      processor: what prepares images for the model.
       model: the linen model that is trained.
       eval_model: the same for evaluation; it takes the same variables.
       labels: the model's class names by index.
@@ -96,24 +148,19 @@ class Task(abc.ABC):
     model_ignores: ClassVar[Sequence[str]] = ()
     uses_processor: ClassVar[bool] = True
     rules: ClassVar[Mapping[str, Rule]] = {}
+    predictor: ClassVar[Callable[..., Predictor]]
 
     def __init__(
         self,
         config: ml_collections.ConfigDict,
         model_config: MobileNetV2Config,
         *,
+        processor: MobileNetV2ImageProcessor,
         eval_output_stride: int = 0,
         axis_name: str | None = None,
     ):
-        """Builds the models.
-
-        Args:
-          config: of the run.
-          model_config: the architecture.
-          eval_output_stride: of ``eval_model``; 0 takes the architecture's.
-          axis_name: the mapped axis under ``pmap``.
-        """
-        self.config = config
+        """Builds the models; ``eval_output_stride`` 0 is the architecture's, ``axis_name`` that of ``pmap``."""
+        self.config, self.processor = config, processor
         dtype = jnp.dtype(config.dtype)
         eval_config = model_config.replace(output_stride=eval_output_stride or model_config.output_stride)
         self.eval_model = self.make_model(eval_config, dtype=dtype)
@@ -164,12 +211,35 @@ class Task(abc.ABC):
         """Returns shapes and dtypes of a global training batch, of ``batch_fields``."""
 
     @abc.abstractmethod
-    def train_batches(self, dataset: Dataset, *, start_step: int) -> BatchIterator:
-        """Returns this process's part of every global batch from ``start_step`` on."""
+    def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
+        """Returns what makes a row of a batch from a position in the training split and a generator.
+
+        It can be pickled. A row has ``batch_fields``, and ``index``, the position, int64.
+        """
 
     @abc.abstractmethod
+    def eval_row(self, source: ExampleSource, dataset: Dataset, split: str) -> Callable[[int], HostBatch]:
+        """Returns what makes a row of an evaluation's batch from a position in ``source``, a split; it can be pickled.
+
+        A row also has ``mask``, False for positions after the split, whose rows fill up a batch.
+        """
+
+    def train_batches(self, dataset: Dataset, *, start_step: int) -> BatchIterator:
+        """Returns this process's part of every global batch from ``start_step`` on."""
+        from flax_mnv2.data.loader.batches import train_batches
+        from flax_mnv2.data.loader.options import LoaderOptions
+
+        source, options = dataset.source(self.config.data.train_split), LoaderOptions.for_training(self.config)
+        repeats = self.augment_repeats(self.config)
+        return train_batches(self.train_row(source), source, options, start_step=start_step, repeats=repeats)
+
     def eval_batches(self, dataset: Dataset, *, split: str) -> BatchIterator:
         """Returns this process's part of a split, every example once; rows that fill up have ``mask`` False."""
+        from flax_mnv2.data.loader.batches import eval_batches
+        from flax_mnv2.data.loader.options import LoaderOptions
+
+        source, options = dataset.source(split), LoaderOptions.for_evaluation(self.config)
+        return eval_batches(self.eval_row(source, dataset, split), source, options)
 
     # ---- model -------------------------------------------------------------------------------------------
 
@@ -188,13 +258,7 @@ class Task(abc.ABC):
     def for_training(
         cls, config: ml_collections.ConfigDict, labels: Sequence[str], *, axis_name: str | None = None
     ) -> Task:
-        """Returns the task of a training run.
-
-        Args:
-          config: the run's.
-          labels: of the data set, by index.
-          axis_name: the mapped axis under ``pmap``.
-        """
+        """Returns the task of a training run on data with these labels; ``axis_name`` is that of ``pmap``."""
 
     @classmethod
     @abc.abstractmethod
@@ -206,23 +270,13 @@ class Task(abc.ABC):
         *,
         processor: MobileNetV2ImageProcessor | None = None,
     ) -> Task:
-        """Returns the task of an evaluation.
+        """Returns the task of an evaluation of weights with ``model_config``.
 
-        Args:
-          config: the run's.
-          model_config: of the weights.
-          dataset: what ``load_dataset`` gave.
-          processor: what prepares images for the weights; None for weights of a training run, which ``config``
-            describes.
+        ``processor`` prepares images for them; None where they come from a training run, which ``config`` describes.
 
         Raises:
           ConfigError: the classes of model and data do not match.
         """
-
-    @property
-    @abc.abstractmethod
-    def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for the model."""
 
     def init_variables(self, seed: int) -> dict[str, Any]:
         """Returns random variables of the model."""
@@ -244,16 +298,9 @@ class Task(abc.ABC):
     def train_outputs(
         self, variables: dict[str, Any], images: jax.Array, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, Any]:
-        """Runs the model in training mode.
+        """Runs the model in training mode on normalised images, with the ``key`` of dropout.
 
-        Args:
-          variables: the model's.
-          images: normalised.
-          key: of dropout.
-          axis_name: the mapped axis under ``pmap``.
-
-        Returns:
-          Logits, and the new batch statistics, which without synchronisation are averaged over the devices.
+        Returns logits, and the new batch statistics, which without synchronisation are averaged over the devices.
         """
         output, updated = self.model.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
@@ -263,7 +310,7 @@ class Task(abc.ABC):
             statistics = jax.lax.pmean(statistics, axis_name)
         return output.logits, statistics
 
-    # ---- evaluation, report, prediction ------------------------------------------------------------------
+    # ---- evaluation and report ---------------------------------------------------------------------------
 
     @abc.abstractmethod
     def evaluator(self, *, report: bool) -> Evaluator:
@@ -272,13 +319,6 @@ class Task(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """Returns how evaluations are made, for the report."""
         return {}
-
-    @classmethod
-    @abc.abstractmethod
-    def predictor(
-        cls, model: nn.Module, variables: Mapping[str, Any], processor: MobileNetV2ImageProcessor, *, top: int
-    ) -> Predictor:
-        """Returns what predicts for photos; ``top`` is how many classes of each a list of classes has."""
 
     # ---- a look at training images -----------------------------------------------------------------------
 
@@ -296,7 +336,6 @@ class Task(abc.ABC):
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
         """Returns tiles, their rows and a legend for ``visualize.save_contact_sheet``.
 
-        Args:
-          source: the training split.
-          seen: examples with ``index``, ``image`` (h, w, 3) uint8 and ``target``, as ``seen_inputs`` gave them.
+        ``source`` is the training split; examples ``seen`` have ``index``, ``image`` (h, w, 3) uint8 and ``target``, as
+        ``seen_inputs`` gave them.
         """

@@ -1,7 +1,5 @@
 """Rules for the fields of a run's config: what a value must satisfy, and the words for it in a message."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +21,7 @@ def check_field(fields: Mapping[str, Any], name: str, rule: Rule) -> None:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name."""
+    """Returns nested fields by dotted name."""
     flat = {}
     for name, value in config.items():
         if hasattr(value, "items"):  # a mapping or a ConfigDict, which is none
@@ -34,7 +32,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def jsonable(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Tuples become lists, as JSON gives them back."""
+    """Returns the fields with lists for tuples, as JSON gives them back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
@@ -43,29 +41,9 @@ def one_of(*choices: str) -> Rule:
     return (lambda value: value in choices), "one of " + ", ".join(map(repr, choices))
 
 
-def at_least(low: float, *, name: str = "") -> Rule:
-    """A finite number from ``low`` on; ``name`` is the field that it comes from."""
-    return (lambda value: low <= value < math.inf), f"at least {f'{name} = ' if name else ''}{low}"
-
-
-def at_most(high: float, *, name: str) -> Rule:
-    """A number from 0 to ``high``, the value of the field ``name``."""
-    return (lambda value: 0 <= value <= high), f"from 0 to {name} = {high}"
-
-
-def below(high: float, *, name: str) -> Rule:
-    """A number below ``high``, the value of the field ``name``."""
-    return (lambda value: value < high), f"below {name} = {high}"
-
-
-def divisor_of(number: int, *, name: str) -> Rule:
-    """A divisor of ``number``, the value of the field ``name``."""
-    return (lambda value: number % value == 0), f"a divisor of {name} = {number}"
-
-
-def from_to_below(low: float, high: float) -> Rule:
-    """A number in [low, high)."""
-    return (lambda value: low <= value < high), f"from {low} to below {high}"
+def at_least(low: float) -> Rule:
+    """A finite number from ``low`` on."""
+    return (lambda value: low <= value < math.inf), f"at least {low}"
 
 
 def pair_from(low: int) -> Rule:
@@ -93,3 +71,4 @@ def numbers(count: int, rule: Callable[[float], bool], words: str) -> Rule:
 
 POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
 FRACTION: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
+BELOW_1: Rule = (lambda value: 0 <= value < 1, "from 0 to below 1")

@@ -26,7 +26,7 @@ from flax_mnv2.tasks.base import Batch
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training import cli
 from flax_mnv2.training.config.checks import check_config, check_parts
-from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.config.defaults import in_steps
 from flax_mnv2.visualize import save_contact_sheet
 
 InputFunction = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]

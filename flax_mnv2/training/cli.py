@@ -68,17 +68,10 @@ def define_host_flags() -> None:
 
 
 def hosts(config: ml_collections.ConfigDict, *same: str, agreed_stop: bool) -> contextlib.AbstractContextManager[None]:
-    """A session with the other processes of a run, as the flags and the environment say; alone it does nothing.
+    """Returns a session with the other processes of a run, as flags and environment say; alone it does nothing.
 
-    Enter it before anything that makes JAX look for devices.
-
-    Args:
-      config: must be the same on all hosts.
-      *same: names of flags that must be, too.
-      agreed_stop: the block asks a ``StopRequest``, so that SIGTERM to one process is for all.
-
-    Raises:
-      ConfigError: as :func:`find_place` does, or JAX cannot start.
+    Enter it before anything that makes JAX look for devices. The config, and the flags named by ``same``, must be the
+    same on all hosts. With ``agreed_stop`` the block asks a ``StopRequest``, so that SIGTERM to one process is for all.
     """
     from flax_mnv2.training.multihost import session
 
@@ -108,15 +101,9 @@ def find_place(
 ) -> Place | None:
     """Returns where this process stands, from its arguments and environment alone; None where it is the only one.
 
-    Args:
-      distributed: True asks a cluster that JAX knows (TPU pod slice, Slurm, Open MPI, Kubernetes); False never does;
-        None does on the hosts of TPUs.
-      coordinator_address: ``HOST:PORT`` of process 0; empty takes ``JAX_COORDINATOR_ADDRESS``.
-      num_processes: on all hosts; None takes ``JAX_NUM_PROCESSES``.
-      process_id: of this one, from 0; None takes ``JAX_PROCESS_ID``.
-
-    Raises:
-      ConfigError: something is missing, contradictory, out of range or in use, or there is no such cluster.
+    ``distributed`` True asks a cluster that JAX knows, False never does, None does on the hosts of TPUs. For the others
+    the environment has ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. A ConfigError says
+    what is missing, contradictory, out of range or in use, or that there is no such cluster.
     """
     from flax_mnv2.training.multihost import Place
 

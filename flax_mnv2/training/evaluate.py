@@ -1,7 +1,5 @@
 """Evaluates variables on a whole split, and writes the report on a checkpoint or pretrained weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -12,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from flax_mnv2.checkpoint.folder import EMA, FOLDER_NAME, VARIABLES, step_of
 from flax_mnv2.checkpoint.run import Checkpoints
@@ -35,19 +34,12 @@ WEIGHTS = ("auto", "raw", "ema")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation yields.
+    """What an evaluation yields."""
 
-    Attributes:
-      evaluator: the task's, which has seen every example.
-      num_examples: examples counted, on all hosts.
-      num_bad: damaged examples left out, on all hosts (``config.data.bad_examples``).
-      bad_examples: those of this host, by position in the split; name and reason.
-    """
-
-    evaluator: Evaluator
-    num_examples: int
-    num_bad: int
-    bad_examples: Mapping[int, str]
+    evaluator: Evaluator  # the task's, which has seen every example
+    num_examples: int  # counted, on all hosts
+    num_bad: int  # damaged ones left out, on all hosts (config.data.bad_examples)
+    bad_examples: Mapping[int, str]  # those of this host, by position in the split; name and reason
 
 
 def evaluate(
@@ -61,23 +53,10 @@ def evaluate(
     report: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Evaluates ``variables`` on a whole split.
+    """Evaluates replicated ``variables`` on a whole split with the task's compiled ``eval_step``.
 
-    Args:
-      task: gives the batches.
-      parallel: puts them on the devices.
-      eval_step: compiled step of the task.
-      variables: the model's, replicated.
-      dataset: the task's data set.
-      split: its split.
-      report: whether the evaluator keeps what a report says of single examples.
-      stop: asked before every batch, whether to give up.
-
-    Returns:
-      What was found; None if it was given up.
-
-    Raises:
-      RuntimeError: examples were lost or counted twice.
+    With ``report`` the evaluator keeps what a report says of single examples. ``stop`` is asked before every batch;
+    once it says yes, the evaluation is given up and None returned.
     """
     evaluator, counted = task.evaluator(report=report), 0
     total = len(dataset.source(split))
@@ -100,8 +79,6 @@ def evaluate(
             progress.advance()
     bad = len(batches.bad_examples)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         of_each = multihost_utils.process_allgather(np.array([counted, bad], np.int32))
         counted, bad = (int(number) for number in of_each.reshape(-1, 2).sum(axis=0))
     if counted + bad != total:
@@ -111,21 +88,13 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Subject:
-    """The model that is evaluated.
+    """The model that is evaluated."""
 
-    Attributes:
-      name: for messages and the report.
-      config: its architecture.
-      processor: what prepares images for it; None where the run's config says.
-      report_folder: where the report goes unless told otherwise.
-      load: the task → the model's variables.
-    """
-
-    name: str
+    name: str  # for messages and the report
     config: MobileNetV2Config
-    processor: MobileNetV2ImageProcessor | None
-    report_folder: pathlib.Path
-    load: Callable[[Task], Any]
+    processor: MobileNetV2ImageProcessor | None  # what prepares images for it; None where the run's config says
+    report_folder: pathlib.Path  # unless told otherwise
+    load: Callable[[Task], Any]  # the task → the model's variables
 
 
 def evaluate_run(
@@ -140,7 +109,7 @@ def evaluate_run(
     output: str = "",
     per_class: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates one model on a whole split; prints a table, writes the task's report.
+    """Evaluates one model on a whole split; prints a table, writes the report; returns what ``metrics.json`` has.
 
     Args:
       config: the run's, or for ``pretrained`` any that names the data.
@@ -148,17 +117,10 @@ def evaluate_run(
       checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/step_N``; or
       pretrained: a hub id, a folder or a file of weights: whatever ``from_pretrained`` takes.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
-      weights: of a checkpoint, ``"ema"`` for the moving average, ``"raw"`` for the weights themselves, ``"auto"``
-        for the average where the run keeps one.
+      weights: of a checkpoint, ``"ema"``, ``"raw"``, or ``"auto"`` for the average where the run keeps one.
       split: empty for ``config.data.eval_split``.
       output: folder for the report; empty chooses one beside the checkpoint, or ``./evaluation``.
       per_class: of a classifier, add the metrics of every class (a segmentation model's are always there).
-
-    Returns:
-      The metrics, as written to ``metrics.json``.
-
-    Raises:
-      UserError: bad config, data or checkpoint.
     """
     if sum(map(bool, (workdir, checkpoint, pretrained))) != 1:
         raise ConfigError("Give exactly one of --workdir, --checkpoint and --pretrained.")
@@ -184,11 +146,9 @@ def evaluate_run(
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
     variables = parallel.put_state(subject.load(task))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    leads = jax.process_index() == 0
+    leads, size = jax.process_index() == 0, len(dataset.source(split))
     if leads:
-        print(
-            f"evaluating {subject.name} on {dataset.name}, {split}: {len(dataset.source(split))} examples", flush=True
-        )
+        print(f"evaluating {subject.name} on {dataset.name}, {split}: {size} examples", flush=True)
     evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, report=True)
     metrics = {
         "model": subject.name,
@@ -217,7 +177,10 @@ def _pretrained(pretrained: str, job: type[Task]) -> _Subject:
 def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: str, parallel: Parallel) -> _Subject:
     checkpoints, at, folder = _find_checkpoint(workdir, checkpoint, step)
     path = checkpoints.path_of(at)
-    item = _choose_weights(weights, has_ema=(path / EMA).is_dir(), where=path)
+    has_ema = (path / EMA).is_dir()
+    if weights == "ema" and not has_ema:
+        raise CheckpointError(f"{path} has no moving average; its run had config.ema.decay=0. Use --weights=raw.")
+    item = EMA if has_ema and weights != "raw" else VARIABLES
 
     def load(task: Task) -> Any:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
@@ -235,15 +198,8 @@ def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: s
     )
 
 
-def _choose_weights(weights: str, *, has_ema: bool, where: pathlib.Path) -> str:
-    """The item of a checkpoint to evaluate."""
-    if weights == "ema" and not has_ema:
-        raise CheckpointError(f"{where} has no moving average; its run had config.ema.decay=0. Use --weights=raw.")
-    return EMA if has_ema and weights != "raw" else VARIABLES
-
-
 def _find_checkpoint(workdir: str, checkpoint: str, step: str) -> tuple[Checkpoints, int, pathlib.Path]:
-    """The run's checkpoints, the chosen step, and the run's folder."""
+    """Returns the run's checkpoints, the chosen step, and the run's folder."""
     if checkpoint:
         path = pathlib.Path(checkpoint).expanduser()
         if step_of(path.name) is None or not path.parent.is_dir():

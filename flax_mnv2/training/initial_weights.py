@@ -1,7 +1,5 @@
 """The weights that a run starts from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import ml_collections
@@ -33,18 +31,9 @@ _NOTED_FIELDS = ("tf_padding", "layer_norm_eps", "hidden_act")
 
 
 def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: Any) -> tuple[Any, list[str]]:
-    """Reads ``config.init_from``: the backbone alone, or everything.
+    """Returns ``variables`` with what ``config.init_from`` has, the backbone alone or everything, and lines to print.
 
-    Args:
-      config: the run's.
-      task: the run's.
-      variables: of the task's model, for shapes; the backbone alone leaves its head.
-
-    Returns:
-      The variables, and lines to print where the weights learned with other pixels, padding or activations.
-
-    Raises:
-      UserError: ``config.init_from`` cannot be read, or holds another network than ``config.model`` describes.
+    The lines name pixels, padding or activations that the weights learned with and the run does not have.
     """
     source, ours = open_weights(config.init_from), task.model.config
     _check_same_network(config, source.config, ours)
@@ -80,12 +69,11 @@ def _check_same_network(config: ml_collections.ConfigDict, theirs: MobileNetV2Co
 
 
 def _origin_notes(config: ml_collections.ConfigDict, source: Source, ours: MobileNetV2Config) -> list[str]:
-    theirs, notes = source.config, []
+    theirs = source.config
     names = [name for name in _NOTED_FIELDS if getattr(theirs, name) != getattr(ours, name)]
     if theirs.layer_plan.stem.residual != ours.layer_plan.stem.residual:
         names.append(_STEM_RESIDUAL)
-    for name in names:
-        notes.append(_note(config, f"model.{name}", getattr(theirs, name), getattr(ours, name)))
+    notes = [_note(config, f"model.{name}", getattr(theirs, name), getattr(ours, name)) for name in names]
     try:
         processor = source.processor()
     except CheckpointError:  # there is none, and nothing to compare

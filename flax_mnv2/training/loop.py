@@ -1,11 +1,8 @@
 """The training loop, from top to bottom."""
 
-from __future__ import annotations
-
 import pathlib
 import signal
 import time
-from typing import Any
 
 import jax
 import ml_collections
@@ -37,16 +34,13 @@ def train(
     parallel: Parallel | None = None,
     strict: bool = False,
 ) -> TrainState:
-    """Trains to ``config.num_steps``, going on from the newest checkpoint in ``workdir`` if there is one.
+    """Trains to ``config.num_steps``, from the newest checkpoint in ``workdir`` if it has one; returns the last state.
 
     Args:
       config: of ``training.config.defaults.default_config``.
       workdir: gets checkpoints, metrics and the config; made if it is not there.
       parallel: devices and mode; None follows ``config.parallel`` on all devices.
       strict: a damaged newest checkpoint is an error; else it is set aside and the one before is used.
-
-    Returns:
-      The final state.
 
     Raises:
       UserError: bad config, data or checkpoint; the loss stopped being finite. What was trained before bad data, or
@@ -68,25 +62,18 @@ def train(
     folder = run.workdir / FOLDER_NAME
     if stopped_by is not None:
         _say(f"{stopped_by.name}: saved step {loop.step} in {folder}; the same command goes on from there")
-        raise Interrupted(stopped_by)
+        raise Interrupted(128 + stopped_by)
     title = run.task.titles[run.task.best_metric]
     best = f"best by {'EMA ' if run.config.ema.decay else ''}{title}: step {best_step}"
     _say(f"checkpoints: {folder} (last step {loop.step}, {best})")
     _say(f"metrics:     {run.workdir / METRICS_NAME}, and TensorBoard in {run.workdir / 'tensorboard'}")
     if loop.log.skipped_steps:
-        _say(loop.log.summary())
+        _say(f"skipped:     {loop.log.skipped_steps} of {run.config.num_steps} steps, which were not finite")
     return loop.state
 
 
 class _Loop:
-    """Trains, saves, evaluates.
-
-    Attributes:
-      state: after the newest step.
-      step: its number.
-      log: of the steps.
-      bad_examples: damaged ones that this process left out, by position.
-    """
+    """Trains, saves, evaluates; ``bad_examples`` are the damaged ones that this process left out, by position."""
 
     def __init__(self, run: Run, checkpoints: Checkpoints, state: TrainState, resume_step: int | None):
         """Nothing runs yet; ``resume_step`` is that of the checkpoint which ``state`` comes from, if any."""
@@ -96,9 +83,10 @@ class _Loop:
     def train(self) -> signal.Signals | None:
         """Trains to the end, or until a signal asks to stop, which is returned; the last state is saved."""
         run, config = self._run, self._run.config
+        tolerant = config.checkpoint.on_error == "continue"
         with (
             StopRequest() as stop,
-            MetricsWriter(run.workdir, resume_step=self.step, tolerant=self._is_tolerant) as writer,
+            MetricsWriter(run.workdir, resume_step=self.step, tolerant=tolerant) as writer,
             Progress(config.num_steps, "training", config.batch_size, start=self.step) as progress,
             run.task.train_batches(run.dataset, start_step=self.step) as batches,
         ):
@@ -145,10 +133,6 @@ class _Loop:
         """Whether the state of this step is evaluated."""
         return self.step == self._run.config.num_steps or self.step % self._run.config.eval_every_steps == 0
 
-    @property
-    def _is_tolerant(self) -> bool:
-        return self._run.config.checkpoint.on_error == "continue"
-
     def _save(self) -> None:
         self.log.check()  # never save a state whose loss has not been looked at
         items = self._run.parallel.global_view(self.state).to_items()
@@ -176,9 +160,7 @@ class _Loop:
     def _open_log(self, writer: MetricsWriter, progress: Progress) -> TrainingLog:
         run, resume_step = self._run, self._resume_step
         search = NanSearch(run, lambda: self.state)  # the state when it is asked
-        saved: dict[str, Any] | None = None
-        if resume_step is not None:
-            saved = self._checkpoints.about(resume_step).get(LOG)
+        saved = None if resume_step is None else self._checkpoints.about(resume_step).get(LOG)
         return TrainingLog(run.config, writer, progress, self._checkpoints, explain=search.explain, saved=saved)
 
 
@@ -195,7 +177,7 @@ def _open_checkpoints(run: Run) -> Checkpoints:
 
 
 def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[TrainState, int | None, list[str]]:
-    """The state from the newest checkpoint, with its step; else from pretrained weights, with notes; else random."""
+    """Returns the newest checkpoint's state, with its step; else one of pretrained weights, with notes; else random."""
     config, parallel = run.config, run.parallel
     resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
     variables, notes = run.task.init_variables(config.seed), []

@@ -5,8 +5,6 @@ one dies, it ends the others within the heartbeat limit, and its log names the t
 :class:`~flax_mnv2.training.faults.interrupt.StopRequest`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json
@@ -41,17 +39,11 @@ _LAST_WORDS_SECONDS = 2.0  # for others that fail for the same reason: JAX ends 
 
 
 class Place(NamedTuple):
-    """One process's place among all; without values, JAX asks the cluster.
+    """One process's place among all; without values, JAX asks the cluster."""
 
-    Attributes:
-      address: ``HOST:PORT`` where process 0 listens.
-      count: number of processes.
-      index: this one, from 0.
-    """
-
-    address: str | None = None
-    count: int | None = None
-    index: int | None = None
+    address: str | None = None  # HOST:PORT where process 0 listens
+    count: int | None = None  # of all processes
+    index: int | None = None  # from 0
 
     def __str__(self) -> str:
         return f"process {self.index} of {self.count} at {self.address}" if self.address else "this process"
@@ -71,19 +63,11 @@ def session(
 
     Enter it before anything makes JAX look for devices. When the block ends, all wait for each other. When it raises,
     this process says why and ends inside here, with status 2 for a :class:`UserError`, 130 for Ctrl-C, else 1; JAX
-    then ends the others, with status 134.
+    then ends the others, with status 134. Where ``place`` is None nothing happens.
 
-    Args:
-      place: of this process; None where it is the only one, for which nothing happens.
-      config: of the run; must be the same on all hosts but for :data:`PER_HOST`.
-      settings: what else must be the same, by name; JSON values.
-      timeout: seconds that all may take to come together.
-      heartbeat: seconds without a sign of life after which JAX counts a process as dead.
-      agreed_stop: SIGTERM to one process asks all of them to stop, which ``StopRequest`` answers. Else it ends the
-        process that it reaches.
-
-    Raises:
-      ConfigError: JAX cannot start here.
+    The config, but for :data:`PER_HOST`, and ``settings``, JSON values by name, must be the same on all. They have
+    ``timeout`` seconds to come together; after ``heartbeat`` seconds without a sign of life one counts as dead. With
+    ``agreed_stop`` SIGTERM to one process asks all to stop, which ``StopRequest`` answers; else it ends that one.
     """
     if place is None:
         yield

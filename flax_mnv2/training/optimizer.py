@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules from a config."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -22,12 +20,9 @@ def configured_optimizer(config: ml_collections.ConfigDict) -> tuple[optax.Sched
 
 
 def make_schedule(config: Any, num_steps: int, *, batch_size: int = 0) -> optax.Schedule:
-    """Step → learning rate.
+    """Returns step → learning rate, by ``config.optimizer`` with durations in steps.
 
-    Args:
-      config: ``config.optimizer`` of a run, durations in steps.
-      num_steps: length of the run, warm-up included.
-      batch_size: the run's, to which a rate with ``base_batch_size`` is scaled in proportion.
+    ``num_steps`` includes the warm-up; a rate with ``base_batch_size`` is scaled in proportion to ``batch_size``.
     """
     scale = batch_size / config.base_batch_size if config.base_batch_size else 1.0
     peak, end, warmup = config.learning_rate * scale, config.end_learning_rate * scale, config.warmup_steps
@@ -57,38 +52,29 @@ def _exponential(peak: float, end: float, config: Any, *, begin: int) -> optax.S
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule, *, freeze_until: str = "") -> optax.GradientTransformation:
-    """Returns the optimizer.
+    """Returns the optimizer of ``config.optimizer``; layers up to ``freeze_until`` stay as they are.
 
     Weight decay joins the gradient before the rest, as an L2 term in the loss would (TF-slim); with Adam it is
     decoupled (AdamW). RMSProp is TensorFlow's: mean squares start at 1, epsilon stands inside the root, and the
     momentum gathers steps that the learning rate has already scaled.
-
-    Args:
-      config: ``config.optimizer`` of a run.
-      schedule: step → learning rate.
-      freeze_until: name of the last layer of the backbone whose parameters stay as they are; empty for none.
     """
     decay = optax.add_decayed_weights(config.weight_decay, mask=lambda params: decay_mask(params, config))
     rate = optax.scale_by_learning_rate(schedule)
     if config.name == "sgd":
         rule = [decay, optax.trace(config.momentum, config.nesterov), rate]
     elif config.name == "rmsprop":
-        mean_square = optax.scale_by_rms(
-            decay=config.rmsprop_decay, eps=config.epsilon, initial_scale=1.0, eps_in_sqrt=True
-        )
+        mean_square = optax.scale_by_rms(config.rmsprop_decay, config.epsilon, initial_scale=1.0, eps_in_sqrt=True)
         rule = [decay, mean_square, rate, optax.trace(config.momentum, config.nesterov)]
     else:
         rule = [optax.scale_by_adam(b1=config.momentum, eps=config.epsilon), decay, rate]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    multiply = [scale_layers(config, freeze_until)] if _has_multipliers(config, freeze_until) else []
-    return optax.chain(*clip, *rule, *multiply)
+    multiplies = bool(freeze_until) or config.head_lr_multiplier != 1.0 or config.layer_lr_decay != 1.0
+    return optax.chain(*clip, *rule, *([scale_layers(config, freeze_until)] if multiplies else []))
 
 
 def decay_mask(params: Any, config: Any) -> Any:
-    """Which parameters decay, by ``config.weight_decay_on``.
-
-    ``dense_kernels``: kernels of convolutions and of the classifier, without the depthwise ones; ``kernels``: with
-    them; ``all``: biases and normalisation too.
+    """Returns which parameters decay, by ``config.weight_decay_on``: depthwise kernels with ``kernels``, not with
+    ``dense_kernels``; biases and normalisation with ``all`` only.
     """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
@@ -98,10 +84,6 @@ def decay_mask(params: Any, config: Any) -> Any:
         return names[-1] == "kernel" and (config.weight_decay_on == "kernels" or DEPTHWISE not in names)
 
     return jax.tree.map_with_path(decays, params)
-
-
-def _has_multipliers(config: Any, freeze_until: str) -> bool:
-    return bool(freeze_until) or config.head_lr_multiplier != 1.0 or config.layer_lr_decay != 1.0
 
 
 def scale_layers(config: Any, freeze_until: str = "") -> optax.GradientTransformation:
@@ -114,8 +96,7 @@ def scale_layers(config: Any, freeze_until: str = "") -> optax.GradientTransform
         factors = layer_factors(updates, config, freeze_until)
 
         def scaled(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
-            name = path[1].key if path[0].key == BACKBONE else path[0].key
-            factor = factors[name]
+            factor = factors[path[1].key if path[0].key == BACKBONE else path[0].key]
             return value if factor == 1.0 else value * factor
 
         return jax.tree.map_with_path(scaled, updates)
@@ -124,11 +105,7 @@ def scale_layers(config: Any, freeze_until: str = "") -> optax.GradientTransform
 
 
 def layer_factors(params: Any, config: Any, freeze_until: str = "") -> dict[str, float]:
-    """The factor of each layer's updates, by its name: layers of the backbone in their order, then the heads.
-
-    Raises:
-      ConfigError: ``freeze_until`` is not a layer of the backbone.
-    """
+    """Returns the factor of each layer's updates by name: layers of the backbone in their order, then the heads."""
     layers = sorted(params[BACKBONE], key=_depth)
     if freeze_until and freeze_until not in layers:
         raise ConfigError(f"config.freeze_until must be one of {', '.join(layers)}; found {freeze_until!r}.")

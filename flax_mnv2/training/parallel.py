@@ -5,8 +5,6 @@ devices. Under jit the optimizer's part of it may be split over the devices inst
 share (ZeRO's first stage); in a checkpoint that makes no difference either.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -25,23 +23,17 @@ AXIS = "data"
 class JitParallel:
     """``jax.jit`` over a one-dimensional mesh; arrays are global, sums over the batch too.
 
-    Attributes:
-      axis_name: None; with ``per_device`` the axis over which a step sums by itself, because it sees its part of the
-        batch alone (``jax.shard_map``).
+    With ``per_device`` a step sees its part of the batch alone (``jax.shard_map``) and sums over ``axis_name`` itself.
     """
 
     def __init__(
-        self,
-        devices: Sequence[jax.Device] | None = None,
-        *,
-        per_device: bool = False,
-        shard_optimizer: bool = False,
+        self, devices: Sequence[jax.Device] | None = None, *, per_device: bool = False, shard_optimizer: bool = False
     ):
         """Uses ``devices``, by default all of all processes."""
         self.devices = list(devices or jax.devices())
         self.axis_name = AXIS if per_device else None
         self._shard_optimizer = shard_optimizer
-        self._mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self._mesh = _mesh(self.devices)
         self.replicated = NamedSharding(self._mesh, P())
         self.split = NamedSharding(self._mesh, P(AXIS))
 
@@ -79,12 +71,10 @@ class JitParallel:
         return jax.shard_map(step, mesh=self._mesh, in_specs=(P(), P(AXIS)), out_specs=out_specs, check_vma=False)
 
     def state_sharding(self, state: Any) -> Any:
-        """Where each leaf of a pytree of arrays or shapes belongs.
+        """Returns where each leaf of a pytree of arrays or shapes belongs.
 
-        All is replicated, but the optimizer's part of a :class:`TrainState` where it is to be split.
-
-        A leaf is split along its longest axis that the number of devices divides; one without such an axis is
-        replicated.
+        All is replicated, but the optimizer's part of a :class:`TrainState` where it is to be split: each leaf along
+        its longest axis that the number of devices divides, if it has one.
         """
         sharding = jax.tree.map(lambda _: self.replicated, state)
         if self._shard_optimizer and isinstance(state, TrainState):
@@ -100,7 +90,7 @@ class JitParallel:
         return NamedSharding(self._mesh, P(*[AXIS if axis == longest else None for axis in range(longest + 1)]))
 
     def replicate(self, tree: Any) -> Any:
-        """Inside a step: gradients and updates, kept whole on every device beside a split optimizer state.
+        """Keeps gradients and updates, inside a step, whole on every device beside a split optimizer state.
 
         Without this XLA splits the gradients as it does the state, and with them, backwards, the network: on a TPU
         v5e a paper step took four times the memory traffic and a thousand permutations.
@@ -112,7 +102,7 @@ class JitParallel:
         return jax.device_put(state, self.state_sharding(state))
 
     def global_view(self, state: Any) -> Any:
-        """The state as arrays over all devices of all processes, as checkpoints take them: what it is already."""
+        """Returns the state as arrays over all devices of all processes, as checkpoints take them: as it is."""
         return state
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -120,7 +110,7 @@ class JitParallel:
         return {name: jax.make_array_from_process_local_data(self.split, value) for name, value in batch.items()}
 
     def fetch(self, examples: Any) -> Any:
-        """This process's part of what an evaluation step keeps of each example, as NumPy arrays."""
+        """Returns this process's part of what an evaluation step keeps of each example, as NumPy arrays."""
         return jax.tree.map(_local_rows, examples)
 
 
@@ -133,8 +123,7 @@ class PmapParallel:
         """Uses ``devices``, by default all of all processes."""
         self.devices = list(devices or jax.devices())
         self._local = [device for device in self.devices if device.process_index == jax.process_index()]
-        self._everywhere = NamedSharding(Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,)), P())
-        mesh = Mesh(np.array(self._local), (AXIS,), axis_types=(AxisType.Auto,))
+        self._everywhere, mesh = NamedSharding(_mesh(self.devices), P()), _mesh(self._local)
         self.replicated = NamedSharding(mesh, P())
         self._split = NamedSharding(mesh, P(AXIS))
 
@@ -147,7 +136,7 @@ class PmapParallel:
         return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=self.devices)
 
     def replicate(self, tree: Any) -> Any:
-        """Nothing to do: each device has its own."""
+        """Does nothing: each device has its own."""
         return tree
 
     def put_state(self, state: Any) -> Any:
@@ -161,55 +150,30 @@ class PmapParallel:
         return jax.tree.map(put, state)
 
     def global_view(self, state: Any) -> Any:
-        """The state as arrays over all devices of all processes, as checkpoints take them; nothing is copied."""
+        """Returns the state as arrays over all devices of all processes, as checkpoints take them, without copying."""
         return jax.tree.map(lambda leaf: _same_data(leaf, self._everywhere), state)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Splits this process's part of a batch over its devices: a leading axis of devices."""
-        count = len(self._local)
-        return {
-            name: jax.device_put(value.reshape(count, -1, *value.shape[1:]), self._split)
-            for name, value in batch.items()
-        }
+        shaped = {name: value.reshape(len(self._local), -1, *value.shape[1:]) for name, value in batch.items()}
+        return jax.device_put(shaped, self._split)
 
     def fetch(self, examples: Any) -> Any:
-        """This process's part of what an evaluation step keeps of each example, as NumPy arrays."""
-
-        def rows(value):
-            value = _local_rows(value)
-            return value.reshape(-1, *value.shape[2:])
-
-        return jax.tree.map(rows, examples)
+        """Returns this process's part of what an evaluation step keeps of each example, as NumPy arrays."""
+        return jax.tree.map(lambda value: np.concatenate(_local_rows(value)), examples)
 
 
 Parallel = JitParallel | PmapParallel
 
 
 def make_parallel(
-    mode: str,
-    devices: Sequence[jax.Device] | None = None,
-    *,
-    per_device: bool = False,
-    shard_optimizer: bool = False,
+    mode: str, devices: Sequence[jax.Device] | None = None, *, per_device: bool = False, shard_optimizer: bool = False
 ) -> Parallel:
-    """``"jit"`` or ``"pmap"`` over ``devices``, by default all.
+    """Returns ``"jit"`` or ``"pmap"`` over ``devices``, by default all of all processes.
 
-    Args:
-      mode: which of them.
-      devices: of all processes.
-      per_device: a step under jit sees one device's part of the batch, as it always does under pmap; batch norm
-        without synchronisation needs that.
-      shard_optimizer: the optimizer's state is split over the devices.
-
-    Raises:
-      ConfigError: the optimizer's state cannot be split in this mode.
+    With ``per_device`` a step under jit sees one device's part of the batch, as it always does under pmap; batch norm
+    without synchronisation needs that. ``shard_optimizer`` is for jit without it.
     """
-    if shard_optimizer and (mode == "pmap" or per_device):
-        raise ConfigError(
-            "config.shard_optimizer_state needs a step that sees all devices: config.parallel='jit' and "
-            f"config.batch_norm.sync=True; found parallel={mode!r} and batch_norm.sync={not per_device}. Change these, "
-            "or leave the optimizer's state whole."
-        )
     if mode == "pmap":
         return PmapParallel(devices)
     return JitParallel(devices, per_device=per_device, shard_optimizer=shard_optimizer)
@@ -226,7 +190,7 @@ def check_divisible(parallel: Parallel, batch_size: int, name: str) -> None:
 
 
 def nearest_multiples(number: int, unit: int) -> str:
-    """The positive multiples of ``unit`` around ``number``, for a message."""
+    """Returns the positive multiples of ``unit`` around ``number``, for a message."""
     below = number // unit * unit
     return f"{below} or {below + unit}" if below else str(unit)
 
@@ -239,6 +203,10 @@ def prefetch(batches: Iterable, put: Callable, depth: int = 2) -> Iterator:
         if len(queue) > depth:
             yield queue.popleft()
     yield from queue
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def _same_data(value: jax.Array, sharding: NamedSharding) -> jax.Array:

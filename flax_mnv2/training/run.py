@@ -1,7 +1,5 @@
 """What a run is made of, before its first step: checked config, data set, task, optimizer and compiled steps."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config, check_parts
-from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.config.defaults import in_steps
 from flax_mnv2.training.multihost import check_enough_examples, leader_first
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel
@@ -26,31 +24,18 @@ from flax_mnv2.training.workdir import open_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All of a run that does not change from step to step.
+    """All of a run that does not change from step to step."""
 
-    Attributes:
-      config: durations in steps.
-      workdir: of checkpoints and metrics.
-      task: model, loss, batches, evaluation.
-      dataset: the task's.
-      parallel: devices and mode.
-      optimizer: of gradients of the mean loss.
-      train_step: compiled, ``(state, batch) -> (state, metrics)``.
-      eval_step: compiled, ``(variables, batch) -> (sums, examples)``.
-      about: JSON that lies beside every checkpoint; the config in it has durations as they were given.
-      sizes: number of examples by what they are for, ``train`` and ``eval``.
-    """
-
-    config: ml_collections.ConfigDict
+    config: ml_collections.ConfigDict  # durations in steps
     workdir: pathlib.Path
     task: Task
     dataset: Dataset
     parallel: Parallel
     optimizer: optax.GradientTransformation
-    train_step: Callable
-    eval_step: Callable
-    about: dict[str, Any]
-    sizes: dict[str, int]
+    train_step: Callable  # compiled, (state, batch) -> (state, metrics)
+    eval_step: Callable  # compiled, (variables, batch) -> (sums, examples)
+    about: dict[str, Any]  # JSON that lies beside every checkpoint; its config has durations as they were given
+    sizes: dict[str, int]  # number of examples by what they are for, train and eval
 
 
 def prepare_run(
@@ -58,13 +43,7 @@ def prepare_run(
 ) -> Run:
     """Checks everything that can be checked before the first expensive step, then opens data and builds the model.
 
-    Args:
-      config: of ``default_config``.
-      workdir: made if it is not there; records the config.
-      parallel: devices and mode; None follows ``config.parallel`` on all devices.
-
-    Raises:
-      UserError: bad config or data, or the workdir belongs to another run.
+    The workdir is made if it is not there. ``parallel`` None follows ``config.parallel`` on all devices.
     """
     check_config(config)
     parallel = parallel or make_parallel(

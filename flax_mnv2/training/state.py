@@ -1,7 +1,5 @@
 """What a run carries from step to step, and the moving average in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,27 +13,19 @@ from flax_mnv2.checkpoint.folder import EMA, TRAINING, VARIABLES
 
 @flax.struct.dataclass
 class TrainState:
-    """One pytree, the same on every device and in every mode.
+    """One pytree, the same on every device and in every mode."""
 
-    Attributes:
-      step: int32 scalar, updates made so far. Randomness derives from the run's seed and this number alone.
-      params: learned by the optimizer, float32.
-      batch_stats: running statistics of batch normalisation, float32.
-      opt_state: the optimizer's.
-      ema: moving average of ``variables``, the same tree; None where the run keeps none.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
+    step: jax.Array  # int32 scalar, updates made so far; randomness derives from the run's seed and this alone
+    params: Any  # learned by the optimizer, float32
+    batch_stats: Any  # running statistics of batch normalisation, float32
     opt_state: Any
-    ema: Any = None
+    ema: Any = None  # moving average of ``variables``, the same tree; None where the run keeps none
 
     @classmethod
     def create(
         cls, variables: dict[str, Any], optimizer: optax.GradientTransformation, *, ema: bool = False
-    ) -> TrainState:
-        """A state at step 0; with ``ema`` the moving average starts at ``variables``."""
+    ) -> "TrainState":
+        """Returns a state at step 0; with ``ema`` the moving average starts at ``variables``."""
         variables = jax.tree.map(jnp.asarray, variables)
         return cls(
             step=jnp.zeros((), jnp.int32),
@@ -47,7 +37,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """``{"params", "batch_stats"}`` for ``model.apply``."""
+        """Returns ``{"params", "batch_stats"}`` for ``model.apply``."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def to_items(self) -> dict[str, Any]:
@@ -56,21 +46,17 @@ class TrainState:
         return items if self.ema is None else {**items, EMA: self.ema}
 
     @classmethod
-    def from_items(cls, items: Mapping[str, Any]) -> TrainState:
+    def from_items(cls, items: Mapping[str, Any]) -> "TrainState":
         """Returns the state of which ``to_items`` gave ``items``."""
         return cls(**items[VARIABLES], **items[TRAINING], ema=items.get(EMA))
 
 
 def update_ema(average: Any, variables: Any, step: jax.Array, config: Any) -> Any:
-    """Returns the average after one more step: ``decay * average + (1 - decay) * variables``.
+    """Returns the average after one more step, the ``step``-th: ``decay * average + (1 - decay) * variables``.
 
-    Args:
-      average: the average so far, float32; a pytree like ``variables``.
-      variables: after the step.
-      step: int32 scalar, steps made, this one included.
-      config: ``config.ema`` of a run, durations in steps. With ``ramp`` the decay is at most
-        ``(1 + step) / (10 + step)``, as in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. Other than
-        every ``every_steps`` the average stays; up to ``start_steps`` it is a copy.
+    By ``config.ema`` with durations in steps: with ``ramp`` the decay is at most ``(1 + step) / (10 + step)``, as in
+    TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. Other than every ``every_steps`` the average stays;
+    up to ``start_steps`` it is a copy.
     """
     decay = jnp.float32(config.decay)
     if config.ramp:

@@ -4,21 +4,17 @@ Under ``jit`` over a mesh the arrays are global and ``axis_name`` is None; under
 part and sums over ``axis_name``. Losses are sums divided once by the global count, so both give the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from flax_mnv2.tasks.base import Batch, Task
 from flax_mnv2.training.parallel import Parallel
 from flax_mnv2.training.state import TrainState, update_ema
-
-if TYPE_CHECKING:
-    import ml_collections
 
 
 def configured_train_step(
@@ -28,7 +24,7 @@ def configured_train_step(
     optimizer: optax.GradientTransformation,
     parallel: Parallel,
 ) -> Callable:
-    """Returns the pure step of a run, to be compiled by ``parallel``; for the arguments see ``make_train_step``."""
+    """Returns the pure step of a run, to be compiled by ``parallel``."""
     return make_train_step(
         task,
         optimizer,
@@ -60,18 +56,10 @@ def make_train_step(
     were, to the bit. Only ``step`` goes on, so that another batch and other random numbers come next, and with it the
     count that a schedule reads, so that the learning rate used is the one that belongs to the step and is logged.
 
-    Args:
-      task: gives the loss.
-      optimizer: of gradients of the mean loss.
-      schedule: step → learning rate, for the metrics.
-      seed: of the run.
-      axis_name: mapped axis over which the batch is split; None where arrays are global.
-      accumulate: parts in which the batch is worked through, one after the other, before the one update. Batch norm
-        takes the statistics of a part.
-      ema: ``config.ema`` of the run; used where the state has an average.
-      replicate: what keeps gradients and updates whole on every device, where the optimizer's state is not.
+    ``accumulate`` is the number of parts in which a batch is worked through before the one update (batch norm takes the
+    statistics of a part), ``ema`` is ``config.ema`` of the run, and ``replicate`` keeps gradients and updates whole on
+    every device where the optimizer's state is not.
     """
-
     sums_of_batch = _make_sums(task, accumulate, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -1,11 +1,10 @@
-"""The folder of a run: made, checked for another run's traces, and described."""
-
-from __future__ import annotations
+"""The folder of a run: made, checked for another run's traces, and the config that it recorded."""
 
 import json
 import pathlib
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,8 +13,9 @@ import ml_collections
 from flax_mnv2.checkpoint.folder import FOLDER_NAME as CHECKPOINTS_NAME
 from flax_mnv2.checkpoint.folder import step_of
 from flax_mnv2.errors import ConfigError, DataError
-from flax_mnv2.files import read_json, write_text
-from flax_mnv2.training.config.defaults import check_same_run
+from flax_mnv2.files import read_json, shown, write_text
+from flax_mnv2.tasks.rules import flatten
+from flax_mnv2.training.config.defaults import check_same_run, default_config, fields_of_other_tasks
 from flax_mnv2.training.faults.run_lock import LOCK_NAME
 from flax_mnv2.training.logging.metrics_writer import EVENTS_NAME, METRICS_NAME, read_metrics
 from flax_mnv2.training.multihost import from_leader, leader_first, meet
@@ -28,11 +28,6 @@ def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) 
     """Makes the folder and records the config, or checks that it belongs to the same run.
 
     With several hosts, process 0 does so and the others check that they see the same folder.
-
-    Raises:
-      DataError: the folder cannot be made or written, has links to outside of it where a run writes, or lies on a
-        disk that other hosts do not see.
-      ConfigError: it holds a run with another config.
     """
     if "://" in str(folder):  # pathlib would make a local folder named gs:
         raise DataError(
@@ -93,13 +88,13 @@ def _await(token: pathlib.Path) -> None:
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
-    """Whether a run has left more than its config, so that a first mistake in it can be mended."""
+    """Returns whether a run has left more than its config, so that a first mistake in it can be mended."""
     checkpoints = (folder / CHECKPOINTS_NAME).glob("*")
     return bool(read_metrics(folder)) or any(step_of(path.name) is not None for path in checkpoints)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The config that a run recorded in its workdir, or None where there is none."""
+    """Returns the config that a run recorded in its workdir, or None where there is none."""
     path = folder / CONFIG_NAME
     try:
         values = read_json(path)
@@ -110,3 +105,31 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read {path}: {error}. Remove the file or choose another --workdir.") from None
     return values
+
+
+def config_for_evaluation(
+    config: ml_collections.ConfigDict | None, overrides: Mapping[str, Any], *, workdir: str = "", checkpoint: str = ""
+) -> ml_collections.ConfigDict:
+    """Returns the config to evaluate with: what the run in ``workdir``, or of ``checkpoint``, recorded, with overrides.
+
+    A run knows its data, so nobody has to repeat the flags it was trained with; ``config``, of the recipe given beside
+    it, is needed only where nothing was recorded. ``overrides`` are fields set on the command line, by dotted name.
+    """
+    folder = pathlib.Path(workdir).expanduser() if workdir else None
+    if checkpoint:
+        folder = pathlib.Path(checkpoint).expanduser().parent.parent
+    recorded = read_config(folder) if folder else None
+    if recorded is None:
+        if config is not None:
+            return config
+        where = f"{folder} holds no {CONFIG_NAME}, and" if folder else "There is no --workdir, and"
+        raise ConfigError(f"{where} no --config was given; give the recipe with --config FILE.")
+    try:
+        merged = default_config(recorded["task"])
+        foreign = fields_of_other_tasks(merged.task)  # which an older version's run recorded too
+        merged.update_from_flattened_dict({k: v for k, v in flatten(recorded).items() if k not in foreign})
+        merged.update_from_flattened_dict(dict(overrides))
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        reason = shown(str(error.args[0] if error.args else error))[1:-1]
+        raise ConfigError(f"{folder / CONFIG_NAME} does not fit this version of flax_mnv2: {reason}.") from None
+    return merged

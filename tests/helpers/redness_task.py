@@ -12,13 +12,10 @@ from flax import traverse_util
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.data.decode import decode_rgb
-from flax_mnv2.data.loader.batches import eval_batches, train_batches
-from flax_mnv2.data.loader.options import LoaderOptions
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import HeadOutput, MobileNetV2Model
 from flax_mnv2.tasks import rules
-from flax_mnv2.tasks.base import Evaluator, Task
-from flax_mnv2.tasks.predictor import Example, Predictor
+from flax_mnv2.tasks.base import Evaluator, Example, Predictor, Task
 from flax_mnv2.visualize import Panel
 from flax_mnv2.weights.source import variable_shapes
 
@@ -91,7 +88,7 @@ class RednessEvaluator(Evaluator):
 class RednessPredictor(Predictor):
     task = "redness"
 
-    def __init__(self, model, variables, processor):
+    def __init__(self, model, variables, processor, *, top):
         self._processor = processor
         self._compute = jax.jit(lambda pixels: model.apply(variables, pixels).logits)
 
@@ -119,6 +116,7 @@ class RednessTask(Task):
     model_defaults = {"output_stride": 32}
     rules = {"data.size": rules.at_least(32)}
     load_dataset = staticmethod(load_classification)
+    predictor = RednessPredictor
 
     @classmethod
     def add_defaults(cls, config):
@@ -147,25 +145,18 @@ class RednessTask(Task):
 
     @classmethod
     def for_training(cls, config, labels, *, axis_name=None):
-        return cls(config, MobileNetV2Config(**config.model.to_dict(), num_labels=1), axis_name=axis_name)
+        model_config = MobileNetV2Config(**config.model.to_dict(), num_labels=1)
+        return cls(config, model_config, processor=_processor(config), axis_name=axis_name)
 
     @classmethod
     def for_evaluation(cls, config, model_config, dataset, *, processor=None):
-        return cls(config, model_config)
+        return cls(config, model_config, processor=_processor(config))
 
-    @property
-    def processor(self):
-        size = {"height": self.config.data.size, "width": self.config.data.size}
-        return MobileNetV2ImageProcessor(size=size, do_center_crop=False)
+    def train_row(self, source):
+        return Row(source, self.config.data.size)
 
-    def train_batches(self, dataset, *, start_step):
-        source = dataset.source(self.config.data.train_split)
-        options = LoaderOptions.for_training(self.config)
-        return train_batches(Row(source, self.config.data.size), source, options, start_step=start_step)
-
-    def eval_batches(self, dataset, *, split):
-        source = dataset.source(split)
-        return eval_batches(Row(source, self.config.data.size), source, LoaderOptions.for_evaluation(self.config))
+    def eval_row(self, source, dataset, split):
+        return Row(source, self.config.data.size)
 
     def loss_sums(self, variables, batch, key, *, axis_name):
         predicted, statistics = self.train_outputs(variables, _normalize(batch["image"]), key, axis_name=axis_name)
@@ -180,10 +171,6 @@ class RednessTask(Task):
         return RednessEvaluator()
 
     @classmethod
-    def predictor(cls, model, variables, processor, *, top):
-        return RednessPredictor(model, variables, processor)
-
-    @classmethod
     def describe_augmentation(cls, config):
         return "flip"
 
@@ -192,6 +179,10 @@ class RednessTask(Task):
 
     def contact_sheet(self, source, seen):
         return {"tiles": [(Panel(one.image, (f"{one.target:.1f}",)),) for one in seen], "rows": ("network input",)}
+
+
+def _processor(config):
+    return MobileNetV2ImageProcessor(size={"height": config.data.size, "width": config.data.size}, do_center_crop=False)
 
 
 def _normalize(images):

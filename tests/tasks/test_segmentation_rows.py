@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 import voc_archives
-from ml_collections import ConfigDict
 from odd_images import BOMB, encode, photo
 from PIL import Image
 
 from flax_mnv2.data.decode import decode_image
 from flax_mnv2.data.loader.batches import eval_batches, train_batches
 from flax_mnv2.data.loader.options import LoaderOptions
-from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.errors import DataError
 from flax_mnv2.tasks.segmentation.rows import EvalRow, TrainRow
+from flax_mnv2.tasks.segmentation.task import SegmentationTask
+from flax_mnv2.training.config.defaults import default_config
 
 TRAIN = {
     "crop_size": (16, 16),
@@ -73,24 +74,12 @@ def test_without_augmentation_the_image_comes_back(source):
         assert row["index"] == index
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"crop_size": (0, 0)}, "crop size is"),
-        ({"crop_size": (16, -1)}, "crop size is"),
-        ({"min_scale": 0.0}, "min_scale"),
-        ({"min_scale": 3.0}, "min_scale"),
-        ({"scale_step": -1.0}, "scale_step"),
-    ],
-)
-def test_bad_settings(source, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        TrainRow(source=source, **(TRAIN | changes))
-
-
 def test_the_row_of_a_config(source):
     data = {name: value for name, value in TRAIN.items() if name != "num_classes"}
-    assert TrainRow.from_config(source, ConfigDict(data), num_classes=5) == TrainRow(source=source, **TRAIN)
+    config = default_config("segmentation")
+    config.data.update(data)
+    task = SegmentationTask.for_training(config, tuple("abcde"))
+    assert task.train_row(source) == TrainRow(source=source, **TRAIN)
 
 
 def test_an_evaluation(source):

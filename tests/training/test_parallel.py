@@ -157,12 +157,6 @@ def test_a_checkpoint_of_a_split_optimizer_state_goes_on_whole_and_back(tmp_path
     assert int(state.step) == 4
 
 
-@pytest.mark.parametrize(("mode", "per_device"), [("pmap", False), ("jit", True)])
-def test_an_optimizer_state_cannot_be_split_where_a_step_sees_one_device(mode, per_device):
-    with pytest.raises(ConfigError, match=rf"needs a step that sees all devices.* found parallel='{mode}'"):
-        make_parallel(mode, jax.devices()[:4], per_device=per_device, shard_optimizer=True)
-
-
 def test_batch_that_does_not_divide_is_explained():
     parallel = make_parallel("jit", jax.devices()[:4])
     with pytest.raises(ConfigError, match=r"config\.batch_size must be divisible .* 4; found 6. Use 4 or 8"):

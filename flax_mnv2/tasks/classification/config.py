@@ -48,13 +48,45 @@ def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -
     """Raises a ConfigError where fields contradict each other."""
     data = config.data
     rules.check_field(fields, "data.randaugment_magnitude", _magnitude(data.auto_augment))
-    if data.eval_crop > data.eval_resize:
-        raise ConfigError(
-            f"config.data.eval_crop must be at most data.eval_resize = {data.eval_resize}; found {data.eval_crop}."
-        )
+    fits = (lambda value: value <= data.eval_resize), f"at most data.eval_resize = {data.eval_resize}"
+    rules.check_field(fields, "data.eval_crop", fits)
     if data.crop_padding and data.train_crop != "pad":
         raise ConfigError("config.data.crop_padding is for config.data.train_crop='pad'; found 'inception'.")
-    rules.check_field(fields, "data.augment_repeats", rules.divisor_of(config.batch_size, name="batch_size"))
+    divides = (lambda value: config.batch_size % value == 0), f"a divisor of batch_size = {config.batch_size}"
+    rules.check_field(fields, "data.augment_repeats", divides)
+
+
+def describe_augmentation(config: ml_collections.ConfigDict) -> str:
+    """Returns the settings that change training images, in words."""
+    data = config.data
+    flip = "flip" if data.flip else "no flip"
+    if data.train_crop == "pad":
+        parts = [f"pad {data.crop_padding} and crop", flip]
+    else:
+        area, aspect = (f"{low:.3g} to {high:.3g}" for low, high in (data.crop_area, data.crop_aspect))
+        parts = [f"Inception crop of area {area}, aspect {aspect}", flip]
+    if any(data.color_jitter):
+        names = ("brightness", "contrast", "saturation", "hue")
+        parts.append("jitter of " + ", ".join(f"{n} {v:.3g}" for n, v in zip(names, data.color_jitter, strict=True)))
+    if data.auto_augment == "trivial_augment_wide":
+        parts.append("TrivialAugmentWide")
+    elif data.auto_augment:
+        deviation = f" ± {data.randaugment_magnitude_std:g}" if data.auto_augment == "timm_randaugment" else ""
+        name = "timm's RandAugment" if deviation else "RandAugment"
+        parts.append(f"{name}: {data.randaugment_ops} ops of magnitude {data.randaugment_magnitude:g}{deviation}")
+    if data.random_erasing:
+        fill = {"constant": "the mean colour", "pixel": "noise"}[data.random_erasing_fill]
+        parts.append(f"erasing {data.random_erasing:g} with {fill}")
+    mixing = [
+        f"{name} {alpha:g}" for name, alpha in (("MixUp", data.mixup_alpha), ("CutMix", data.cutmix_alpha)) if alpha
+    ]
+    if mixing:
+        parts.append(" or ".join(mixing) + ", one of them a batch" * (len(mixing) == 2))
+    if data.augment_repeats > 1:
+        parts.append(f"{data.augment_repeats} versions of an image in a batch")
+    if config.label_smoothing:
+        parts.append(f"label smoothing {config.label_smoothing:g} (not in the percentages)")
+    return " · ".join(parts)
 
 
 def _magnitude(policy: str) -> Rule:
@@ -69,8 +101,8 @@ def _is_color_jitter(value: Any) -> bool:
 
 
 RULES: Mapping[str, Rule] = {
-    "label_smoothing": rules.from_to_below(0, 1),
-    "data.holdout": rules.from_to_below(0, 1),
+    "label_smoothing": rules.BELOW_1,
+    "data.holdout": rules.BELOW_1,
     "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
     "data.image_std": rules.numbers(3, lambda value: value > 0, "above 0"),
     "data.train_size": rules.at_least(32),

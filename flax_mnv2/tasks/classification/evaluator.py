@@ -1,7 +1,5 @@
 """An evaluation of a classifier: counts, a line per image, and for few classes the confusion matrix."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +10,7 @@ import numpy as np
 
 from flax_mnv2.metrics import ClassificationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.visualize import save_confusion_matrix
 
 _NAME_BYTES = 256  # file names travel between hosts as arrays of this width
 
@@ -82,8 +81,6 @@ class ClassificationEvaluator(Evaluator):
         with written["predicted"].open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if "confusion" in self._counts:
-            from flax_mnv2.visualize import save_confusion_matrix
-
             written["confusion"] = folder / "confusion_matrix.png"
             save_confusion_matrix(written["confusion"], self._counts["confusion"], self._labels)
         return written

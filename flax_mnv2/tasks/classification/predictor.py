@@ -1,7 +1,5 @@
 """Photos → the most probable classes."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.predictor import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +29,8 @@ class ClassificationPredictor(Predictor):
     """Preprocesses as the model's processor says; gives the ``top`` classes, the most probable first.
 
     Probabilities are a softmax; for a model with ``problem_type="multi_label_classification"``, whose classes do not
-    exclude each other, a sigmoid each.
-
-    Raises:
-      ConfigError: the model predicts numbers instead of classes (``problem_type="regression"``, which a single label
-        means too), or has no classifier; or the processor makes pictures beyond ``predictor.MAX_SIDE_PX``.
+    exclude each other, a sigmoid each. A ConfigError names a model without a classifier or of a regression (which a
+    single label means too), and a processor that makes pictures beyond ``base.MAX_SIDE_PX``.
     """
 
     task = "classification"
@@ -73,7 +68,7 @@ class ClassificationPredictor(Predictor):
         self._probabilities = probabilities
 
     def prepare(self, photo: np.ndarray) -> Example:
-        """(H, W, 3) uint8 → what the processor makes of it."""
+        """Returns what the processor makes of (H, W, 3) uint8."""
         pixels = self._processor.preprocess(photo, input_data_format="channels_last").pixel_values[0]
         if min(pixels.shape[:2]) < MIN_SIZE_PX:
             raise DataError(
@@ -83,11 +78,11 @@ class ClassificationPredictor(Predictor):
         return Example(pixels)
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, h, w, 3) → probabilities (N, C) float32."""
+        """Returns probabilities (N, C) float32 for (N, h, w, 3)."""
         return np.asarray(self._probabilities(self._variables, pixels))
 
     def finish(self, example: Example, answer: np.ndarray) -> tuple[ClassProbability, ...]:
-        """The best classes of (C,) probabilities; of equal ones the lower index comes first."""
+        """Returns the best classes of (C,) probabilities; of equal ones the lower index comes first."""
         del example
         best = np.argsort(-answer, kind="stable")[: self._top].tolist()
         return tuple(ClassProbability(index, self._labels[index], float(answer[index])) for index in best)

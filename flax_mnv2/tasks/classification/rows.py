@@ -1,4 +1,4 @@
-"""Rows of classification batches, made from encoded examples."""
+"""Rows of classification batches, made from encoded examples, by what can be pickled. Damaged ones are named."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,14 +13,12 @@ from flax_mnv2.data.loader.batches import Batch, Source
 from flax_mnv2.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class TrainRow:
-    """Position in a split and a generator → one augmented example; it can be pickled.
+    """Position in a split of ``LabeledExample`` and a generator → one augmented example.
 
-    Attributes:
-      source: the split, of :class:`~flax_mnv2.data.datasets.records.LabeledExample`.
-      transform: encoded image and a generator → uint8 (h, w, 3), all of one size; it can be pickled.
-      num_classes: labels are 0 … ``num_classes - 1``; None takes any.
+    ``transform`` makes uint8 (h, w, 3), all of one size, of an encoded image and a generator. Labels are from 0 to
+    below ``num_classes``; None takes any.
     """
 
     source: Source
@@ -28,26 +26,15 @@ class TrainRow:
     num_classes: int | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
-        """``image`` uint8 (h, w, 3), ``label`` int32 and ``index`` int64, the position.
-
-        Raises:
-          BadExampleError: the example is damaged, or its label is out of range.
-        """
+        """Returns ``image`` uint8 (h, w, 3), ``label`` int32 and ``index`` int64, the position."""
         example = self.source[index]
         image = _prepare(example, lambda data: self.transform(data, rng), self.num_classes)
         return {"image": image, "label": np.int32(example["label"]), "index": np.int64(index)}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class EvalRow:
-    """Position in a split → one example; it can be pickled.
-
-    Attributes:
-      source: as in :class:`TrainRow`.
-      transform: decoded RGB image → uint8 (height, width, 3); it can be pickled.
-      size: height and width that ``transform`` gives.
-      num_classes: as in :class:`TrainRow`.
-    """
+    """Position in a split → one example; ``transform`` makes uint8 (height, width, 3) of a decoded RGB image."""
 
     source: Source
     transform: Callable[[Image.Image], np.ndarray]
@@ -55,14 +42,9 @@ class EvalRow:
     num_classes: int | None = None
 
     def __call__(self, index: int) -> Batch:
-        """One row; that of a position after the split is a filler: black, label 0, index -1, no name.
+        """Returns ``image`` uint8 (h, w, 3), ``label`` int32, ``mask`` bool, ``index`` int64 and ``file_name`` str.
 
-        Returns:
-          ``image`` uint8 (h, w, 3), ``label`` int32, ``mask`` bool, False for fillers, ``index`` int64, the position,
-          and ``file_name`` str.
-
-        Raises:
-          BadExampleError: the example is damaged, or its label is out of range.
+        A position after the split gives a filler: black, label 0, ``mask`` False, index -1, no name.
         """
         if index >= len(self.source):
             return _eval_row(np.zeros((*self.size, 3), np.uint8), label=0, position=-1, file_name="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,16 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import smooth_targets, soft_cross_entropy_sum
 from flax_mnv2.metrics import confusion_matrix, top_k_counts
 from flax_mnv2.mixing import mix
-from flax_mnv2.models import MobileNetV2ForImageClassification
-from flax_mnv2.tasks.base import Batch, Task
+from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.classification import config as own_config
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
+from flax_mnv2.visualize import Panel, percent
 
 if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections
 
     from flax_mnv2.data.datasets.records import ClassificationDataset, ExampleSource
-    from flax_mnv2.data.loader.batches import BatchIterator
 
 TOP = 5
 MAX_CONFUSION_CLASSES = 100  # a picture of more cannot be read
@@ -54,6 +54,8 @@ class ClassificationTask(Task):
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)
     check_config = staticmethod(own_config.check_config)
+    describe_augmentation = staticmethod(own_config.describe_augmentation)
+    predictor = ClassificationPredictor
 
     def __init__(
         self,
@@ -64,19 +66,10 @@ class ClassificationTask(Task):
         label_offset: int = 0,
         axis_name: str | None = None,
     ):
-        """Builds the models.
-
-        Args:
-          config: of the run.
-          model_config: the architecture.
-          processor: the preprocessing that belongs to the weights.
-          label_offset: what to add to a label of the data set.
-          axis_name: the mapped axis under ``pmap``.
-        """
-        super().__init__(config, model_config, axis_name=axis_name)
-        self._processor = processor
+        """Builds the models; ``processor`` belongs to the weights, ``label_offset`` is added to labels of the data."""
+        super().__init__(config, model_config, processor=processor, axis_name=axis_name)
         self._size = output_size(processor)
-        self._label_offset = label_offset
+        self._label_offset, self._num_data_classes = label_offset, len(self.labels) - label_offset
         self._mixes = self.mixes_pairs(config)
 
     @classmethod
@@ -128,11 +121,6 @@ class ClassificationTask(Task):
             "label": jax.ShapeDtypeStruct((count,), jnp.int32),
         }
 
-    @property
-    def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for the model."""
-        return self._processor
-
     # ---- on the device ---------------------------------------------------------------------------------
 
     def loss_sums(
@@ -152,14 +140,9 @@ class ClassificationTask(Task):
         return soft_cross_entropy_sum(logits, targets), (statistics, sums)
 
     def train_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns what the network is trained on: images normalised, labels smoothed, both mixed if asked for.
+        """Returns images float32 (N, H, W, 3), normalised, and targets (N, C), smoothed; both mixed if asked for.
 
-        Args:
-          batch: of ``train_batches``, or an even number of its first rows: they do not depend on the others.
-          key: as of ``loss_sums``.
-
-        Returns:
-          Images float32 (N, H, W, 3) and targets float32 (N, C), probabilities.
+        The first rows of a batch, an even number of them, give what they give in the whole batch.
         """
         data, labels = self.config.data, batch["label"] + self._label_offset
         images = self._normalize(batch["image"])
@@ -187,7 +170,7 @@ class ClassificationTask(Task):
 
     def _normalize(self, images: jax.Array) -> jax.Array:
         """uint8 pixels → float32, by the processor's own numbers."""
-        processor, images = self._processor, images.astype(jnp.float32)
+        processor, images = self.processor, images.astype(jnp.float32)
         if processor.do_rescale:
             images = images * processor.rescale_factor
         if processor.do_normalize:
@@ -197,41 +180,23 @@ class ClassificationTask(Task):
 
     # ---- on the host -----------------------------------------------------------------------------------
 
-    def train_batches(self, dataset: ClassificationDataset, *, start_step: int) -> BatchIterator:
-        """This process's part of every global batch from ``start_step`` on."""
+    def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
+        """Returns what reads and augments an example."""
         from flax_mnv2.data.augment.transform import make_train_transform
-        from flax_mnv2.data.loader.batches import train_batches
-        from flax_mnv2.data.loader.options import LoaderOptions
         from flax_mnv2.tasks.classification.rows import TrainRow
 
-        data = self.config.data
-        source = dataset.source(data.train_split)
-        row = TrainRow(source=source, transform=make_train_transform(data), num_classes=self._num_data_classes)
-        options = LoaderOptions.for_training(self.config)
-        return train_batches(row, source, options, start_step=start_step, repeats=data.augment_repeats)
+        return TrainRow(source, make_train_transform(self.config.data), self._num_data_classes)
 
-    def eval_batches(self, dataset: ClassificationDataset, *, split: str) -> BatchIterator:
-        """This process's part of a split, every example once, resized and cropped as the weights want it."""
-        from flax_mnv2.data.loader.batches import eval_batches
-        from flax_mnv2.data.loader.options import LoaderOptions
+    def eval_row(self, source: ExampleSource, dataset: ClassificationDataset, split: str) -> Callable[[int], HostBatch]:
+        """Returns what reads an example, resized and cropped as the weights want it."""
         from flax_mnv2.tasks.classification.rows import EvalRow
 
-        source, transform = dataset.source(split), self._eval_transform()
-        row = EvalRow(source=source, transform=transform, size=self._size, num_classes=self._num_data_classes)
-        return eval_batches(row, source, LoaderOptions.for_evaluation(self.config))
-
-    @property
-    def _num_data_classes(self) -> int:
-        return len(self.labels) - self._label_offset
+        return EvalRow(source, self._eval_transform(), self._size, self._num_data_classes)
 
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
-        """The part of the preparation that runs on the host.
-
-        Raises:
-          ConfigError: slim's makes squares, and the processor's images are none.
-        """
+        """Returns the part of the preparation that runs on the host."""
         if self.config.data.eval_preparation == "processor":
-            return ResizeAndCrop(self._processor)
+            return ResizeAndCrop(self.processor)
         height, width = self._size
         if height != width:
             raise ConfigError(
@@ -249,27 +214,8 @@ class ClassificationTask(Task):
         """Returns how evaluations are made, for the report."""
         return {
             "image_preparation": self.config.data.eval_preparation,
-            "image_processor": self._processor.to_dict(),
+            "image_processor": self.processor.to_dict(),
         }
-
-    @classmethod
-    def predictor(
-        cls,
-        model: MobileNetV2ForImageClassification,
-        variables: Mapping[str, Any],
-        processor: MobileNetV2ImageProcessor,
-        *,
-        top: int,
-    ) -> ClassificationPredictor:
-        """Returns what gives the ``top`` most probable classes of photos."""
-        return ClassificationPredictor(model, variables, processor, top=top)
-
-    @classmethod
-    def describe_augmentation(cls, config: ml_collections.ConfigDict) -> str:
-        """Returns the settings that change training images, in words."""
-        from flax_mnv2.tasks.classification import preview
-
-        return preview.describe_augmentation(config)
 
     def seen_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns pixels (N, h, w, 3) uint8 and targets (N, C) float32 as the loss sees them."""
@@ -279,10 +225,19 @@ class ClassificationTask(Task):
         return jnp.clip(pixels, 0, 255).astype(jnp.uint8), targets
 
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
-        """Returns originals with file names above, inputs with labels below."""
-        from flax_mnv2.tasks.classification import preview
+        """Returns originals with file names above, inputs with labels below; percentages where there are several."""
+        from flax_mnv2.data.decode import decode_image
 
-        return preview.contact_sheet(source, seen, self.labels)
+        tiles = []
+        for example in seen:
+            stored = source[example.index]
+            truth = stored["label"]
+            present = sorted(np.flatnonzero(example.target), key=lambda index: index != truth)  # its own label first
+            caption = [f"{percent(example.target[index])} {self.labels[index]}" for index in present]
+            caption = caption if len(present) > 1 else [self.labels[truth]]
+            original = Panel(decode_image(stored["image"]), (pathlib.PurePath(stored["file_name"]).name,))
+            tiles.append((original, Panel(example.image, tuple(caption))))
+        return {"tiles": tiles, "rows": ("original", "network input")}
 
 
 def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor:
@@ -298,7 +253,7 @@ def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor
 
 @dataclasses.dataclass(frozen=True)
 class ResizeAndCrop:
-    """The part of the processor that runs on the host: RGB image → uint8 (H, W, 3). It can be pickled."""
+    """Does the processor's work on the host: RGB image → uint8 (H, W, 3). It can be pickled."""
 
     processor: MobileNetV2ImageProcessor
 
@@ -308,11 +263,7 @@ class ResizeAndCrop:
 
 
 def output_size(processor: MobileNetV2ImageProcessor) -> tuple[int, int]:
-    """Height and width of every image that leaves the processor.
-
-    Raises:
-      ConfigError: it leaves images of different sizes, which make no batch.
-    """
+    """Returns height and width of every image that leaves the processor, which must be the same for all."""
     if processor.do_center_crop:
         size = processor.crop_size
     elif processor.do_resize and "height" in processor.size:
@@ -326,12 +277,9 @@ def output_size(processor: MobileNetV2ImageProcessor) -> tuple[int, int]:
 
 
 def label_offset(model_config: MobileNetV2Config, dataset: ClassificationDataset) -> int:
-    """What to add to a label of the data for the model's: 1 where the model has a background class first, else 0.
+    """Returns what to add to a label of the data for the model's: 1 where it has a background class first, else 0.
 
-    TF-slim's ImageNet classifiers, and the reference's, have 1001 classes with background at 0.
-
-    Raises:
-      ConfigError: the numbers of classes do not match.
+    TF-slim's ImageNet classifiers, and Hugging Face's, have 1001 classes with background at 0.
     """
     num_classes = len(dataset.labels)
     if model_config.num_labels == num_classes:

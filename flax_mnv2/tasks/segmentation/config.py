@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,24 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
 
 def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
     """Raises a ConfigError where fields contradict each other."""
-    rules.check_field(fields, "data.max_scale", rules.at_least(config.data.min_scale, name="data.min_scale"))
+    smallest = config.data.min_scale
+    rule = (lambda value: smallest <= value < math.inf), f"at least data.min_scale = {smallest}"
+    rules.check_field(fields, "data.max_scale", rule)
+
+
+def describe_augmentation(config: ml_collections.ConfigDict) -> str:
+    """Returns the settings that change training images, in words."""
+    data = config.data
+    height, width = data.crop_size
+    how = f"in steps of {data.scale_step:g}" if data.scale_step else "any between"
+    scale = f"scale {data.min_scale:g} to {data.max_scale:g}, {how}"
+    return " · ".join([scale, f"crop {height}×{width}", "flip" if data.flip else "no flip"])
 
 
 RULES: Mapping[str, Rule] = {
     "data.crop_size": rules.pair_from(32),
     "data.min_scale": rules.POSITIVE,
+    "data.scale_step": rules.at_least(0),
     "data.eval_size": rules.pair_from(0),
     "eval.scales": (lambda value: bool(value) and all(scale > 0 for scale in value), "positive numbers"),
     "eval.num_pictures": rules.at_least(0),

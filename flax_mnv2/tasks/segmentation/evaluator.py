@@ -1,7 +1,5 @@
 """An evaluation of a segmentation model: the confusion matrix, a table, a few pictures."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -12,17 +10,12 @@ import numpy as np
 
 from flax_mnv2.metrics import SegmentationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.visualize import save_confusion_matrix, save_predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One example with its prediction, unpadded.
-
-    Attributes:
-      image: (h, w, 3) uint8.
-      label: (h, w) uint8.
-      prediction: (h, w) uint8.
-    """
+    """One example with its prediction, unpadded, uint8: image (h, w, 3), label and prediction (h, w)."""
 
     image: np.ndarray
     label: np.ndarray
@@ -30,11 +23,7 @@ class Picture:
 
 
 class SegmentationEvaluator(Evaluator):
-    """Adds up confusion matrices, and keeps the first examples of the split (those that this process holds).
-
-    Attributes:
-      confusion: (C, C) int64, pixels by truth (rows) and prediction.
-    """
+    """Adds up confusion matrices (C, C) int64, pixels by truth (rows) and prediction, and keeps the first examples."""
 
     def __init__(self, labels: Sequence[str], *, ignore_label: int, num_pictures: int):
         """Keeps the examples at positions below ``num_pictures``."""
@@ -89,8 +78,6 @@ class SegmentationEvaluator(Evaluator):
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
         """Writes ``confusion_matrix.png`` and, where there are pictures, ``predictions.png``."""
-        from flax_mnv2.visualize import save_confusion_matrix, save_predictions
-
         if jax.process_index() != 0:
             return {}
         written = {"confusion": folder / "confusion_matrix.png"}

@@ -11,8 +11,6 @@ TF upsamples, it is 0.903 and 0.991; on a 1025 px square, with that much more fi
 0.865 and 0.993.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import pathlib
@@ -26,7 +24,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.predictor import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides
 from flax_mnv2.visualize import percent, save_mask, save_overlay
 
 MAX_OWN_SIDE_PX = 1025
@@ -45,23 +43,11 @@ class ClassFraction:
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """A prediction.
-
-    Attributes:
-      photo: (H, W, 3) uint8.
-      mask: (H, W), class indices: uint8, or uint16 for more than 256 classes.
-      classes: those present, the largest fraction first.
-    """
+    """A prediction: photo (H, W, 3) uint8, mask (H, W) uint8 or uint16, and its classes, the largest fraction first."""
 
     photo: np.ndarray
     mask: np.ndarray
     classes: tuple[ClassFraction, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Framed:
-    photo: np.ndarray
-    region: tuple[int, int]  # (h, w) of the square that the photo covers
 
 
 class SegmentationPredictor(Predictor):
@@ -69,11 +55,8 @@ class SegmentationPredictor(Predictor):
 
     With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
     longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them. The square is at least the network's size, and its
-    side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs.
-
-    Raises:
-      ConfigError: the config's ``image_size`` is beyond ``predictor.MAX_SIDE_PX``, or there are more classes than a
-        mask holds.
+    side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs. A ConfigError names
+    an ``image_size`` beyond ``base.MAX_SIDE_PX``, and more classes than a mask holds.
     """
 
     task = "segmentation"
@@ -84,7 +67,10 @@ class SegmentationPredictor(Predictor):
         model: MobileNetV2ForSemanticSegmentation,
         variables: Mapping[str, Any],
         processor: MobileNetV2ImageProcessor,
+        *,
+        top: int | None = None,
     ):
+        del top  # all classes that are present are listed
         check_sides(np.atleast_1d(model.config.image_size).tolist(), "image_size in config.json")
         if model.config.num_labels > MAX_CLASSES:
             raise ConfigError(
@@ -96,7 +82,7 @@ class SegmentationPredictor(Predictor):
         self._logits = jax.jit(lambda variables, pixels: model.apply(variables, pixels).logits)
 
     def prepare(self, photo: np.ndarray) -> Example:
-        """(H, W, 3) uint8 → normalised and framed."""
+        """Returns (H, W, 3) uint8 normalised and framed."""
         height, width = photo.shape[:2]
         longer = max(height, width)
         side = target = self._side
@@ -104,26 +90,21 @@ class SegmentationPredictor(Predictor):
             target = min(longer, MAX_OWN_SIDE_PX)
             side = -(-(max(target, side) - 1) // _SIDE_STEP_PX) * _SIDE_STEP_PX + 1
         region = max(1, round(height * target / longer)), max(1, round(width * target / longer))
-        pixels = self._processor.preprocess(
-            photo,
-            do_resize=True,
-            size=region,
-            do_center_crop=False,
-            input_data_format="channels_last",
-        ).pixel_values[0]
+        changes = {"do_resize": True, "size": region, "do_center_crop": False}
+        pixels = self._processor.preprocess(photo, input_data_format="channels_last", **changes).pixel_values[0]
         canvas = np.zeros((side, side, 3), np.float32)  # 0 is the mean, once normalised
         canvas[: region[0], : region[1]] = pixels
-        return Example(canvas, _Framed(photo, region))
+        return Example(canvas, (photo, region))
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, side, side, 3) → logits (N, h, w, C) float32."""
+        """Returns logits (N, h, w, C) float32 for (N, side, side, 3)."""
         return np.asarray(self._logits(self._variables, pixels))
 
     def finish(self, example: Example, answer: np.ndarray) -> Segmentation:
-        """The label map of one photo from (h, w, C) logits."""
-        framed: _Framed = example.context
-        mask = label_map(answer, canvas=example.pixels.shape[:2], region=framed.region, size=framed.photo.shape[:2])
-        return Segmentation(framed.photo, mask, class_fractions(mask, self._labels))
+        """Returns the label map of one photo from (h, w, C) logits."""
+        photo, region = example.context  # the part of the canvas that the photo covers, (h, w)
+        mask = label_map(answer, canvas=example.pixels.shape[:2], region=region, size=photo.shape[:2])
+        return Segmentation(photo, mask, class_fractions(mask, self._labels))
 
     def record(self, prediction: Segmentation, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
         """Writes overlay and mask; returns ``classes`` (``index``, ``label``, ``fraction`` each) and the two paths."""
@@ -142,21 +123,13 @@ class SegmentationPredictor(Predictor):
 def label_map(
     logits: np.ndarray, *, canvas: tuple[int, int], region: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """The class of the largest interpolated logit at every pixel of a photo; of equal ones the lowest.
+    """Returns the class of the largest interpolated logit at every pixel of a photo; of equal ones the lowest.
 
-    The photo was resized to ``region``, the top left part of the ``canvas`` that gave the logits. Bilinear with
-    half-pixel centres, in one step from logits to photo. Done for the pixels between four grid points at a time,
-    and for those classes alone that can be the largest there, most often one: the logits of all classes at the size
-    of a photo would take gigabytes, and seconds.
-
-    Args:
-      logits: (h, w, C), C at most 65,536.
-      canvas: (height, width) of what the network saw.
-      region: the same of the photo in it.
-      size: the same of the photo itself.
-
-    Returns:
-      (*size) class indices, uint8, or uint16 where C is above 256.
+    The photo of (height, width) ``size`` was resized to ``region``, the top left part of the ``canvas`` that gave the
+    logits (h, w, C). Bilinear with half-pixel centres, in one step from logits to photo. Done for the pixels between
+    four grid points at a time, and for those classes alone that can be the largest there, most often one: the logits
+    of all classes at the size of a photo would take gigabytes, and seconds. Indices are uint8, or uint16 where C is
+    above 256.
     """
     rows = _Axis(size[0], region[0], canvas[0], logits.shape[0])
     columns = _Axis(size[1], region[1], canvas[1], logits.shape[1])
@@ -180,7 +153,7 @@ def label_map(
 
 
 def class_fractions(mask: np.ndarray, labels: Mapping[int, str]) -> tuple[ClassFraction, ...]:
-    """The classes in a mask with their fraction of its pixels, the largest first."""
+    """Returns the classes in a mask with their fraction of its pixels, the largest first."""
     counts = sum(np.bincount(row, minlength=len(labels)) for row in mask)  # a row at a time stays in the cache
     present = np.flatnonzero(counts)
     ordered = present[np.argsort(-counts[present], kind="stable")].tolist()
@@ -190,8 +163,7 @@ def class_fractions(mask: np.ndarray, labels: Mapping[int, str]) -> tuple[ClassF
 class _Axis:
     """Where the pixels of a photo lie among the grid points of the logits, along one axis.
 
-    Attributes:
-      weight: (size,) float32, of the grid point after each pixel; the point before it has the rest.
+    ``weight`` (size,) float32 is that of the grid point after each pixel; the point before it has the rest.
     """
 
     def __init__(self, size: int, region: int, canvas: int, grid: int):
@@ -202,7 +174,7 @@ class _Axis:
         self._bounds = np.searchsorted(before, np.arange(grid + 1))
 
     def cells(self) -> Iterator[tuple[int, slice]]:
-        """Each grid point that has pixels after it, with these."""
+        """Yields each grid point that has pixels after it, with these."""
         for index, (start, stop) in enumerate(itertools.pairwise(self._bounds.tolist())):
             if start < stop:
                 yield index, slice(start, stop)

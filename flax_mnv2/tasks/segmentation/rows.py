@@ -1,7 +1,6 @@
-"""Rows of segmentation batches, made from encoded examples."""
+"""Rows of segmentation batches, made from encoded examples, by what can be pickled. Damaged ones are named."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,25 +9,15 @@ from flax_mnv2.data.augment.segmentation import IMAGE_PADDING, pad_to, random_cr
 from flax_mnv2.data.decode import check_mask, decode_image, decode_mask
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.data.loader.batches import Batch, Source
-from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRow:
-    """Position in a split and a generator → one augmented example; it can be pickled.
+    """Position in a split and a generator → one augmented example of ``crop_size``.
 
-    Attributes:
-      source: the split.
-      crop_size: height and width of the result.
-      min_scale: smallest factor of random resizing.
-      max_scale: largest factor.
-      scale_step: distance between factors; 0 draws from the whole range.
-      flip: whether to mirror half of the examples.
-      ignore_label: mask value of padding.
-      num_classes: values that masks may have beside ``ignore_label``, from 0 on; None takes any.
-
-    Raises:
-      ConfigError: a size or scale is not positive.
+    The factor of random resizing lies from ``min_scale`` to ``max_scale``, in steps of ``scale_step``; 0 draws any.
+    Masks hold values from 0 to below ``num_classes`` (None takes any) and ``ignore_label``, which padding has too.
     """
 
     source: Source
@@ -40,30 +29,8 @@ class TrainRow:
     ignore_label: int
     num_classes: int | None = None
 
-    def __post_init__(self):
-        if min(self.crop_size) <= 0:
-            raise ConfigError(
-                f"The crop size is {self.crop_size}, expected a positive number of pixels. Set crop_size."
-            )
-        if not 0 < self.min_scale <= self.max_scale or self.scale_step < 0:
-            raise ConfigError(
-                f"min_scale={self.min_scale}, max_scale={self.max_scale}, scale_step={self.scale_step}: expected "
-                "0 < min_scale <= max_scale and scale_step >= 0."
-            )
-
-    @classmethod
-    def from_config(cls, source: Source, data: Mapping[str, Any], *, num_classes: int) -> "TrainRow":
-        """What ``config.data`` describes."""
-        names = ("min_scale", "max_scale", "scale_step", "flip", "ignore_label")
-        settings = {name: data[name] for name in names}
-        return cls(source=source, crop_size=tuple(data["crop_size"]), num_classes=num_classes, **settings)
-
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
-        """``image`` uint8 (h, w, 3), ``label`` uint8 (h, w) and ``index`` int64, the position.
-
-        Raises:
-          BadExampleError: the example is damaged.
-        """
+        """Returns ``image`` uint8 (h, w, 3), ``label`` uint8 (h, w) and ``index`` int64, the position."""
         image, label = _decode(self.source[index], self.num_classes, self.ignore_label)
         image, label = random_scale(
             image, label, rng, min_scale=self.min_scale, max_scale=self.max_scale, step=self.scale_step
@@ -77,14 +44,7 @@ class TrainRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRow:
-    """Position in a split → one whole example, padded at the bottom and right; it can be pickled.
-
-    Attributes:
-      source: the split.
-      size: height and width of the canvas, at least those of the largest image.
-      ignore_label: mask value of padding.
-      num_classes: as in :class:`TrainRow`.
-    """
+    """Position in a split → one whole example, padded at the bottom and right to ``size``."""
 
     source: Source
     size: tuple[int, int]
@@ -92,15 +52,11 @@ class EvalRow:
     num_classes: int | None = None
 
     def __call__(self, index: int) -> Batch:
-        """One row; that of a position after the split is a filler without a label, with index -1.
+        """Returns ``image`` uint8 (h, w, 3), ``label`` uint8 (h, w), ``mask`` bool, ``index`` int64, the position, and
+        ``size`` int32 (2,), the true height and width.
 
-        Returns:
-          ``image`` uint8 (h, w, 3), ``label`` uint8 (h, w), ``mask`` bool, False for fillers, ``index`` int64, the
-          position, and ``size`` int32 (2,), the true height and width.
-
-        Raises:
-          BadExampleError: the example is damaged.
-          DataError: it is larger than the canvas.
+        A position after the split gives a filler without a label, with ``mask`` False and index -1. An example larger
+        than the canvas raises a DataError.
         """
         if index >= len(self.source):
             image = np.full((*self.size, 3), IMAGE_PADDING, np.uint8)

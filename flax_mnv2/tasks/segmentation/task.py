@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
 from flax_mnv2.metrics import confusion_matrix
-from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
-from flax_mnv2.tasks.base import Batch, Task
+from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.segmentation import config as own_config
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
+from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
 
 if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections
 
     from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
-    from flax_mnv2.data.loader.batches import BatchIterator
 
 
 class SegmentationTask(Task):
@@ -43,16 +43,18 @@ class SegmentationTask(Task):
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)
     check_config = staticmethod(own_config.check_config)
+    describe_augmentation = staticmethod(own_config.describe_augmentation)
+    predictor = SegmentationPredictor
 
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        model_config: MobileNetV2Config,
-        *,
-        axis_name: str | None = None,
+        self, config: ml_collections.ConfigDict, model_config: MobileNetV2Config, *, axis_name: str | None = None
     ):
-        """Builds the models; ``axis_name`` is the mapped axis under ``pmap``."""
-        super().__init__(config, model_config, eval_output_stride=config.eval.output_stride, axis_name=axis_name)
+        """Builds the models; images keep their size."""
+        processor = MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
+        output_stride = config.eval.output_stride
+        super().__init__(
+            config, model_config, processor=processor, eval_output_stride=output_stride, axis_name=axis_name
+        )
         self.ignore_label = model_config.semantic_loss_ignore_index
 
     @classmethod
@@ -102,11 +104,6 @@ class SegmentationTask(Task):
             "label": jax.ShapeDtypeStruct(shape, jnp.uint8),
         }
 
-    @property
-    def processor(self) -> MobileNetV2ImageProcessor:
-        """What prepares images for the model: they keep their size."""
-        return MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
-
     # ---- on the device ---------------------------------------------------------------------------------
 
     def loss_sums(
@@ -151,26 +148,22 @@ class SegmentationTask(Task):
 
     # ---- on the host -----------------------------------------------------------------------------------
 
-    def train_batches(self, dataset: SegmentationDataset, *, start_step: int) -> BatchIterator:
-        """This process's part of every global batch from ``start_step`` on."""
-        from flax_mnv2.data.loader.batches import train_batches
-        from flax_mnv2.data.loader.options import LoaderOptions
+    def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
+        """Returns what reads and augments an example."""
         from flax_mnv2.tasks.segmentation.rows import TrainRow
 
-        source = dataset.source(self.config.data.train_split)
-        row = TrainRow.from_config(source, self.config.data, num_classes=len(self.labels))
-        return train_batches(row, source, LoaderOptions.for_training(self.config), start_step=start_step)
+        data = self.config.data
+        names = ("min_scale", "max_scale", "scale_step", "flip", "ignore_label")
+        settings = {"crop_size": tuple(data.crop_size), **{name: data[name] for name in names}}
+        return TrainRow(source=source, num_classes=len(self.labels), **settings)
 
-    def eval_batches(self, dataset: SegmentationDataset, *, split: str) -> BatchIterator:
-        """This process's part of a split, every example once, at full size."""
-        from flax_mnv2.data.loader.batches import eval_batches
-        from flax_mnv2.data.loader.options import LoaderOptions
+    def eval_row(self, source: ExampleSource, dataset: SegmentationDataset, split: str) -> Callable[[int], HostBatch]:
+        """Returns what reads an example at full size."""
         from flax_mnv2.tasks.segmentation.rows import EvalRow
 
-        data, source = self.config.data, dataset.source(split)
+        data = self.config.data
         size = tuple(given or largest for given, largest in zip(data.eval_size, dataset.max_size[split], strict=True))
-        row = EvalRow(source=source, size=size, ignore_label=data.ignore_label, num_classes=len(self.labels))
-        return eval_batches(row, source, LoaderOptions.for_evaluation(self.config))
+        return EvalRow(source=source, size=size, ignore_label=data.ignore_label, num_classes=len(self.labels))
 
     def evaluator(self, *, report: bool) -> SegmentationEvaluator:
         """Returns what adds up confusion matrices; for a report it keeps ``config.eval.num_pictures`` examples."""
@@ -186,31 +179,24 @@ class SegmentationTask(Task):
             "flip": evaluation.flip,
         }
 
-    @classmethod
-    def predictor(
-        cls,
-        model: MobileNetV2ForSemanticSegmentation,
-        variables: Mapping[str, Any],
-        processor: MobileNetV2ImageProcessor,
-        *,
-        top: int,
-    ) -> SegmentationPredictor:
-        """Returns what segments photos; it lists all classes that are present."""
-        del top
-        return SegmentationPredictor(model, variables, processor)
-
-    @classmethod
-    def describe_augmentation(cls, config: ml_collections.ConfigDict) -> str:
-        """Returns the settings that change training images, in words."""
-        from flax_mnv2.tasks.segmentation import preview
-
-        return preview.describe_augmentation(config)
-
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
-        """Returns originals with names, inputs, and inputs under their masks."""
-        from flax_mnv2.tasks.segmentation import preview
+        """Returns originals with names, inputs, inputs under their masks; the legend has the classes that occur."""
+        from flax_mnv2.data.decode import decode_image
 
-        return preview.contact_sheet(source, seen, self.labels, ignore_label=self.ignore_label)
+        tiles, void = [], self.ignore_label
+        for example in seen:
+            stored, mask = source[example.index], example.target
+            original = Panel(decode_image(stored["image"]), (stored["image_id"],))
+            painted = overlay_mask(example.image, mask, self.labels, ignore_label=void)
+            caption = f"void {percent(float(np.mean(mask == void)))}"
+            tiles.append((original, Panel(example.image), Panel(painted, (caption,))))
+        counts = np.bincount(np.concatenate([example.target.ravel() for example in seen]), minlength=256)
+        names = {**dict(enumerate(self.labels)), void: "void"}
+        legend = [
+            (class_color(index, ignore_label=void), names[index], counts[index] / counts.sum())
+            for index in map(int, np.flatnonzero(counts))
+        ]
+        return {"tiles": tiles, "rows": ("original", "network input", "with its mask"), "legend": legend}
 
 
 def normalize(images: jax.Array) -> jax.Array:

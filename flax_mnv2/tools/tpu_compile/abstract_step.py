@@ -13,7 +13,7 @@ from flax_mnv2.data.datasets import registry
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
-from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.config.defaults import in_steps
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.run import check_batches

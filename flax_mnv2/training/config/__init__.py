@@ -1,1 +1,1 @@
-"""Every setting of a run: defaults, checks, durations, and what a run recorded."""
+"""Every setting of a run: defaults and checks."""

@@ -1,7 +1,5 @@
 """The checks that make a mistake in a run's config readable, before anything expensive begins."""
 
-from __future__ import annotations
-
 import ml_collections
 
 from flax_mnv2.errors import ConfigError
@@ -9,8 +7,7 @@ from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import INITIALIZERS
 from flax_mnv2.tasks.registry import TASKS, get_task
 from flax_mnv2.tasks.rules import Rule, check_field, flatten
-from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.config.durations import TWINS
+from flax_mnv2.training.config.defaults import TWINS, default_config
 from flax_mnv2.training.parallel import nearest_multiples
 
 
@@ -19,10 +16,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     fields = flatten(config)
     check_field({"task": None, **fields}, "task", rules.one_of(*TASKS))
     job, defaults = get_task(config.task), flatten(default_config(config.task))
-    for title, names in (
-        ("lacks", defaults.keys() - fields.keys()),
-        ("has unknown", fields.keys() - defaults.keys()),
-    ):
+    missing, unknown = defaults.keys() - fields.keys(), fields.keys() - defaults.keys()
+    for title, names in (("lacks", missing), ("has unknown", unknown)):
         if names:
             raise ConfigError(
                 f"The config {title} {', '.join(sorted(names))}; start from default_config({config.task!r})."
@@ -42,7 +37,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 def _check_optimizer(config: ml_collections.ConfigDict) -> None:
     fields, optimizer = flatten(config), config.optimizer
     if not config.num_epochs and not optimizer.warmup_epochs:
-        check_field(fields, "optimizer.warmup_steps", rules.below(config.num_steps, name="num_steps"))
+        shorter = (lambda value: value < config.num_steps), f"below num_steps = {config.num_steps}"
+        check_field(fields, "optimizer.warmup_steps", shorter)
     if optimizer.schedule == "exponential" and not (optimizer.decay_every_steps or optimizer.decay_every_epochs):
         raise ConfigError(
             "config.optimizer.schedule is 'exponential', which needs decay_every_steps or decay_every_epochs above 0."
@@ -52,8 +48,9 @@ def _check_optimizer(config: ml_collections.ConfigDict) -> None:
             "config.shard_optimizer_state needs config.parallel='jit' and config.batch_norm.sync=True; found "
             f"{config.parallel!r} and {config.batch_norm.sync}. Elsewhere a step sees one device alone."
         )
-    highest = rules.at_most(optimizer.learning_rate, name="optimizer.learning_rate")
-    check_field(fields, "optimizer.end_learning_rate", highest)
+    highest = optimizer.learning_rate
+    lower = (lambda value: 0 <= value <= highest), f"from 0 to optimizer.learning_rate = {highest}"
+    check_field(fields, "optimizer.end_learning_rate", lower)
     if optimizer.nesterov and optimizer.name == "adam":
         raise ConfigError("config.optimizer.nesterov is for sgd and rmsprop; found optimizer.name='adam'.")
 
@@ -96,15 +93,15 @@ _RULES: dict[str, Rule] = {
     "dtype": rules.one_of("float32", "bfloat16"),
     "init_scope": rules.one_of("backbone", "all"),
     "initializer": rules.one_of(*INITIALIZERS),
-    "model.classifier_dropout_prob": rules.from_to_below(0, 1),
-    "drop_path_rate": rules.from_to_below(0, 1),
+    "model.classifier_dropout_prob": rules.BELOW_1,
+    "drop_path_rate": rules.BELOW_1,
     "data.bad_examples": rules.one_of("fail", "skip"),
     "data.timeout": rules.POSITIVE,
     "optimizer.name": rules.one_of("sgd", "adam", "rmsprop"),
     "optimizer.schedule": rules.one_of("poly", "cosine", "exponential", "constant"),
     "optimizer.weight_decay_on": rules.one_of("dense_kernels", "kernels", "all"),
-    "optimizer.momentum": rules.from_to_below(0, 1),
-    "optimizer.rmsprop_decay": rules.from_to_below(0, 1),
+    "optimizer.momentum": rules.BELOW_1,
+    "optimizer.rmsprop_decay": rules.BELOW_1,
     "optimizer.epsilon": rules.POSITIVE,
     "optimizer.learning_rate": rules.POSITIVE,
     "optimizer.head_lr_multiplier": rules.POSITIVE,
@@ -112,7 +109,7 @@ _RULES: dict[str, Rule] = {
     "optimizer.decay_rate": _UP_TO_1,
     "optimizer.poly_power": rules.POSITIVE,
     "optimizer.warmup_start": rules.FRACTION,
-    "ema.decay": rules.from_to_below(0, 1),
+    "ema.decay": rules.BELOW_1,
     "non_finite.action": rules.one_of("stop", "skip"),
     "checkpoint.on_error": rules.one_of("stop", "continue"),
     "checkpoint.timeout": rules.POSITIVE,

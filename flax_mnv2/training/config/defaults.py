@@ -5,8 +5,6 @@ and on the command line, because a ``ConfigDict`` refuses fields that it does no
 in ``tasks/JOB/config.py``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -39,6 +37,14 @@ CHANGEABLE = (
     "data.prefetch_buffer_size",
 )
 
+TWINS = (  # durations in epochs, in steps, and the fewest steps
+    ("num_epochs", "num_steps", 1),
+    ("optimizer.warmup_epochs", "optimizer.warmup_steps", 0),
+    ("optimizer.decay_every_epochs", "optimizer.decay_every_steps", 1),
+    ("ema.start_epochs", "ema.start_steps", 0),
+    ("eval_every_epochs", "eval_every_steps", 1),
+    ("checkpoint.every_epochs", "checkpoint.every_steps", 1),
+)
 
 # Fields of MobileNetV2Config that follow from the data of a run, or that its input pipelines fix.
 _OF_THE_DATA = (
@@ -50,13 +56,8 @@ _OF_THE_DATA = (
 def default_config(task: str = "segmentation") -> ml_collections.ConfigDict:
     """Returns all fields of a run. Sizes are in pixels, durations in steps (updates of the weights).
 
-    A field in epochs (passes over the training split) that is above 0 goes before its twin in steps.
-
-    Args:
-      task: a name in ``tasks.registry.TASKS``; the config has the fields of that job only.
-
-    Raises:
-      ConfigError: there is no such task.
+    A field in epochs (passes over the training split) that is above 0 goes before its twin in steps. The config has
+    the fields of ``task`` only, a name in ``tasks.registry.TASKS``; another is a ConfigError.
     """
     job = get_task(task)
     config = ml_collections.ConfigDict()
@@ -169,6 +170,31 @@ def _add_evaluation_and_checkpoints(config: ml_collections.ConfigDict) -> None:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8  # over all devices and hosts
+
+
+def in_steps(config: ml_collections.ConfigDict, num_examples: int) -> ml_collections.ConfigDict:
+    """Returns a copy of a run's config with every duration in whole steps, for a training split of ``num_examples``.
+
+    A duration in epochs that is above 0 goes before its twin in steps.
+    """
+    config = config.copy_and_resolve_references()
+    for epochs_field, steps_field, least in TWINS:
+        group, _, name = epochs_field.rpartition(".")
+        holder = config[group] if group else config
+        if holder[name]:
+            steps = round(holder[name] * num_examples / config.batch_size)
+            holder[steps_field.rpartition(".")[2]] = max(least, steps)
+    if config.ema.decay and config.ema.start_steps >= config.num_steps:
+        raise ConfigError(
+            f"The moving average begins at step {config.ema.start_steps} and the run has {config.num_steps}; shorten "
+            "config.ema.start_epochs or start_steps, or set config.ema.decay=0."
+        )
+    if config.optimizer.warmup_steps >= config.num_steps:
+        raise ConfigError(
+            f"The warm-up takes {config.optimizer.warmup_steps} steps of batch {config.batch_size} and the run has "
+            f"{config.num_steps}; shorten config.optimizer.warmup_epochs or lengthen config.num_epochs."
+        )
+    return config
 
 
 def check_same_run(config: ml_collections.ConfigDict, stored: Mapping[str, Any], workdir: str) -> None:

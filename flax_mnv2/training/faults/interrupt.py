@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM as a request to stop after the current step, or batch of an evaluation."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal
@@ -18,10 +16,8 @@ class StopRequest:
     """While active, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once.
 
     With several processes SIGTERM is JAX's preemption notice: one process gets it, and all stop at the same question,
-    a second or two later. SIGINT then interrupts the process that it reaches, which saves nothing.
-
-    Attributes:
-      signal: for which the run stops, or None.
+    a second or two later. SIGINT then interrupts the process that it reaches, which saves nothing. ``signal`` is that
+    for which the run stops, or None.
     """
 
     def __init__(self):
@@ -29,7 +25,7 @@ class StopRequest:
         self._together = jax.process_count() > 1
         self._previous = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> "StopRequest":
         if not self._together:
             for number in (signal.SIGINT, signal.SIGTERM):  # beside others a handler of ours would take JAX's place
                 self._previous[number] = signal.signal(number, self._note)
@@ -42,11 +38,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def must_save(self) -> None:
-        """From here on an end at once would lose something."""
+        """Notes that from here on an end at once would lose something."""
         _nothing_to_save.clear()
 
     def now(self) -> bool:
-        """Whether the run stops here; to be asked between any two pieces of work, equally often by all processes.
+        """Returns whether the run stops here; all processes ask equally often, between any two pieces of work.
 
         With several processes the n-th answer is the same on all of them, and once it is yes it stays so; what they do
         together between two questions they do all or none.
@@ -67,13 +63,9 @@ class StopRequest:
 class Interrupted(SystemExit):
     """The run was asked to stop and has saved its state; exit status 128 + signal, as shells expect."""
 
-    def __init__(self, number: signal.Signals):
-        """``number`` is the signal that asked."""
-        super().__init__(128 + number)
-
 
 def quit_at_once_when_due() -> None:
-    """From here on signals end this process at once where that is due; for scripts, not for notebooks.
+    """Lets signals end this process at once where that is due; for scripts, not for notebooks.
 
     A second Ctrl-C does so whatever the process is doing. The first, or SIGTERM, does so while a run of one process
     has trained nothing since it was started, as while its step compiles: whoever stops machines gives half a minute.

@@ -1,7 +1,5 @@
 """A step that was not finite: which examples its batch had, and which of them make it so."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,11 +46,7 @@ class NanSearch:
         One process searches its batch for single examples. Several do not, since the search would have to be made by
         all of them together; they name the batch alone.
         """
-        source = self._run.dataset.source(self._config.data.train_split)
-        return f"{self._verdict(step, source)} {self._batch(step, source)}"
-
-    def _batch(self, step: int, source: Source) -> str:
-        config = self._config
+        config, source = self._config, self._run.dataset.source(self._config.data.train_split)
         positions = batch_positions(
             len(source),
             batch_size=config.batch_size,
@@ -60,7 +54,7 @@ class NanSearch:
             batch=step - 1,
             repeats=self._run.task.augment_repeats(config),
         )
-        return f"The batch of step {step}: {_names(source, positions)}."
+        return f"{self._verdict(step, source)} The batch of step {step}: {_names(source, positions)}."
 
     def _verdict(self, step: int, source: Source) -> str:
         if jax.process_count() > 1:
@@ -91,7 +85,7 @@ class NanSearch:
         return {name: batch[name] for name in (*task.batch_fields, "index")}
 
     def _trial(self, batch: dict[str, np.ndarray], step: int) -> Callable[[np.ndarray], bool]:
-        """Whether the step is skipped when the batch has nothing but the given rows."""
+        """Returns whether the step is skipped when the batch has nothing but the given rows."""
         parallel, state = self._run.parallel, jax.device_get(self._state()).replace(step=np.int32(step - 1))
         fields = {name: values for name, values in batch.items() if name != "index"}
 
@@ -107,16 +101,11 @@ class NanSearch:
 def find_bad_rows(
     is_bad: Callable[[np.ndarray], bool], count: int, *, max_trials: int = MAX_TRIALS
 ) -> list[np.ndarray]:
-    """The smallest groups of rows found bad, by halving: for one bad row of N about 2 log2(N) trials.
+    """Returns the smallest groups of rows found bad, by halving: for one bad row of N about 2 log2(N) trials.
 
-    Args:
-      is_bad: of the positions of some rows, whether they are bad together.
-      count: number of rows, N.
-      max_trials: after these, groups stay as large as they are.
-
-    Returns:
-      Groups of positions in their order, most of them single. None where all rows together are not bad; all N in one
-      group where no half is bad, or where eight single rows and all parts tried so far are.
+    ``is_bad`` says of the positions of some rows whether they are bad together. After ``max_trials`` groups stay as
+    large as they are. Groups are positions in their order, most of them single; none where all rows together are not
+    bad, all N in one where no half is bad, or where eight single rows and all parts tried so far are.
     """
     everything = np.arange(count)
     if not is_bad(everything):
@@ -139,13 +128,13 @@ def find_bad_rows(
 
 
 def _singles_first(groups: list[np.ndarray]) -> list[np.ndarray]:
-    """All rows that are bad by themselves in one group, then the groups that are bad together."""
+    """Returns all rows that are bad by themselves in one group, then the groups that are bad together."""
     singles = [group for group in groups if len(group) == 1]
     return ([np.concatenate(singles)] if singles else []) + [group for group in groups if len(group) > 1]
 
 
 def _names(source: Source, positions: Iterable[int]) -> str:
-    """Names of the examples, each once, the first few of many."""
+    """Returns names of the examples, each once, the first few of many."""
     positions = list(dict.fromkeys(int(position) for position in positions))
     shown = ", ".join(_name(source, position) for position in positions[:MAX_NAMES])
     more = len(positions) - MAX_NAMES

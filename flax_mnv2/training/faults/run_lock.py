@@ -1,7 +1,5 @@
 """One run at a time in a workdir: a second would remove what the first is saving."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib
@@ -24,9 +22,6 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 
     Waits for a run that is about to end. A file system without locks is used without. With several hosts, process 0
     holds it for all.
-
-    Raises:
-      DataError: another run goes on there.
     """
     if jax.process_index() != 0:
         yield

@@ -1,7 +1,5 @@
 """A limit on work that nothing can interrupt, such as writing to storage that has stopped to answer."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
@@ -13,12 +11,7 @@ from typing import NoReturn
 
 @contextlib.contextmanager
 def ends_within(seconds: float, what: str) -> Iterator[None]:
-    """Ends this process with status 1 if the block takes longer.
-
-    Args:
-      seconds: that the block may take.
-      what: it does; a message begins with it, ``"Saving step 6 in runs/a"``.
-    """
+    """Ends this process with status 1 if the block takes longer; ``what`` it does begins the message."""
 
     def give_up() -> None:
         print(

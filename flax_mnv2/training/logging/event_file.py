@@ -4,8 +4,6 @@ tensorboardX's own ``SummaryWriter`` hands events to a thread through a queue of
 dies, and the eleventh event waits without end.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import time
@@ -20,11 +18,7 @@ class EventFile:
     """One new event file in a folder."""
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int):
-        """Makes the file; TensorBoard then hides what older files of the folder have from ``purge_step`` on.
-
-        Raises:
-          OSError: it cannot be written.
-        """
+        """Makes the file; TensorBoard then hides what older files of the folder have from ``purge_step`` on."""
         folder.mkdir(exist_ok=True)
         # Files of one second and machine would have the same name.
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{purge_step}")
@@ -33,11 +27,7 @@ class EventFile:
         self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars by tag.
-
-        Raises:
-          OSError: there is no room; what is missing is written with the next call.
-        """
+        """Writes scalars by tag; what an OSError left out is written with the next call."""
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._writer.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
         self._writer.flush()

@@ -1,7 +1,5 @@
 """Metrics on disk: one JSON object per line, and TensorBoard event files."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import Any
@@ -21,38 +19,27 @@ class MetricsWriter:
     """Appends to ``metrics.jsonl`` and to event files in a folder. A context manager.
 
     A run that goes on from step k drops what an interrupted one wrote after k, so no line is doubled.
-
-    Attributes:
-      evaluated_steps: steps that have been evaluated already.
+    ``evaluated_steps`` are those that have been evaluated already.
     """
 
     def __init__(self, folder: pathlib.Path, *, resume_step: int, tolerant: bool = False):
         """Opens the files; lines of steps above ``resume_step`` are dropped. Only process 0 writes.
 
-        Args:
-          folder: of the run.
-          resume_step: from which it goes on.
-          tolerant: a line for which there is no room is said, not raised, and written with the next.
-
-        Raises:
-          DataError: they cannot be read or written.
+        Where it is ``tolerant``, a line for which there is no room is said, not raised, and written with the next.
         """
         kept = [line for line in read_metrics(folder) if line["step"] <= resume_step]
         # What shall be evaluated again, all must agree on, whatever a host's copy of the file says.
-        self.evaluated_steps = set(
-            from_leader(lambda: sorted({line["step"] for line in kept if line["split"] != "train"}))
-        )
+        self.evaluated_steps = set(from_leader(lambda: [line["step"] for line in kept if line["split"] != "train"]))
         self._leads = jax.process_index() == 0
         if not self._leads:
             return
         from flax_mnv2.training.logging.event_file import EventFile
 
         self._path, self._tolerant, self._troubled = folder / METRICS_NAME, tolerant, False
-        path = self._path
         try:
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._events = EventFile(folder / EVENTS_NAME, purge_step=resume_step + 1)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise DataError(
                 f"Cannot write {METRICS_NAME} and {EVENTS_NAME}/ in {folder}: {error.strerror}. Choose a --workdir "
@@ -60,11 +47,7 @@ class MetricsWriter:
             ) from None
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes the metrics of one step; ``split`` is ``train`` or the evaluated split.
-
-        Raises:
-          DataError: there is no room, and the writer is not tolerant.
-        """
+        """Writes the metrics of one step; ``split`` is ``train`` or the evaluated split."""
         if not self._leads:
             return
         try:
@@ -83,7 +66,7 @@ class MetricsWriter:
             print(f"warning: {text}; what is missing is written then", flush=True)
         self._troubled = True
 
-    def __enter__(self) -> MetricsWriter:
+    def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, error_type, *_) -> None:
@@ -97,11 +80,7 @@ class MetricsWriter:
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics; a line cut short by a crash, or that is none of ours, is left out.
-
-    Raises:
-      DataError: the file cannot be read, or is something else than a file.
-    """
+    """Returns all whole lines of a run's metrics; one cut short by a crash, or that is none of ours, is left out."""
     path = folder / METRICS_NAME
     try:
         content = read_bytes(path, max_bytes=_MAX_BYTES)
@@ -115,13 +94,7 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if _is_ours(line):
+        step = line.get("step") if isinstance(line, dict) else None
+        if type(step) is int and step >= 0 and isinstance(line.get("split"), str):  # else it is none of ours
             lines.append(line)
     return lines
-
-
-def _is_ours(line: Any) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("split"), str):
-        return False
-    step = line.get("step")
-    return isinstance(step, int) and not isinstance(step, bool) and step >= 0

@@ -1,7 +1,5 @@
 """What a person sees while waiting: a bar on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import sys
 import time
 
@@ -9,10 +7,7 @@ import jax
 
 
 class Progress:
-    """Counts steps; on a terminal it draws a bar with rate and time left.
-
-    Use as a context manager. ``write`` prints a line above the bar. With several processes only process 0 is seen.
-    """
+    """Counts steps in a context; on a terminal it draws a bar. With several processes only process 0 is seen."""
 
     def __init__(self, total: int, title: str, examples_per_step: int, *, start: int = 0):
         """``total`` steps in all, of which ``start`` are done."""
@@ -22,7 +17,7 @@ class Progress:
         self._bar = None
         self._leads = jax.process_index() == 0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         if self._leads and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -34,7 +29,7 @@ class Progress:
             self._bar.close()
 
     def advance(self) -> None:
-        """One more step is done. The first one compiles and starts the clock."""
+        """Counts one more step. The first one compiles and starts the clock."""
         self._done += 1
         if self._began is None:
             self._began, self._start = time.perf_counter(), self._done
@@ -48,14 +43,14 @@ class Progress:
             self._began += seconds
 
     def examples_per_second(self) -> float:
-        """Mean rate since the first step, 0 before there is one."""
+        """Returns the mean rate since the first step, 0 before there is one."""
         if self._done == self._start:
             return 0.0
         elapsed = time.perf_counter() - self._began
         return (self._done - self._start) * self._examples / max(elapsed, 1e-9)
 
     def time_left(self) -> str:
-        """Estimated time to the end, as h:mm:ss, or ?"""
+        """Returns the estimated time to the end, as h:mm:ss, or ?"""
         rate = self.examples_per_second()
         if rate < 1e-6:
             return "?"

@@ -1,7 +1,5 @@
 """The metrics of training steps: fetched in batches, checked, written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,10 +23,8 @@ class NotFiniteError(UserError):
 class TrainingLog:
     """Holds metrics on the device until they are wanted, then checks and writes them.
 
-    Fetching a value waits for the step that makes it; fetching in batches lets the host run ahead.
-
-    Attributes:
-      skipped_steps: steps that were not finite and left out, in the run so far, resumptions included.
+    Fetching a value waits for the step that makes it; fetching in batches lets the host run ahead. ``skipped_steps``
+    were not finite and left out, in the run so far, resumptions included.
     """
 
     def __init__(
@@ -41,15 +37,10 @@ class TrainingLog:
         explain: Callable[[int], str],
         saved: Mapping[str, Any] | None = None,
     ):
-        """Prepares to write.
+        """Prepares to write; the config has durations in steps, ``checkpoints`` name the last good one.
 
-        Args:
-          config: of the run, durations in steps; ``config.non_finite`` says what a step that is not finite does.
-          writer: of the metrics.
-          progress: what a person sees.
-          checkpoints: names the last good one.
-          explain: the number of a step that was not finite → sentences on its examples.
-          saved: what ``to_dict`` gave when the state was saved from which the run goes on.
+        ``explain`` has sentences on the examples of a step that was not finite, by its number; ``saved`` is what
+        ``to_dict`` gave when the state was saved from which the run goes on.
         """
         saved = saved or {}
         self._config, self._writer, self._progress, self._explain = config, writer, progress, explain
@@ -73,9 +64,8 @@ class TrainingLog:
     def check(self) -> None:
         """Looks at the steps since the last call; to be done before a state is saved.
 
-        Raises:
-          NotFiniteError: a step was not finite and ``config.non_finite`` allows no skip, or not so many; the message
-            has the step, its examples and the last good checkpoint.
+        A NotFiniteError names a step, its examples and the last good checkpoint, where ``config.non_finite`` allows no
+        skip, or not so many.
         """
         pending, self._pending = self._pending, []
         for step, metrics in pending:
@@ -87,13 +77,10 @@ class TrainingLog:
                 self._trained.append(metrics)
 
     def flush(self, step: int) -> None:
-        """Writes a line for the steps since the last one, up to ``step``: the newest, with the mean of the losses.
+        """Checks, and writes a line for the steps since the last one: the newest, with the mean of the losses.
 
         Steps that were skipped count as such and have no part in either; where all of them were, the line has the
         learning rate and the count alone.
-
-        Raises:
-          NotFiniteError: as in ``check``.
         """
         self.check()
         trained, self._trained = self._trained, []
@@ -108,12 +95,8 @@ class TrainingLog:
         self._progress.write(f"step {step}/{self._config.num_steps}: {self._shown(metrics)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """What a run that goes on from here has to know to write the same lines; JSON."""
+        """Returns what a run that goes on from here has to know to write the same lines; JSON."""
         return {"trained": self._trained, "skipped_steps": self.skipped_steps}
-
-    def summary(self) -> str:
-        """A line on skipped steps for the end of the run."""
-        return f"skipped:     {self.skipped_steps} of {self._config.num_steps} steps, which were not finite"
 
     def _count_skip(self, step: int, metrics: dict[str, float]) -> None:
         limits = self._config.non_finite

@@ -3,8 +3,7 @@
 import pytest
 
 from flax_mnv2 import ConfigError
-from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.config.durations import in_steps
+from flax_mnv2.training.config.defaults import default_config, in_steps
 
 
 def test_epochs_go_before_steps():

@@ -8,8 +8,7 @@ from flax_mnv2 import ConfigError, DataError
 from flax_mnv2.tasks.registry import TASKS
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.config.defaults import check_same_run, default_config
-from flax_mnv2.training.config.recorded import config_for_evaluation
-from flax_mnv2.training.workdir import open_workdir
+from flax_mnv2.training.workdir import config_for_evaluation, open_workdir
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -30,6 +29,7 @@ def test_defaults_pass(task):
         ("data.crop_size", (-1, -1), "at least 32"),
         ("data.min_scale", 0.0, "above 0"),
         ("data.max_scale", 0.1, "at least data.min_scale"),
+        ("data.scale_step", -1.0, "at least 0"),
         ("optimizer.schedule", "step", "one of 'poly'"),
         ("optimizer.momentum", 1.0, "below 1"),
         ("optimizer.learning_rate", -0.1, "above 0"),
@@ -84,6 +84,7 @@ def test_what_contradicts_is_refused():
         ({"num_epochs": 2.0, "num_steps": 7}, r"num_epochs = 2 goes before config.num_steps = 7.*num_epochs=0"),
         ({"optimizer.schedule": "exponential"}, "needs decay_every_steps or decay_every_epochs"),
         ({"shard_optimizer_state": True, "parallel": "pmap"}, "needs config.parallel='jit'"),
+        ({"shard_optimizer_state": True, "batch_norm.sync": False}, "batch_norm.sync=True; found 'jit' and False"),
         ({"optimizer.name": "adam", "optimizer.nesterov": True}, "nesterov is for sgd and rmsprop"),
     ):
         config = default_config()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ImageProcessor, UserError
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.config.recorded import config_for_evaluation
+from flax_mnv2.training.workdir import config_for_evaluation
 from flax_mnv2.weights.opening import open_weights
 
 FIELDS = [*MobileNetV2Config().to_dict(), "num_labels", "batch_norm_momentum", "pool_window", "layer_depth_multiplier",

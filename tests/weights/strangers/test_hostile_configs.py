@@ -17,9 +17,8 @@ from flax_mnv2.predict.inputs import result_stems
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
 from flax_mnv2.training.config.defaults import default_config
-from flax_mnv2.training.config.recorded import config_for_evaluation
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter, read_metrics
-from flax_mnv2.training.workdir import open_workdir
+from flax_mnv2.training.workdir import config_for_evaluation, open_workdir
 from flax_mnv2.weights import tensor_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
