@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from odd_images import BOMB, encode, photo
+from pictures import BOMB, encode, photo
 from PIL import Image
 from voc_archives import palette_png
 

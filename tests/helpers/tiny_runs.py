@@ -5,7 +5,7 @@ from types import ModuleType
 
 import imagenet_archives
 import pytest
-from coloured_photos import make_photos
+from pictures import make_photos
 
 from flax_mnv2.training.config.defaults import default_config
 

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from odd_images import BOMB, encode, photo
+from pictures import BOMB, encode, photo
 from PIL import Image
 
 from flax_mnv2.errors import DataError

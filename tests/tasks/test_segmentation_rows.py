@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import voc_archives
-from odd_images import BOMB, encode, photo
+from pictures import BOMB, encode, photo
 from PIL import Image
 
 from flax_mnv2.data.decode import decode_image

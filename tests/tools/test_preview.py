@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 import scripts
-from coloured_photos import COLORS, make_photos
+from pictures import COLORS, make_photos
 from PIL import Image
 
 from flax_mnv2 import visualize
