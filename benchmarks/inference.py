@@ -148,7 +148,7 @@ class Inference:
 
         from benchmarks import peers, workloads
 
-        config = peers.reference_config(library, self.config)
+        config = peers.peer_config(library, self.config)
         model = workloads.build_model(config, self.task, dtype="float32")
         images = workloads.random_images(config, CHECKED)
         with jax.default_matmul_precision("highest"):

@@ -53,7 +53,7 @@ def cases(*, gpu: bool, training: bool = False) -> dict[str, tuple[str, dict[str
     }
 
 
-def reference_config(library: str, config: MobileNetV2Config) -> MobileNetV2Config:
+def peer_config(library: str, config: MobileNetV2Config) -> MobileNetV2Config:
     """``config`` as far as ``library`` can follow it; it takes the same variables."""
     return config if library == "transformers" else config.replace(**PYTORCH_NUMBERS)
 
@@ -70,7 +70,7 @@ def make_module(library: str, config: MobileNetV2Config, task: str, variables: w
         raise ImportError(f"{library} is not installed")
     if task == "segmentation" and library != "transformers":
         raise ValueError(f"{library} has no DeepLab on MobileNetV2")
-    model = make_model(reference_config(library, config), task)
+    model = make_model(peer_config(library, config), task)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if library == "transformers":
@@ -90,7 +90,7 @@ def make_module(library: str, config: MobileNetV2Config, task: str, variables: w
     state = flax_mnv2.to_state_dict(model, variables, "hf" if library == "transformers" else library)
     module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
     if library == "transformers" and task == "segmentation":
-        # Declared, computed and never used by the reference; without it all do the same work.
+        # Declared, computed and never used by Hugging Face's model; without it all do the same work.
         module.mobilenet_v2.conv_1x1 = torch.nn.Identity()
     device = "cuda" if torch.cuda.is_available() and workloads.on_gpu() else "cpu"
     return module.to(device=device, memory_format=torch.channels_last)
@@ -99,8 +99,8 @@ def make_module(library: str, config: MobileNetV2Config, task: str, variables: w
 def _transformers_module(config: MobileNetV2Config, task: str):
     transformers = importlib.import_module("transformers")
     name = "ImageClassification" if task == "classification" else "SemanticSegmentation"
-    reference = transformers.MobileNetV2Config.from_dict(config.to_dict())
-    return getattr(transformers, f"MobileNetV2For{name}")(reference)
+    theirs = transformers.MobileNetV2Config.from_dict(config.to_dict())
+    return getattr(transformers, f"MobileNetV2For{name}")(theirs)
 
 
 def _logits(output):

@@ -138,7 +138,7 @@ class TrainStep:
         """Our loss in train mode without dropout, with the numbers of ``library``."""
         from benchmarks import peers, workloads
 
-        config = peers.reference_config(library, self.config)
+        config = peers.peer_config(library, self.config)
         model = workloads.build_model(config, self.task, dtype=self.dtype)
         return workloads.train_loss(model, self.variables, self.batch)
 

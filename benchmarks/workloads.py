@@ -52,7 +52,7 @@ def make_config(task: str, variant: str, *, image_size: int | None = None) -> Mo
 def random_variables(model: nn.Module, *, seed: int = 0) -> Variables:
     """Variables under which signals keep their scale and batch norm does something; float32 NumPy arrays.
 
-    With the reference's initialiser the activations of an untrained network all but vanish, and a comparison of
+    With Hugging Face's initialiser the activations of an untrained network all but vanish, and a comparison of
     outputs would show nothing.
     """
     key, image = jax.random.key(seed), jnp.zeros((1, 64, 64, model.config.num_channels))

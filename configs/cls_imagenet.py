@@ -69,7 +69,7 @@ def _imagenet(size: str) -> ml_collections.ConfigDict:
     config.model.depth_multiplier = variant.depth_multiplier
     config.model.finegrained_output = variant.finegrained_output
     config.model.output_stride = 32
-    config.model.classifier_dropout_prob = 0.2  # TF-slim keeps 0.8; the reference's config has that as a drop rate
+    config.model.classifier_dropout_prob = 0.2  # TF-slim keeps 0.8; Hugging Face's config has that as a drop rate
     config.data.train_size = config.data.eval_crop = variant.image_size
     config.data.eval_resize = round(variant.image_size / 0.875)
     config.data.num_threads = config.data.prefetch_buffer_size = 16  # batches in memory

@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     config.eval_every_steps = config.checkpoint.every_steps = 100
     config.optimizer.learning_rate = 0.01
     config.data.scale_step = 0.0  # any scale; TF's steps of 0.25 ended at 0.412 with seed 0
-    config.model.classifier_initializer_range = 0.02  # the reference's; TF's 0.01 starts too slowly for 400 steps
+    config.model.classifier_initializer_range = 0.02  # Hugging Face's; TF's 0.01 starts too slowly for 400 steps
     # Few steps: the running statistics must follow the weights sooner than TF's 0.997 lets them.
     config.model.batch_norm_momentum = config.model.head_batch_norm_momentum = 0.95
     return config

@@ -35,7 +35,7 @@ def get_config(variant: str = ""):
     config.optimizer.weight_decay = 4e-5
 
     config.model.output_stride = 16
-    config.model.classifier_dropout_prob = 0.1  # TF keeps 0.9 in this head; the reference's 0.8 is a misreading
+    config.model.classifier_dropout_prob = 0.1  # TF keeps 0.9 in this head; Hugging Face's 0.8 is a misreading
     config.model.batch_norm_momentum = 0.997
     config.model.head_batch_norm_momentum = 0.9997
     config.model.classifier_initializer_range = 0.01

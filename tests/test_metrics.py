@@ -1,4 +1,4 @@
-"""Counts and figures against their definitions."""
+"""Counts and metrics against their definitions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +61,8 @@ def test_hits_are_counted_by_true_class_and_fillers_are_not():
     }
     metrics = ClassificationMetrics.from_counts(counts)
     assert (metrics.top1, metrics.top5, metrics.num_examples) == (0.25, 0.5, 4)
-    figures = metrics.to_dict(("a", "b", "c"), per_class=True)
-    assert figures == {
+    found = metrics.to_dict(("a", "b", "c"), per_class=True)
+    assert found == {
         "top1": 0.25,
         "top5": 0.5,
         "num_top1": 1,

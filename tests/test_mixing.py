@@ -1,4 +1,4 @@
-"""MixUp and CutMix: partners, shares, boxes, and independence of the devices."""
+"""MixUp and CutMix: partners, fractions, boxes, and independence of the devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,16 @@ PARTNER = np.array([1, 0, 3, 2, 5, 4, 7, 6])
 
 def test_mixup_gives_pixels_and_labels_of_the_same_share():
     images, targets = _batch()
-    shares = []
+    fractions = []
     for seed in range(4):
         mixed, labels = mix(jax.random.key(seed), images, targets, mixup_alpha=0.5, cutmix_alpha=0.0)
         pixels = np.asarray(mixed)[:, 0, 0, 0]
         assert np.ptp(mixed, axis=(1, 2, 3)).max() == 0
-        share = (pixels[0] - PARTNER[0]) / (0 - PARTNER[0])
-        np.testing.assert_allclose(pixels, np.arange(N) * share + PARTNER * (1 - share), atol=1e-5)
-        np.testing.assert_allclose(labels, targets * share + targets[PARTNER] * (1 - share), atol=1e-5)
-        shares.append(share)
-    assert len(set(shares)) == 4
+        fraction = (pixels[0] - PARTNER[0]) / (0 - PARTNER[0])
+        np.testing.assert_allclose(pixels, np.arange(N) * fraction + PARTNER * (1 - fraction), atol=1e-5)
+        np.testing.assert_allclose(labels, targets * fraction + targets[PARTNER] * (1 - fraction), atol=1e-5)
+        fractions.append(fraction)
+    assert len(set(fractions)) == 4
 
 
 def test_cutmix_takes_a_box_and_labels_by_its_true_area():
@@ -56,9 +56,9 @@ def test_with_both_each_takes_about_half_of_the_batches():
 def test_the_shares_are_beta_distributed():
     images, targets = _batch()
     mixer = jax.jit(lambda key: mix(key, images, targets, mixup_alpha=0.2, cutmix_alpha=0.0)[1][0, 0])
-    shares = np.array([mixer(key) for key in jax.random.split(jax.random.key(1), 400)])
-    assert abs(shares.mean() - 0.5) < 0.07
-    assert abs(shares.var() - 1 / (4 * (2 * 0.2 + 1))) < 0.03  # of a symmetric Beta: 1 / (4 (2 α + 1))
+    fractions = np.array([mixer(key) for key in jax.random.split(jax.random.key(1), 400)])
+    assert abs(fractions.mean() - 0.5) < 0.07
+    assert abs(fractions.var() - 1 / (4 * (2 * 0.2 + 1))) < 0.03  # of a symmetric Beta: 1 / (4 (2 α + 1))
 
 
 def test_boxes_cover_the_expected_area_where_they_are_not_cut_off():
@@ -66,7 +66,7 @@ def test_boxes_cover_the_expected_area_where_they_are_not_cut_off():
     areas = np.array([draw(key).sum() for key in jax.random.split(jax.random.key(2), 300)])
     assert areas.max() == 32 * 32
     assert areas.min() >= 16 * 16  # a centre in a corner
-    assert areas.mean() == pytest.approx(64 * 64 * 0.25 * 0.875**2, rel=0.06)  # the mean share that stays inside
+    assert areas.mean() == pytest.approx(64 * 64 * 0.25 * 0.875**2, rel=0.06)  # the mean fraction that stays inside
 
 
 def test_four_devices_mix_as_one_does():

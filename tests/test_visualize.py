@@ -77,8 +77,8 @@ def test_an_overlay_is_the_photo_in_the_classes_colours_above_a_legend(tmp_path,
     pixels = _read(tmp_path / "o.png")
     picture, legend = pixels[:height, :width], pixels[height:]
     palette = voc_palette().astype(int)
-    for index, share in ((0, 0.25), (1, 0.5), (3, 0.5)):  # the background is dimmed less
-        expected = (1 - share) * 200 + share * palette[index]
+    for index, fraction in ((0, 0.25), (1, 0.5), (3, 0.5)):  # the background is dimmed less
+        expected = (1 - fraction) * 200 + fraction * palette[index]
         inside = picture[mask == index]
         near = np.abs(inside - expected).max(-1) <= 1
         white = (inside == 255).all(-1)
@@ -122,5 +122,5 @@ def test_masks_keep_their_indices(tmp_path):
 
 
 def test_small_shares_do_not_look_like_none():
-    shares = [1.0, 0.1234, 0.0006, 0.0004, 0.0]
-    assert [percent(share) for share in shares] == ["100.0 %", "12.3 %", "0.1 %", "<0.1 %", "0.0 %"]
+    fractions = [1.0, 0.1234, 0.0006, 0.0004, 0.0]
+    assert [percent(fraction) for fraction in fractions] == ["100.0 %", "12.3 %", "0.1 %", "<0.1 %", "0.0 %"]

@@ -4,17 +4,21 @@ Under ``jit`` over a mesh the arrays are global and ``axis_name`` is None; under
 part and sums over ``axis_name``. Losses are sums divided once by the global count, so both give the same.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from flax_mnv2.tasks.base import Batch, Task
 from flax_mnv2.training.parallel import Parallel
 from flax_mnv2.training.state import TrainState, update_ema
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 def configured_train_step(

@@ -12,8 +12,8 @@ SHORT = {"num_steps": 12, "eval_every_steps": 6, "checkpoint__every_steps": 3}
 
 
 def _report(config, workdir):
-    figures = evaluate_run(config, workdir=str(workdir), step="latest")
-    return {name: value for name, value in figures.items() if name != "model"}
+    metrics = evaluate_run(config, workdir=str(workdir), step="latest")
+    return {name: value for name, value in metrics.items() if name != "model"}
 
 
 @pytest.mark.parametrize(("task", "mode", "devices"), [("segmentation", "jit", 1), ("classification", "pmap", 2)])

@@ -115,7 +115,7 @@ def test_frozen_batch_norm_leaves_the_statistics(tiny_blocks):
 
 
 def test_training_works_at_batch_one(tiny_blocks):
-    """The reference raises there: its pooled branch normalises a single value."""
+    """Hugging Face's model raises there: its pooled branch normalises a single value."""
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config())
     images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)

@@ -1,4 +1,4 @@
-"""The reference library, quiet and offline; the tests skip where it is not installed."""
+"""transformers, quiet and offline; the tests skip where it is not installed."""
 
 import warnings
 
@@ -45,13 +45,13 @@ def randomize():
 
 @pytest.fixture(scope="session")
 def assert_close():
-    """Maximum difference within a share of the reference's largest magnitude, and the reference not trivial."""
+    """Maximum difference within a fraction of the expected values' largest magnitude, and those not trivial."""
 
     def check(ours, theirs, *, relative=1e-4, name=""):
         ours, theirs = np.asarray(ours), np.asarray(theirs)
         assert ours.shape == theirs.shape, name
         scale = float(np.abs(theirs).max())
-        assert scale > 1e-3, f"{name}: the reference is all but zero, so this comparison shows nothing"
+        assert scale > 1e-3, f"{name}: the expected values are all but zero, so this comparison shows nothing"
         difference = float(np.abs(ours - theirs).max())
         assert difference <= relative * scale, f"{name}: {difference:.3g} at a scale of {scale:.3g}"
 

@@ -1,4 +1,4 @@
-"""Inner outputs against the reference's own layers, features by resolution against timm's."""
+"""Inner outputs against Hugging Face's own layers, features by resolution against timm's."""
 
 import jax
 import numpy as np
@@ -11,21 +11,21 @@ from flax_mnv2.weights.writing import write
 def test_expansions_are_those_of_the_reference(transformers, randomize, assert_close, tmp_path):
     import torch
 
-    reference = randomize(transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.35)), 7)
-    reference.save_pretrained(tmp_path)
+    hf_model = randomize(transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.35)), 7)
+    hf_model.save_pretrained(tmp_path)
     seen = {}
 
     def record(name, module):
         module.register_forward_hook(lambda _, __, output: seen.__setitem__(name, output))
 
     for index in (0, 10, 13):
-        record(f"layer_{index:02d}/expansion", reference.layer[index].expand_1x1)
-        record(f"layer_{index:02d}/depthwise", reference.layer[index].conv_3x3)
-    record("conv_stem", reference.conv_stem)
-    record("conv_1x1", reference.conv_1x1)
+        record(f"layer_{index:02d}/expansion", hf_model.layer[index].expand_1x1)
+        record(f"layer_{index:02d}/depthwise", hf_model.layer[index].conv_3x3)
+    record("conv_stem", hf_model.conv_stem)
+    record("conv_1x1", hf_model.conv_1x1)
     images = np.random.default_rng(0).normal(size=(1, 97, 130, 3)).astype(np.float32)
     with torch.no_grad():
-        reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        hf_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
     model, variables = from_pretrained(tmp_path)
     ours = jax.jit(lambda v, x: model.apply(v, x, output_hidden_states=tuple(seen)))(variables, images)

@@ -43,8 +43,8 @@ def test_cases_cover_every_axis(task):
     assert {(32, 32), (33, 33)} & set(axes[6])
 
 
-def _convert(reference, config, task):
-    return from_state_dict(reference.state_dict(), config=config, task=task)
+def _convert(hf_model, config, task):
+    return from_state_dict(hf_model.state_dict(), config=config, task=task)
 
 
 @pytest.mark.parametrize("case", CASES, ids=_case_id)
@@ -86,9 +86,9 @@ def test_classifier(transformers, randomize, assert_close):
     import torch
 
     theirs_config = transformers.MobileNetV2Config(depth_multiplier=0.5, num_labels=11)
-    reference = randomize(transformers.MobileNetV2ForImageClassification(theirs_config), seed=3)
-    model, variables = _convert(reference, MobileNetV2Config(depth_multiplier=0.5, num_labels=11), "classification")
+    hf_model = randomize(transformers.MobileNetV2ForImageClassification(theirs_config), seed=3)
+    model, variables = _convert(hf_model, MobileNetV2Config(depth_multiplier=0.5, num_labels=11), "classification")
     images = np.random.default_rng(0).normal(size=(3, 96, 96, 3)).astype(np.float32)
     with torch.no_grad():
-        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits
+        theirs = hf_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits
     assert_close(jax.jit(model.apply)(variables, images).logits, theirs, name="class logits")

@@ -1,4 +1,4 @@
-"""Losses against the reference's own classes: on the same logits, and through both models with the same weights."""
+"""Losses against Hugging Face's own classes: on the same logits, and through both models with the same weights."""
 
 import functools
 import types
@@ -62,13 +62,13 @@ def test_loss_of_the_classifier(transformers, randomize, tmp_path, num_labels):
     import torch
 
     fields = {"depth_multiplier": 0.35, "num_labels": num_labels}
-    reference = randomize(transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**fields)), 5)
-    reference.save_pretrained(tmp_path)
+    hf_model = randomize(transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**fields)), 5)
+    hf_model.save_pretrained(tmp_path)
     model, variables = from_pretrained(tmp_path)
     images = np.random.default_rng(0).normal(size=(3, 64, 96, 3)).astype(np.float32)
     labels = np.array([0, 3, 1]) if num_labels == 4 else np.array([0.5, 3.0, -1.0], np.float32)
     with torch.no_grad():
-        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
+        theirs = hf_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
     ours = jax.jit(model.apply)(variables, images, labels)
     np.testing.assert_allclose(ours.loss, theirs.loss.item(), rtol=1e-5)
     assert ours.keys() == tuple(theirs.keys()) == ("loss", "logits")
@@ -79,14 +79,14 @@ def test_loss_of_the_segmentation_model_on_real_weights(transformers, shared):
     from PIL import Image
 
     folder = shared / "weights" / "deeplabv3_mobilenet_v2_1.0_513"
-    reference = transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(folder).eval()
+    hf_model = transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(folder).eval()
     photo = Image.open(shared / "images" / "bird_segmentation.png").convert("RGB").resize((181, 137))
     images = np.asarray(photo, np.float32)[None] / 127.5 - 1.0
     labels = np.random.default_rng(0).integers(0, 21, size=(1, 137, 181))
     labels[:, :40] = 255
     with torch.no_grad():
-        theirs = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
-    # The loss itself, on the reference's own logits …
+        theirs = hf_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
+    # The loss itself, on Hugging Face's own logits …
     logits = theirs.logits.permute(0, 2, 3, 1).numpy()
     loss = segmentation_loss(logits, labels, ignore_label=255)
     np.testing.assert_allclose(loss, theirs.loss.item(), rtol=1e-6)

@@ -53,7 +53,7 @@ def segmentations(segmenter, pictures):
 
 @pytest.fixture(scope="module")
 def reference_logits(transformers, segmenter_folder):
-    """Pixel values (H, W, 3) → the reference's output for them."""
+    """Pixel values (H, W, 3) → Hugging Face's output for them."""
     import torch
 
     model = transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(segmenter_folder).eval()
@@ -69,17 +69,17 @@ def test_the_best_five_classes_are_the_references(transformers, classifier_folde
     import torch
 
     predictor = load_predictor(str(classifier_folder))
-    reference = transformers.MobileNetV2ForImageClassification.from_pretrained(classifier_folder).eval()
+    hf_model = transformers.MobileNetV2ForImageClassification.from_pretrained(classifier_folder).eval()
     difference = 0.0
     for name, picture in pictures.items():
         example = predictor.prepare(picture)
         (answer,) = predictor.compute(example.pixels[None])
         with torch.no_grad():
             pixels = torch.from_numpy(example.pixels.transpose(2, 0, 1)[None].copy())
-            theirs = reference(pixels).logits[0].softmax(-1).topk(5)
+            theirs = hf_model(pixels).logits[0].softmax(-1).topk(5)
         ours = predictor.finish(example, answer)
         assert [item.index for item in ours] == theirs.indices.tolist(), name
-        assert [item.label for item in ours] == [reference.config.id2label[item.index] for item in ours], name
+        assert [item.label for item in ours] == [hf_model.config.id2label[item.index] for item in ours], name
         difference = max(difference, np.abs([item.probability for item in ours] - theirs.values.numpy()).max())
     assert difference <= 1e-4
     print(f"top 5 of {len(PHOTOS)} photos in the same order; probabilities within {difference:.1e}")
@@ -89,7 +89,7 @@ def test_the_best_five_classes_are_the_references(transformers, classifier_folde
 def test_label_maps_by_the_processor_are_the_references(
     transformers, segmenter, segmenter_folder, reference_logits, pictures
 ):
-    """The reference's own route: resize, centre crop, network, ``post_process_semantic_segmentation``."""
+    """Hugging Face's own route: resize, centre crop, network, ``post_process_semantic_segmentation``."""
     processor = MobileNetV2ImageProcessor.from_pretrained(segmenter_folder)
     theirs_processor = transformers.MobileNetV2ImageProcessorPil.from_pretrained(segmenter_folder)
     same = total = 0
@@ -108,7 +108,7 @@ def test_label_maps_by_the_processor_are_the_references(
 
 @pytest.mark.slow
 def test_label_maps_of_whole_photos_are_those_of_the_references_logits(segmentations, reference_logits, pictures):
-    """The command's route, with PyTorch's own interpolation between the reference's logits."""
+    """The command's route, with PyTorch's own interpolation between Hugging Face's logits."""
     import torch
 
     same = total = 0

@@ -17,7 +17,7 @@ def folder(shared):
 
 
 @pytest.fixture(scope="module")
-def reference(transformers, folder):
+def hf_model(transformers, folder):
     return transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(folder).eval()
 
 
@@ -27,7 +27,7 @@ def segment(folder):
     return jax.jit(lambda images: model.apply(variables, images, train=False).logits)
 
 
-def test_label_maps_agree_at_full_size(reference, segment, shared, assert_close):
+def test_label_maps_agree_at_full_size(hf_model, segment, shared, assert_close):
     import torch
 
     same = total = 0
@@ -36,7 +36,7 @@ def test_label_maps_agree_at_full_size(reference, segment, shared, assert_close)
         # One shape, so one compilation; its sides are not 32k + 1, where both padding rules agree.
         pixels = np.asarray(image.resize((362, 274)), np.float32)[None] / 127.5 - 1.0
         with torch.no_grad():
-            theirs = reference(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).logits
+            theirs = hf_model(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).logits
             theirs_map = torch.nn.functional.interpolate(
                 theirs, size=pixels.shape[1:3], mode="bilinear", align_corners=False
             ).argmax(1)
@@ -55,11 +55,11 @@ def test_classifier_agrees(transformers, shared, assert_close):
 
     folder = shared / "weights" / "mobilenet_v2_1.0_224"
     model, variables = from_pretrained(folder)
-    reference = transformers.MobileNetV2ForImageClassification.from_pretrained(folder).eval()
+    hf_model = transformers.MobileNetV2ForImageClassification.from_pretrained(folder).eval()
     image = Image.open(shared / "images" / "n02123045_tabby.JPEG").convert("RGB").resize((224, 224))
     pixels = np.asarray(image, np.float32)[None] / 127.5 - 1.0
     with torch.no_grad():
-        theirs = reference(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).logits
+        theirs = hf_model(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).logits
     ours = jax.jit(model.apply)(variables, pixels).logits
     assert_close(ours, theirs, name="logits")
     assert "cat" in model.config.id2label[int(ours.argmax())]

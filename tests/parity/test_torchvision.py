@@ -1,6 +1,6 @@
 """Conversion from and to torchvision's mobilenet_v2 against the library itself, on random weights and statistics.
 
-At 0.25 the first block has a shortcut; at 0.68125 widths are rounded otherwise than in the reference; none of the sizes
+At 0.25 the first block has a shortcut; at 0.68125 widths are rounded otherwise than in transformers; none of the sizes
 is 32k + 1, where both padding rules agree.
 """
 
@@ -71,7 +71,7 @@ def test_the_config_says_what_torchvision_does(saved):
     assert config.batch_norm_momentum == 1 - norm.momentum
     assert config.classifier_dropout_prob == module.classifier[0].p
     assert (config.tf_padding, config.num_labels, config.num_channels) == (False, 7, 3)
-    assert (config.round_widths, config.stem_residual) == (True, False), "the reference can represent it as it is"
+    assert (config.round_widths, config.stem_residual) == (True, False), "transformers can represent it as it is"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """One training step against transformers and torch: loss, gradients through the update, running statistics.
 
-The reference hands TF's momentum 0.997 to PyTorch, whose convention is the opposite, so its running statistics
+Hugging Face's model hands TF's momentum 0.997 to PyTorch, whose convention is the opposite, so its running statistics
 become the last batch; here each of its layers gets 1 - m for our m. PyTorch's running variance is unbiased,
 Flax's biased: theirs is n / (n - 1) times the batch's, which the test takes out before comparing.
 
@@ -36,22 +36,22 @@ def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
         "tf_padding": tf_padding,
         "classifier_dropout_prob": 0.0,
     }
-    reference = randomize(
+    hf_model = randomize(
         transformers.MobileNetV2ForSemanticSegmentation(transformers.MobileNetV2Config(**fields, num_labels=LABELS)),
         seed=0,
     ).double()
     config = MobileNetV2Config(**fields, num_labels=LABELS, batch_norm_momentum=MOMENTUM)
     model = make_model(config, "segmentation", dtype=jnp.float64)
     shapes = variable_shapes(make_model(config, "segmentation"))
-    before = _variables(reference, shapes)
+    before = _variables(hf_model, shapes)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(4, *SIZE, 3))
     labels = rng.integers(0, LABELS, size=(4, *SIZE))
     labels[:, :9] = config.semantic_loss_ignore_index
 
-    counts = _count_per_norm(reference)
-    their_loss = _their_step(reference, images, labels)
-    theirs = _variables(reference, shapes)
+    counts = _count_per_norm(hf_model)
+    their_loss = _their_step(hf_model, images, labels)
+    theirs = _variables(hf_model, shapes)
     with jax.enable_x64(True):
         our_loss, ours = _our_step(model, traverse_util.unflatten_dict(before), images, labels)
         ours = {path: np.asarray(value) for path, value in traverse_util.flatten_dict(ours).items()}
@@ -68,16 +68,16 @@ def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
         assert np.abs(moved - their_move).max() <= tolerance, path
 
 
-def _their_step(reference, images, labels):
+def _their_step(hf_model, images, labels):
     """Updates the module as PyTorch does; returns the loss before."""
     import torch
 
-    reference.train()
-    for layer in reference.modules():
+    hf_model.train()
+    for layer in hf_model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0 - MOMENTUM
-    optimizer = torch.optim.SGD(reference.parameters(), lr=LEARNING_RATE, momentum=0.9)
-    loss = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels)).loss
+    optimizer = torch.optim.SGD(hf_model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    loss = hf_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels)).loss
     loss.backward()
     optimizer.step()
     return loss.item()
@@ -109,12 +109,12 @@ def _variables(module, shapes):
     }
 
 
-def _count_per_norm(reference):
+def _count_per_norm(hf_model):
     """Values that each batch norm averages over (batch times height times width), by layer name."""
     import torch
 
     counts, hooks = {}, []
-    for name, layer in reference.named_modules():
+    for name, layer in hf_model.named_modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
 
             def note(_, inputs, __, name=name):
@@ -122,7 +122,7 @@ def _count_per_norm(reference):
 
             hooks.append(layer.register_forward_hook(note))
     with torch.no_grad():
-        reference(torch.zeros(4, 3, *SIZE, dtype=torch.float64))
+        hf_model(torch.zeros(4, 3, *SIZE, dtype=torch.float64))
     for hook in hooks:
         hook.remove()
     return counts

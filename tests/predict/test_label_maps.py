@@ -38,8 +38,8 @@ def test_of_equal_logits_the_lowest_class_wins():
 
 def test_shares_are_sorted_and_complete():
     mask = np.array([[2, 2, 0], [2, 4, 0]], np.uint8)
-    shares = class_fractions(mask, dict(enumerate(predicting.LABELS)))
-    assert [(item.index, item.label, item.fraction) for item in shares] == [
+    fractions = class_fractions(mask, dict(enumerate(predicting.LABELS)))
+    assert [(item.index, item.label, item.fraction) for item in fractions] == [
         (2, "bird", 3 / 6),
         (0, "background", 2 / 6),
         (4, "a dog, or a wolf", 1 / 6),

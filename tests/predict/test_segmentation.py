@@ -25,10 +25,10 @@ def test_a_segmentation_covers_the_photo_at_its_own_size(segmenter, photos, tmp_
     indices, counts = np.unique(mask, return_counts=True)
     assert len(indices) > 1
     order = np.argsort(-counts, kind="stable")
-    shares = [f"  {100 * counts[item] / mask.size:5.1f} %  {predicting.LABELS[indices[item]]}" for item in order]
+    fractions = [f"  {100 * counts[item] / mask.size:5.1f} %  {predicting.LABELS[indices[item]]}" for item in order]
     assert out.splitlines() == [
         str(photos / "a.png"),
-        *shares,
+        *fractions,
         f"  overlay: {out_folder / 'a_segmentation.png'}",
         f"  mask:    {out_folder / 'a_mask.png'}",
     ]

@@ -177,6 +177,7 @@ def main():
     if spec["blocks"]:
         flax_mnv2.layer_plan.BLOCK_TABLE = tuple(map(tuple, spec["blocks"]))
     sys.argv = sys.argv[2:]
+    sys.modules["torch"] = None  # as where only the requirements are installed: TensorBoard's writer would import it
     cache_programs()
     if "fault" in spec:
         arm(spec["fault"])

@@ -162,7 +162,7 @@ def train_here(config, workdir: pathlib.Path, *, mode: str = "jit", devices: int
         if fault is not None:
             child.arm(fault, patch.setattr)
         try:
-            train(config, workdir, parallel=_parallel(config.to_json(sort_keys=True), mode, devices), **options)
+            train(config, workdir, parallel=compiling_once(config, mode, devices), **options)
         except Interrupted as stopped:
             return stopped.code
     return 0
@@ -224,9 +224,16 @@ def global_batches(config, *, processes: int, workers: int, start_step: int = 0)
     return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in together]
 
 
+def compiling_once(config, mode: str = "jit", devices: int = 1):
+    """Returns ways to run that compile each step of a config once; what a step computes follows from the config alone.
+
+    Not for tests that change what a step computes in another way.
+    """
+    return _parallel(config.to_json(sort_keys=True), mode, devices)
+
+
 @functools.cache
 def _parallel(config: str, mode: str, devices: int):
-    """Devices that compile each step of a config once; what a step computes follows from the config alone."""
     import jax
 
     from flax_mnv2.training.parallel import make_parallel

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from harness import compiling_once
 
 from flax_mnv2 import CheckpointError, ConfigError, MobileNetV2ImageProcessor, from_pretrained, save_pretrained
 from flax_mnv2.checkpoint.run import Checkpoints
@@ -14,7 +15,6 @@ from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
-from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.weights.opening import open_weights
 
 COLORS = ("blue", "green", "red")
@@ -25,15 +25,11 @@ def config(classifier_config):
     return classifier_config
 
 
-def _one_device():
-    return make_parallel("jit", jax.devices()[:1])
-
-
 def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_path, capsys):
     config.num_steps = config.eval_every_steps = config.checkpoint.every_steps = 40
     config.ema.decay = 0.8
     config.label_smoothing = 0.1
-    train(config, tmp_path / "run", parallel=_one_device())
+    train(config, tmp_path / "run", parallel=compiling_once(config))
     printed = capsys.readouterr().out
     assert "36 training and 15 evaluation examples, 3 classes" in printed
     assert "EMA top-1 accuracy" in printed
@@ -68,7 +64,7 @@ def test_epochs_are_counted_in_the_data(config, tmp_path):
     config.num_steps, config.eval_every_steps = defaults.num_steps, defaults.eval_every_steps
     config.checkpoint.every_steps = defaults.checkpoint.every_steps
     config.num_epochs, config.eval_every_epochs, config.checkpoint.every_epochs = 1.5, 1.0, 1.0
-    state = train(config, tmp_path, parallel=_one_device())
+    state = train(config, tmp_path, parallel=compiling_once(config))
     assert int(state.step) == round(1.5 * 36 / 8)
     assert [line["step"] for line in read_metrics(tmp_path) if line["split"] == "test"] == [4, 7]
 
@@ -77,7 +73,7 @@ def test_frozen_layers_keep_weights_and_statistics(config, tmp_path):
     config.freeze_until = "layer_00"
     task = get_task(config.task).for_training(config, COLORS)
     before = jax.tree.map(np.asarray, task.init_variables(config.seed))
-    state = train(config, tmp_path, parallel=_one_device())
+    state = train(config, tmp_path, parallel=compiling_once(config))
     for collection, values in (("params", state.params), ("batch_stats", state.batch_stats)):
         for name, layer in values["mobilenet_v2"].items():
             pairs = zip(jax.tree.leaves(layer), jax.tree.leaves(before[collection]["mobilenet_v2"][name]), strict=True)
@@ -92,7 +88,7 @@ def test_a_note_where_the_weights_know_other_pixels(config, tmp_path, capsys):
     save_pretrained(tmp_path / "weights", task.model, variables, processor)
     config.init_from, config.num_steps = str(tmp_path / "weights"), 1
     config.model.tf_padding = False
-    train(config, tmp_path / "run", parallel=_one_device())
+    train(config, tmp_path / "run", parallel=compiling_once(config))
     printed = capsys.readouterr().out
     assert "--config.data.image_mean=0.485,0.456,0.406 keeps what it learned" in printed
     assert "tf_padding True, this run has False; --config.model.tf_padding=True keeps" in printed
@@ -100,14 +96,14 @@ def test_a_note_where_the_weights_know_other_pixels(config, tmp_path, capsys):
 
 def test_another_recipe_in_the_same_folder_is_refused_field_by_field(config, tmp_path):
     config.num_steps = 1
-    train(config, tmp_path, parallel=_one_device())
+    train(config, tmp_path, parallel=compiling_once(config))
     config.optimizer.name, config.ema.decay = "rmsprop", 0.99
     with pytest.raises(ConfigError, match="another config") as caught:
-        train(config, tmp_path, parallel=_one_device())
+        train(config, tmp_path, parallel=compiling_once(config))
     assert "ema.decay: 0.0 there, 0.99 now" in str(caught.value)
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError):
-        train(config, tmp_path, parallel=_one_device())
+        train(config, tmp_path, parallel=compiling_once(config))
 
 
 def test_a_first_mistake_can_be_mended_in_the_same_folder(config, tmp_path):
@@ -116,26 +112,26 @@ def test_a_first_mistake_can_be_mended_in_the_same_folder(config, tmp_path):
         wrong = config.copy_and_resolve_references()
         wrong[name] = value
         with pytest.raises(UserError, match=r"layer_99|nowhere"):
-            train(wrong, tmp_path / "run", parallel=_one_device())
-    assert int(train(config, tmp_path / "run", parallel=_one_device()).step) == 1
+            train(wrong, tmp_path / "run", parallel=compiling_once(wrong))
+    assert int(train(config, tmp_path / "run", parallel=compiling_once(config)).step) == 1
 
 
 def test_repetitions_that_would_be_mixed_with_themselves_are_refused(config, tmp_path):
     config.data.augment_repeats, config.gradient_accumulation_steps, config.data.cutmix_alpha = 4, 2, 1.0
     with pytest.raises(ConfigError, match="would pair an image with itself"):
-        train(config, tmp_path, parallel=_one_device())
+        train(config, tmp_path, parallel=compiling_once(config))
 
 
 def test_what_cannot_be_divided_is_explained(config, tmp_path):
     config.gradient_accumulation_steps, config.data.mixup_alpha = 3, 0.2
     with pytest.raises(ConfigError, match=r"batch_size must be divisible by 6, for 1 device.* Use 6 or 12"):
-        train(config, tmp_path, parallel=_one_device())
+        train(config, tmp_path, parallel=compiling_once(config))
     assert not any(tmp_path.iterdir())
 
 
 def test_evaluating_an_average_that_was_not_kept(config, tmp_path):
     config.num_steps = 1
-    train(config, tmp_path, parallel=_one_device())
+    train(config, tmp_path, parallel=compiling_once(config))
     with pytest.raises(CheckpointError, match="has no moving average"):
         evaluate_run(config, workdir=str(tmp_path), weights="ema")
     with pytest.raises(ConfigError, match="--weights must be one of auto, raw, ema; found 'best'"):

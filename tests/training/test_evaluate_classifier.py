@@ -63,7 +63,7 @@ def test_report(config, weights, model, imagenet, tmp_path, monkeypatch, capsys,
     expected = _expected(model, files)
     parallel = make_parallel(mode, jax.devices()[:num_devices])
     monkeypatch.setattr(evaluate_run_module, "make_parallel", lambda _: parallel)
-    figures = evaluate_run(config, pretrained=weights, output=str(tmp_path / "report"), per_class=True)
+    report = evaluate_run(config, pretrained=weights, output=str(tmp_path / "report"), per_class=True)
 
     rows = [json.loads(line) for line in (tmp_path / "report" / "predictions.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == list(files)
@@ -71,12 +71,12 @@ def test_report(config, weights, model, imagenet, tmp_path, monkeypatch, capsys,
     labels = np.array([row["label"] for row in rows])
     assert list(labels[:3]) == [66, 971, 231]  # ImageNet's own, one higher for the background
     assert list(expected[:, 0]) == [66] * 5
-    assert (figures["num_examples"], figures["num_top1"], figures["top1"]) == (5, 1, 0.2)
-    assert sum(row["num_examples"] for row in figures["per_class"]) == 5
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == figures
-    assert figures["image_processor"]["crop_size"] == {"height": 32, "width": 40}
+    assert (report["num_examples"], report["num_top1"], report["top1"]) == (5, 1, 0.2)
+    assert sum(row["num_examples"] for row in report["per_class"]) == 5
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == report
+    assert report["image_processor"]["crop_size"] == {"height": 32, "width": 40}
     printed = capsys.readouterr().out
-    assert f"({figures['num_top1']} of 5 images)" in printed
+    assert f"({report['num_top1']} of 5 images)" in printed
     assert f"predicted: {tmp_path / 'report' / 'predictions.jsonl'}" in printed
     assert f"{labels[0]:>4} thing {labels[0]} " in printed
     assert "tensorflow" not in sys.modules
@@ -84,9 +84,9 @@ def test_report(config, weights, model, imagenet, tmp_path, monkeypatch, capsys,
 
 def test_split_and_default_place_of_the_report(config, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    figures = evaluate_run(config, pretrained=weights, split="train")
-    assert (figures["split"], figures["num_examples"]) == ("train", 6)
-    assert "per_class" not in figures
+    report = evaluate_run(config, pretrained=weights, split="train")
+    assert (report["split"], report["num_examples"]) == ("train", 6)
+    assert "per_class" not in report
     assert (tmp_path / "evaluation" / "predictions.jsonl").exists()
     with pytest.raises(DataError, match="has no split 'val' here; it has train, validation"):
         evaluate_run(config, pretrained=weights, split="val")

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from harness import compiling_once
 
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
 from flax_mnv2.checkpoint.run import Checkpoints
@@ -32,7 +33,7 @@ def _without_rates(lines):
 
 
 def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_path, capsys):
-    train(tiny_config, tmp_path, parallel=_one_device())
+    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     printed = capsys.readouterr().out
     assert f"checkpoints: {tmp_path / 'checkpoints'} (last step 6, best by mean IoU: step 6)" in printed
     assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 6]
@@ -53,18 +54,18 @@ def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_p
 def test_bfloat16_trains(tiny_config, tmp_path):
     tiny_config.dtype = "bfloat16"
     tiny_config.num_steps = tiny_config.eval_every_steps = 3
-    state = train(tiny_config, tmp_path, parallel=_one_device())
+    state = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
     assert np.isfinite(read_metrics(tmp_path)[-2]["loss"])
 
 
 def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_path):
-    train(tiny_config, tmp_path, parallel=_one_device())
+    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     before = read_metrics(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step_6")  # as if killed before the last save
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "spl')  # and while writing a line
-    train(tiny_config, tmp_path, parallel=_one_device())
+    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     assert _without_rates(read_metrics(tmp_path)) == _without_rates(before)
 
 
@@ -76,7 +77,7 @@ def test_best_and_last_checkpoints_are_kept(tiny_config, tmp_path, monkeypatch):
     tiny_config.num_steps = 5
     tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
     tiny_config.checkpoint.keep_last = 1
-    train(tiny_config, tmp_path, parallel=_one_device())
+    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert checkpoints.steps() == [2, 5]
     assert checkpoints.best_step() == 2
@@ -109,15 +110,15 @@ def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, tmp_
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_config, tmp_path, capsys):
-    whole = train(tiny_config, tmp_path, parallel=_one_device())
+    whole = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     lines = _without_rates(read_metrics(tmp_path))
     for file in (tmp_path / "checkpoints" / "step_6" / "variables").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"6.*damaged.*Without --strict"):
-        train(tiny_config, tmp_path, parallel=_one_device(), strict=True)
+        train(tiny_config, tmp_path, parallel=compiling_once(tiny_config), strict=True)
     assert (tmp_path / "checkpoints" / "step_6").is_dir()
-    again = train(tiny_config, tmp_path, parallel=_one_device())
+    again = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     printed = capsys.readouterr().out
     assert "is damaged" in printed
     assert "kept as step_6.damaged, going on from the one before" in printed
@@ -129,10 +130,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_config, 
 
 def test_a_run_with_damaged_checkpoints_alone_does_not_begin_anew(tiny_config, tmp_path):
     tiny_config.num_steps = tiny_config.eval_every_steps = 3
-    train(tiny_config, tmp_path, parallel=_one_device())
+    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     shutil.rmtree(tmp_path / "checkpoints" / "step_3" / "training")
     with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole; all of \[3\] are damaged"):
-        train(tiny_config, tmp_path, parallel=_one_device())
+        train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
 
 
 def test_start_from_pretrained_weights(tiny_config, tmp_path):
@@ -168,7 +169,7 @@ def test_labels_that_differ_ask_for_a_new_head(tiny_config, tmp_path):
     save_pretrained(tmp_path / "weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
     tiny_config.init_from, tiny_config.init_scope = str(tmp_path / "weights"), "all"
     with pytest.raises(CheckpointError, match=r"has 2 classes and the data 4; use --config.init_scope=backbone"):
-        train(tiny_config, tmp_path / "run", parallel=_one_device())
+        train(tiny_config, tmp_path / "run", parallel=compiling_once(tiny_config))
 
 
 def test_batch_must_divide_over_the_devices(tiny_config, tmp_path):
@@ -179,19 +180,19 @@ def test_batch_must_divide_over_the_devices(tiny_config, tmp_path):
 
 
 def test_evaluation_report(tiny_config, tmp_path, capsys):
-    train(tiny_config, tmp_path / "run", parallel=_one_device())
+    train(tiny_config, tmp_path / "run", parallel=compiling_once(tiny_config))
     logged = read_metrics(tmp_path / "run")[-1]
-    figures = evaluate_run(tiny_config, workdir=str(tmp_path / "run"))
+    report = evaluate_run(tiny_config, workdir=str(tmp_path / "run"))
     printed = capsys.readouterr().out
     folder = tmp_path / "run" / "evaluation" / "val_step_6"
-    assert json.loads((folder / "metrics.json").read_text()) == figures
-    assert figures["num_examples"] == 80
-    assert figures["mean_iou"] == pytest.approx(logged["mean_iou"], abs=1e-6)
-    assert [row["label"] for row in figures["iou_per_class"]] == ["background", "disc", "square", "triangle"]
+    assert json.loads((folder / "metrics.json").read_text()) == report
+    assert report["num_examples"] == 80
+    assert report["mean_iou"] == pytest.approx(logged["mean_iou"], abs=1e-6)
+    assert [row["label"] for row in report["iou_per_class"]] == ["background", "disc", "square", "triangle"]
     for name in ("metrics.json", "predictions.png", "confusion_matrix.png"):
         assert (folder / name).stat().st_size > 0
         assert str(folder / name) in printed
-    assert f"triangle             {figures['iou_per_class'][3]['iou']:.4f}" in printed
+    assert f"triangle             {report['iou_per_class'][3]['iou']:.4f}" in printed
 
     by_path = evaluate_run(
         tiny_config, checkpoint=str(tmp_path / "run" / "checkpoints" / "step_3"), output=str(tmp_path / "report")
@@ -220,8 +221,8 @@ def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, tmp_pat
     task = SegmentationTask.for_training(tiny_config, ("a", "b", "c", "d"))
     save_pretrained("weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
     tiny_config.eval.output_stride = 4
-    figures = evaluate_run(tiny_config, pretrained="weights")
-    assert figures["output_stride"] == 4
+    report = evaluate_run(tiny_config, pretrained="weights")
+    assert report["output_stride"] == 4
     assert (pathlib.Path("evaluation") / "metrics.json").exists()
 
 

@@ -69,12 +69,12 @@ def test_transformers_loads_what_is_saved(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     model = getattr(flax_mnv2, name)(CONFIG)
     save_pretrained(tmp_path, model, _random_variables(model))
-    reference, report = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
+    hf_model, report = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
     saved = load_file(tmp_path / "model.safetensors")
-    for key, value in reference.state_dict().items():
+    for key, value in hf_model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), saved[key])
 
 

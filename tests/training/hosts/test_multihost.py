@@ -80,10 +80,10 @@ def test_two_train_as_one_does_and_sigterm_to_one_stops_both_at_a_step_from_whic
 def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monkeypatch):
     monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
     one, two = tmp_path / "one", tmp_path / "two"
-    config, fault = data.config("segmentation", **STEPS), {"signal": "SIGTERM", "during": "training", "at": 2}
+    config, fault = data.config("plain", **STEPS), {"signal": "SIGTERM", "during": "training", "at": 2}
     assert harness.train_here(config, one) == 0
     assert harness.train_here(config, two, fault=fault) == 143
-    with harness.two_processes(*_flags(data, "segmentation", two, **STEPS), "--config.parallel=pmap") as processes:
+    with harness.two_processes(*_flags(data, "plain", two, **STEPS), "--config.parallel=pmap") as processes:
         harness.check_ends(processes, 0, 0)
     assert "going on from step 2;" in processes[0].printed
     _check_same(one, two)
