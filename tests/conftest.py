@@ -5,7 +5,9 @@ import pathlib
 
 import quick_xla
 
-# Before JAX and TFDS are imported: no downloads, nothing left in the home folder.
+# Before JAX and TFDS are imported: no downloads, nothing left in the home folder. Scripts that are started inherit it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("XLA_FLAGS", quick_xla.FLAGS)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait in loops for each other; each core has a worker
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,8 +26,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ FLOORS = {
     "version": 0,
     "errors": 0,
     "files": 0,
+    "compilation_cache": 0,
     "hub": 0,
     "layer_plan": 0,
     "config": 0,

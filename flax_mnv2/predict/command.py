@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flax_mnv2.compilation_cache import use_compilation_cache
 from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, DataError, UserError
 from flax_mnv2.hub import expand_user
 from flax_mnv2.predict.inputs import find_images
@@ -108,6 +109,7 @@ def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures)
         raise DataError(f"No image to predict for. {reasons}. Give image files, folders or quoted glob patterns.")
+    use_compilation_cache()
     predictor = load_predictor(
         arguments.model,
         task=arguments.task,

@@ -14,6 +14,7 @@ import jax
 import ml_collections
 from absl import app, flags, logging
 
+from flax_mnv2.compilation_cache import use_compilation_cache
 from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, UserError
 from flax_mnv2.training.faults.interrupt import quit_at_once_when_due
 
@@ -70,11 +71,13 @@ def define_host_flags() -> None:
 def hosts(config: ml_collections.ConfigDict, *same: str, agreed_stop: bool) -> contextlib.AbstractContextManager[None]:
     """Returns a session with the other processes of a run, as flags and environment say; alone it does nothing.
 
-    Enter it before anything that makes JAX look for devices. The config, and the flags named by ``same``, must be the
+    Enter it before anything that makes JAX look for devices or compile: from then on compiled programs are kept as
+    ``config.compilation_cache`` says. The config, and the flags named by ``same``, must be the
     same on all hosts. With ``agreed_stop`` the block asks a ``StopRequest``, so that SIGTERM to one process is for all.
     """
     from flax_mnv2.training.multihost import session
 
+    use_compilation_cache(config.compilation_cache)
     given = flags.FLAGS
     place = find_place(
         distributed=given.distributed,

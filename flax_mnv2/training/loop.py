@@ -209,6 +209,8 @@ def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[
         origin = "random weights"
     for note in notes:
         _say(note)
+    if jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache:
+        _say(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
     _say(f"{origin}; {config.num_steps - int(state.step)} steps to go, the first one compiles")
 
 

@@ -1,7 +1,6 @@
 """The command among other programs: pipes, terminals, Ctrl-C; and in a process of its own."""
 
 import io
-import os
 import pathlib
 import subprocess
 import sys
@@ -64,7 +63,6 @@ def test_the_command_itself_is_quiet_light_and_honest(tmp_path, photos):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
     )
     assert result.returncode == predict.SOME_FAILED_STATUS, result.stderr
     assert len(predicting.records(result.stdout)) == 3

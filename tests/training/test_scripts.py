@@ -31,7 +31,6 @@ def _command(script, *arguments):
 def environment(tmp_path_factory):
     return os.environ | {
         "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds")),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PLATFORMS": "cpu",
     }
 

@@ -22,6 +22,7 @@ from flax_mnv2.tasks.rules import flatten, jsonable
 CHANGEABLE = (
     "parallel",
     "shard_optimizer_state",
+    "compilation_cache",
     "log_every_steps",
     "eval_every_steps",
     "eval_every_epochs",
@@ -70,6 +71,7 @@ def default_config(task: str = "segmentation") -> ml_collections.ConfigDict:
     config.dtype = "float32"  # of the computation: float32, or bfloat16 for mixed precision
     config.parallel = "jit"  # jit over a mesh, or pmap
     config.shard_optimizer_state = False  # split it over the devices, which saves memory (jit, and batch_norm.sync)
+    config.compilation_cache = "auto"  # folder for compiled programs; auto: in the user's cache; empty: none
     # Where the weights come from: a folder, file or hub id of any format; empty starts from random ones.
     config.init_from = ""
     config.init_scope = "backbone"  # backbone: the head starts fresh; all: the labels must match
