@@ -1,4 +1,4 @@
-"""Pictures for tests: folders of photos of one colour, smooth photos, and files made to exhaust memory."""
+"""Pictures for tests: photos of one colour, a few drawn shapes, smooth photos, and files made to exhaust memory."""
 
 import io
 import pathlib
@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 COLORS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
@@ -22,6 +23,16 @@ def make_photos(root: pathlib.Path, **counts: int) -> pathlib.Path:
                 pixels = np.clip(rng.normal(color, 25, (40, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{name}_{index}.jpg")
     return root
+
+
+def prepare_shapes(data_dir: pathlib.Path) -> pathlib.Path:
+    """Prepares the data set of drawn shapes in ``data_dir``, 96 to train and 16 to evaluate; returns ``data_dir``."""
+    from flax_mnv2.data.datasets import shapes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SHAPES_NUM_EXAMPLES", {"train": 96, "val": 16})
+        shapes.load("shapes_segmentation", {}, data_dir)
+    return data_dir
 
 
 def encode(image, kind, **options):

@@ -5,15 +5,15 @@ from types import ModuleType
 
 import imagenet_archives
 import pytest
-from pictures import make_photos
+from pictures import make_photos, prepare_shapes
 
 from flax_mnv2.training.config.defaults import default_config
 
 
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory) -> pathlib.Path:
-    """Where the drawn shapes are prepared, once for all tests."""
-    return tmp_path_factory.mktemp("tfds")
+    """Where a few drawn shapes are prepared, once for all tests."""
+    return prepare_shapes(tmp_path_factory.mktemp("tfds"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import quick_xla
-from pictures import make_photos
+from pictures import make_photos, prepare_shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ class Data:
         self.photos = folder / "photos"
         if not self.photos.exists():
             make_photos(self.photos, train=12, test=5)
+            prepare_shapes(folder / "prepared")
 
     def flags(self, variant: str) -> list[str]:
         """Of the command line, after the script."""

@@ -186,7 +186,7 @@ def test_evaluation_report(tiny_config, tmp_path, capsys):
     printed = capsys.readouterr().out
     folder = tmp_path / "run" / "evaluation" / "val_step_6"
     assert json.loads((folder / "metrics.json").read_text()) == report
-    assert report["num_examples"] == 80
+    assert report["num_examples"] == 16
     assert report["mean_iou"] == pytest.approx(logged["mean_iou"], abs=1e-6)
     assert [row["label"] for row in report["iou_per_class"]] == ["background", "disc", "square", "triangle"]
     for name in ("metrics.json", "predictions.png", "confusion_matrix.png"):
