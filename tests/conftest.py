@@ -1,5 +1,6 @@
 """What all tests share: four CPU devices, strict promotion rules, a compilation cache, the shared data."""
 
+import gc
 import os
 import pathlib
 
@@ -24,6 +25,7 @@ pytest_plugins = ("tiny_runs",)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+gc.set_threshold(50_000, 50, 50)  # JAX makes many small objects and few cycles: a tenth of the time went into looking
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -147,7 +147,7 @@ class ConvNormAct(nn.Module):
         conv, _ = self.parts()
         return conv.parameters(in_channels)[0].astype(conv.dtype)
 
-    def affine(self, in_channels: int, moments: Callable[[], Moments]) -> tuple[jax.Array | None, jax.Array]:
+    def affine(self, in_channels: int, moments: Callable[[jax.Array], Moments]) -> tuple[jax.Array | None, jax.Array]:
         """(multiplier or None, offset), each (features,): the layer is ``act(convolution * multiplier + offset)``."""
         conv, norm = self.parts()
         return (None, conv.parameters(in_channels)[1]) if norm is None else norm(moments)
@@ -155,7 +155,7 @@ class ConvNormAct(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, in) → (N, H', W', features)."""
         y = self.parts()[0](x, self.kernel(x.shape[-1]))
-        return affine_act(y, *self.affine(x.shape[-1], lambda: moments(y)), self.act)
+        return affine_act(y, *self.affine(x.shape[-1], functools.partial(moments, y)), self.act)
 
 
 def depthwise_and_project(

@@ -146,8 +146,9 @@ def test_affine_act_rounds_bfloat16_once():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype):
     x = _arrays(dtype)[0] + jnp.asarray(0.5, dtype)
-    actual = moments(x)
+    shift = jnp.linspace(-1.0, 1.0, x.shape[-1], dtype=jnp.promote_types(dtype, jnp.float32))
+    actual = moments(x, shift)
     assert {array.dtype for array in actual} == {jnp.promote_types(dtype, jnp.float32)}
-    exact = np.asarray(x, np.float64)
+    exact = np.asarray(x, np.float64) - np.asarray(shift, np.float64)
     expected = exact.mean((0, 1, 2)), (exact**2).mean((0, 1, 2))
     _assert_close(actual, expected, 1e-6 if dtype != "float64" else 1e-14)

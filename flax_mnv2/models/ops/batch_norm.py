@@ -25,11 +25,12 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None  # mapped axis over which statistics are shared
 
     @nn.compact
-    def __call__(self, moments: Callable[[], Moments]) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, moments: Callable[[jax.Array], Moments]) -> tuple[jax.Array, jax.Array]:
         """(multiplier, offset), each (features,): the layer is ``x * multiplier + offset``.
 
-        ``moments`` gives the mean and the mean square of the batch, each (features,), float32 or better; it is called
-        only where the statistics of the batch are wanted.
+        ``moments`` takes a shift (features,) and gives the mean and the mean square of the batch less the shift, each
+        (features,), float32 or better; it is called only where the statistics of the batch are wanted. The shift is the
+        running mean: near that of the batch, so that little is lost where the square of the mean is subtracted.
         """
         shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
@@ -39,10 +40,12 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            mean, square = moments()
+            shift = lax.stop_gradient(running_mean.value)
+            mean, square = moments(shift)
             if self.axis_name is not None and not self.is_initializing():
                 mean, square = lax.pmean((mean, square), self.axis_name)
             var = jnp.maximum(square - lax.square(mean), 0.0)
+            mean = mean + shift
             if not self.is_initializing():
                 for running, batch in ((running_mean, mean), (running_var, var)):
                     running.value = self.momentum * running.value + (1.0 - self.momentum) * batch

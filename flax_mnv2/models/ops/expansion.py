@@ -42,11 +42,11 @@ class Expansion:
         # they go through the product. On CPU it stands for nothing and is never computed.
         self._product = None if weights is None else _product(None, implementation, x, weights)
 
-    def moments(self) -> Moments:
-        """Mean and mean square of each channel: two of (C,), float32 or better."""
+    def moments(self, shift: jax.Array) -> Moments:
+        """Mean and mean square of each channel of ``map - shift``: two of (C,), float32 or better."""
         if self._weights is None:
-            return moments(self._x)
-        return _moments(None, self._implementation, self._product, self._x, self._weights)
+            return moments(self._x, shift)
+        return _moments(None, self._implementation, self._product, self._x, self._weights, shift)
 
     def activated(self, multiplier: jax.Array | None, offset: jax.Array, act: Activation | None) -> jax.Array:
         """``act(map * multiplier + offset)``, (N, H, W, C)."""
@@ -89,24 +89,27 @@ def _no_gradient(_, arrays, cotangent):
     return vary_like(jax.tree.map(jnp.zeros_like, arrays), cotangent, arrays)
 
 
-def _native_moments(_, product, x, weights):
+def _native_moments(_, product, x, weights, shift):
     del x, weights
-    return moments(product)
+    return moments(product, shift)
 
 
-def _gram_moments(_, product, x, weights):
-    """Moments of x·W without the product.
+def _gram_moments(_, product, x, weights, shift):
+    """Moments of x·W - shift without the product.
 
-    The mean is the product of the mean, and the mean square the diagonal of WᵀGW with G the mean of xxᵀ. This reads K
-    values of a pixel where the product has C.
+    The mean of x·W is the product of the mean of x, and its variance the diagonal of WᵀGW with G the covariance of x.
+    This reads K values of a pixel where the product has C.
     """
     del product
     accumulator = at_least_float32(x.dtype)
     exact = {"precision": lax.Precision.HIGHEST, "preferred_element_type": accumulator}
-    rows = x.reshape(-1, x.shape[-1])
-    gram = lax.dot_general(rows, rows, (((0,), (0,)), ((), ())), **exact) / rows.shape[0]
-    mean = jnp.mean(rows, axis=0, dtype=accumulator)
-    return jnp.matmul(mean, weights, **exact), jnp.sum(weights * jnp.matmul(gram, weights, **exact), axis=0)
+    rows = x.reshape(-1, x.shape[-1]).astype(accumulator)
+    mean = jnp.mean(rows, axis=0)
+    rows = rows - mean[None]
+    covariance = lax.dot_general(rows, rows, (((0,), (0,)), ((), ())), **exact) / rows.shape[0]
+    shifted = jnp.matmul(mean, weights, **exact) - shift
+    variance = jnp.sum(weights * jnp.matmul(covariance, weights, **exact), axis=0)
+    return shifted, variance + lax.square(shifted)
 
 
 def _native(static, product, x, weights, multiplier, offset, kernel):

@@ -29,9 +29,10 @@ def affine_act(x: jax.Array, multiplier: jax.Array | None, offset: jax.Array, ac
     return (y if act is None else act(y)).astype(x.dtype)
 
 
-def moments(x: jax.Array) -> Moments:
-    """Mean and mean square of each channel: (N, H, W, C) → two of (C,), float32 or better."""
+def moments(x: jax.Array, shift: jax.Array) -> Moments:
+    """Mean and mean square of each channel of ``x - shift``: (N, H, W, C), (C,) → two of (C,), float32 or better."""
     x = x.astype(at_least_float32(x.dtype))
+    x = x - per_channel(shift, x)
     return jnp.mean(x, axis=(0, 1, 2)), jnp.mean(lax.square(x), axis=(0, 1, 2))
 
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from flax_mnv2.models.ops.shifts import largest_divisor
 
-# A slice of about this size stays in a core's fraction of the last cache while it is worked on.
+# A slice of about this size stays in a core's part of the last cache while it is worked on.
 _SLICE_BYTES = 2_000_000
 
 
