@@ -48,7 +48,8 @@ def _ours(act=RELU6, implementation="auto", **window):
     def run(arrays):
         expansion = Expansion(arrays["x"], arrays["weights"], implementation)
         affine_and_kernel = arrays["multiplier"], arrays["offset"], arrays["kernel"]
-        return *expansion.moments(arrays["offset"]), expansion.depthwise(*affine_and_kernel, act=act, **(window or USUAL))
+        mean, square = expansion.moments(arrays["offset"])
+        return mean, square, expansion.depthwise(*affine_and_kernel, act=act, **(window or USUAL))
 
     return run
 
