@@ -26,7 +26,9 @@ def use_compilation_cache(folder: str = AUTO) -> str:
         except (OSError, RuntimeError):  # no home folder, or none to write to
             return ""
         folder = str(path)
-        jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+        if jax.config.jax_compilation_cache_max_size == -1:  # JAX's default, no limit
+            jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     if folder:
+        folder = os.path.expanduser(folder)
         jax.config.update("jax_compilation_cache_dir", folder)
     return folder

@@ -94,7 +94,7 @@ class ClassificationMetrics:
         examples, top1, top5 = (np.asarray(counts[name], np.int64) for name in ("examples", "top1", "top5"))
         total = int(examples.sum())
         fractions = [int(hits.sum()) / total if total else float("nan") for hits in (top1, top5)]
-        return cls(*fractions, total, examples, top1, top5)
+        return cls(*fractions, num_examples=total, class_examples=examples, class_top1=top1, class_top5=top5)
 
     def to_dict(self, labels: tuple[str, ...], *, per_class: bool = False) -> dict[str, Any]:
         """Returns plain numbers for JSON; ``per_class`` adds a row for every class that occurs."""

@@ -84,11 +84,12 @@ def decode_rgb(data: bytes) -> Image.Image:
 def check_mask(mask: np.ndarray, size: tuple[int, int], *, num_classes: int | None, ignore_label: int) -> None:
     """Raises a DataError where a mask, uint8 (H, W), has not its image's ``size`` (height, width), or other values.
 
-    Right are ``ignore_label`` and what is below ``num_classes``; None takes any. The first wrong ones are named.
+    It may hold ``ignore_label`` and values below ``num_classes`` (None: any). The first wrong ones are named.
     """
     if mask.shape != size:
         raise DataError(
-            f"the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]} (width x height). Replace one"
+            f"the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]} (width x height). "
+            "Resize the mask to its image (nearest neighbour), or replace one"
         )
     if num_classes is None:
         return

@@ -37,17 +37,17 @@ def jsonable(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of a few words."""
+    """Returns the rule for one of a few words."""
     return (lambda value: value in choices), "one of " + ", ".join(map(repr, choices))
 
 
 def at_least(low: float) -> Rule:
-    """A finite number from ``low`` on."""
+    """Returns the rule for a finite number from ``low`` on."""
     return (lambda value: low <= value < math.inf), f"at least {low}"
 
 
 def pair_from(low: int) -> Rule:
-    """A pair of integers (height, width)."""
+    """Returns the rule for a pair of integers (height, width)."""
 
     def holds(value: Any) -> bool:
         return len(value) == 2 and all(isinstance(side, int) and side >= low for side in value)
@@ -56,7 +56,7 @@ def pair_from(low: int) -> Rule:
 
 
 def range_within(high: float) -> Rule:
-    """A pair (smallest, largest) of positive numbers."""
+    """Returns the rule for a pair (smallest, largest) of positive numbers."""
 
     def holds(value: Any) -> bool:
         return len(value) == 2 and 0 < value[0] <= value[1] <= high and value[1] < math.inf
@@ -65,7 +65,7 @@ def range_within(high: float) -> Rule:
 
 
 def numbers(count: int, rule: Callable[[float], bool], words: str) -> Rule:
-    """So many numbers, each of which satisfies ``rule``."""
+    """Returns the rule for so many numbers, each of which satisfies ``rule``."""
     return (lambda value: len(value) == count and all(map(rule, value))), f"{count} numbers {words}"
 
 

@@ -191,7 +191,7 @@ def _fail(error: BaseException, place: Place) -> NoReturn:
 
 
 def _from_jax(error: BaseException | None) -> bool:
-    """Whether JAX's runtime raised an error, or what led to it."""
+    """Returns whether JAX's runtime raised an error, or what led to it."""
     if error is None or isinstance(error, jax.errors.JaxRuntimeError):
         return error is not None
     return _from_jax(error.__cause__ or error.__context__)

@@ -172,8 +172,11 @@ def make_parallel(
     """Returns ``"jit"`` or ``"pmap"`` over ``devices``, by default all of all processes.
 
     With ``per_device`` a step under jit sees one device's part of the batch, as it always does under pmap; batch norm
-    without synchronisation needs that. ``shard_optimizer`` is for jit without it.
+    without synchronisation needs that. ``shard_optimizer`` splits the optimizer's state over the devices, which only
+    jit with ``per_device`` off can: elsewhere it is a ConfigError.
     """
+    if shard_optimizer and (mode == "pmap" or per_device):
+        raise ConfigError("shard_optimizer needs jit, and per_device off: elsewhere a step sees one device alone.")
     if mode == "pmap":
         return PmapParallel(devices)
     return JitParallel(devices, per_device=per_device, shard_optimizer=shard_optimizer)
@@ -216,6 +219,6 @@ def _same_data(value: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def _local_rows(value: jax.Array) -> np.ndarray:
-    """The rows of a split array that this process holds, in order."""
+    """Returns the rows of a split array that this process holds, in order."""
     shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -149,7 +149,7 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _skip(state: TrainState) -> tuple[TrainState, jax.Array]:
-    """The state, but for its step and the count that a schedule reads; and 1."""
+    """Returns the state, but for its step and the count that a schedule reads; and 1."""
 
     def count(node: Any) -> Any:
         return node._replace(count=optax.safe_increment(node.count)) if _is_schedule(node) else node

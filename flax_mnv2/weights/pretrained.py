@@ -111,7 +111,10 @@ def from_state_dict(
       config: of a model of transformers, ``MobileNetV2Config.from_dict(module.config.to_dict())``; the tensors of
         torchvision's and timm's say it themselves.
       task: as for ``from_pretrained``; None takes the config's, else that of the head.
-      dtype: as for ``from_pretrained``, which has what is returned too.
+      dtype: as for ``from_pretrained``.
+
+    Returns:
+      The model and its variables, as ``from_pretrained``.
 
     Raises:
       CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
@@ -129,7 +132,10 @@ def load_backbone(weights: Weights, variables: Mapping[str, Any]) -> Variables:
 
     Args:
       weights: as for ``from_pretrained``.
-      variables: ``params`` and ``batch_stats`` of the model that gets the backbone; new ones are returned.
+      variables: ``params`` and ``batch_stats`` of the model that gets the backbone; they stay as they are.
+
+    Returns:
+      New variables; those of the backbone are NumPy arrays, float32.
     """
     flat = traverse_util.flatten_dict(dict(variables))
     wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}

@@ -44,8 +44,9 @@ def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Mo
 def stated_task(config: MobileNetV2Config) -> str | None:
     """Returns the task that a config's ``architectures`` names; None if it names none."""
     stated = config.extra.get("architectures")
-    names = stated if isinstance(stated, (list, tuple)) else ()
-    return next((task for task, cls in MODEL_CLASSES.items() if cls.__name__ in names), None)
+    tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
+    names = [stated] if isinstance(stated, str) else stated if isinstance(stated, (list, tuple)) else []
+    return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
 
 
 def task_of(config: MobileNetV2Config) -> str:
@@ -198,7 +199,7 @@ class Source:
         counters = counter_shapes(shapes)
         shapes |= {path: counters[path] for path in counters if self.naming.key_of(path) in self.state}
         tensors = read_state(self.state, shapes, self.naming, source=str(self.where))
-        if not self.complete:
+        if not self.complete or (task == "segmentation" and not last_conv_shapes(self.config).keys() <= tensors.keys()):
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text
         if widened(self.state):

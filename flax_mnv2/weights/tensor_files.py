@@ -24,7 +24,7 @@ INDEX_SUFFIX = ".index.json"
 WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX)
 SAFETENSORS_SUFFIX = ".safetensors"
 FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".pth", ".pt", ".bin")
-MAX_WEIGHTS_BYTES = 2**30  # of one file, twice what a config.json may describe
+MAX_WEIGHTS_BYTES = 2**30  # of one file, far above any MobileNetV2
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # before every name: DataParallel, torch.compile, Lightning
 
@@ -108,6 +108,13 @@ def to_arrays(state: Mapping[str, Any]) -> StateDict:
     return arrays
 
 
+def _arrays_of(path: pathlib.Path, state: Mapping[str, Any]) -> StateDict:
+    try:
+        return to_arrays(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
 def _to_numpy(tensor: Any) -> np.ndarray:
     if not hasattr(tensor, "detach"):
         return np.asarray(tensor)
@@ -141,7 +148,7 @@ def _read_shards(index: pathlib.Path) -> TensorFile:
             raise CheckpointError(f"{index} names the shard {shown(name)}, which is not there; copy or download it.")
         shard = read_tensor_file(index.parent / name)
         notes |= dict.fromkeys(shard.notes)
-        state |= shard.state
+        state |= {key: value for key, value in shard.state.items() if shard_of.get(key, name) == name}
     return TensorFile(state, tuple(notes))
 
 
@@ -152,8 +159,8 @@ def _read_safetensors(path: pathlib.Path) -> TensorFile:
         return TensorFile(load_file(path))
     except Exception as error:  # SafetensorError, and what NumPy says of shapes and types that it does not have
         raise CheckpointError(
-            f"Cannot read {path}: {error}. The file is damaged or incomplete, or of a type that NumPy does not have; "
-            "copy or download it again."
+            f"Cannot read {path}: {error}. The file is damaged or incomplete: copy or download it again; or it has a "
+            "type that NumPy does not have: convert it to float32 in the library that wrote it."
         ) from None
 
 
@@ -178,10 +185,10 @@ def _read_torch_file(path: pathlib.Path) -> TensorFile:
         )
 
     if is_state_dict(loaded):
-        return TensorFile(to_arrays(loaded))
+        return TensorFile(_arrays_of(path, loaded))
     for name in _NESTED_UNDER if isinstance(loaded, dict) else ():
         if is_state_dict(loaded.get(name)):
-            return TensorFile(to_arrays(loaded[name]), (f"took the weights from {name!r} in the file",))
+            return TensorFile(_arrays_of(path, loaded[name]), (f"took the weights from {name!r} in the file",))
     raise CheckpointError(
         f"{path} is not a state dict (tensors by name), alone or under {', '.join(_NESTED_UNDER)}; "
         "save model.state_dict()."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -51,10 +52,13 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
         for name, text in texts.items():
             write_text(destination / name, text)
     except BaseException:
-        if was_empty:
-            _remove(destination.iterdir())
+        if was_empty:  # what we wrote goes; somebody else's files may have come
+            remove_variables(destination)
+            ours = (PROCESSOR_NAME, *MODEL_NAMES)
+            _remove(path for path in destination.iterdir() if _is_leftover(path) or path.name in ours)
         if is_new:
-            destination.rmdir()
+            with contextlib.suppress(OSError):
+                destination.rmdir()
         raise
 
 
@@ -89,7 +93,7 @@ def _is_leftover(path: pathlib.Path) -> bool:
 
 def _remove(paths: Iterable[pathlib.Path]) -> None:
     for path in list(paths):
-        if path.is_dir():
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+        elif _is_leftover(path):
             shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -49,7 +49,7 @@ class TarTree(FileTree):
         self._file.flush()
 
     def _kept(self, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-        """The plain files of interest; the folders between them are noted."""
+        """Returns the plain files of interest; the folders between them are noted."""
         for member in _members(file):
             name = usable_name(self.path, member.name)
             if name and member.isdir():
@@ -79,7 +79,7 @@ def inner_files(tree: FileTree, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The plain files and folders of a tar in their order; links, devices and the like are passed over.
+    """Returns the plain files and folders of a tar in their order; links, devices and the like are passed over.
 
     Before the next one is asked for, the caller may read the member's bytes, which begin at the file's position.
     """

@@ -48,12 +48,12 @@ class Draw(NamedTuple):
 
 
 def _plain(function: Callable[[np.ndarray], np.ndarray]) -> Operation:
-    """An operation without a magnitude."""
+    """Returns an operation without a magnitude."""
     return Operation(lambda image, value, **warp: function(image))
 
 
 def _colour(function: Callable[..., np.ndarray], argument: Callable[[float], float]) -> Callable[..., np.ndarray]:
-    """An operation on values alone; ``argument`` is made of the magnitude."""
+    """Returns an operation on values alone; ``argument`` is made of the magnitude."""
     return lambda image, value, **warp: function(image, argument(value))
 
 
@@ -70,7 +70,7 @@ def _as_is(value: Any) -> Any:
 
 
 def _move(function: Callable[..., np.ndarray], *, side: int | None = None, whole: bool = True) -> Callable[..., Any]:
-    """A translation by an amount of pixels, or by a part of the width or height where ``side`` says which axis.
+    """Returns a translation by an amount of pixels, or by a part of the width or height where ``side`` says which axis.
 
     torchvision moves by whole pixels, timm by parts of one too.
     """
@@ -90,7 +90,7 @@ def _whole(pixels: float) -> int:
 def _torchvisions(
     *, slope: float, move_x: Operation, move_y: Operation, degrees: float, factor: float, bits: int
 ) -> Mapping[str, Operation]:
-    """A table of torchvision's: its two differ in how far the strongest values go."""
+    """Returns a table of torchvision's: its two differ in how far the strongest values go."""
     return {
         "identity": _plain(_as_is),
         "shear_x": _signed(ops.shear_x, slope),
@@ -167,7 +167,7 @@ class _Policy(abc.ABC):
         return image
 
     def _draw(self, strength: float, rng: np.random.Generator, interpolation: str = "nearest") -> Draw:
-        """A row of the table, all as likely, and the sign of its value."""
+        """Returns a row of the table, all as likely, and the sign of its value."""
         name = tuple(self.table)[rng.integers(len(self.table))]
         row = self.table[name]
         value = row.value(strength)

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from flax_mnv2.data.decode import FORMATS, check_encoded, check_mask, decode_mask, decode_rgb
 from flax_mnv2.errors import DataError
@@ -90,8 +90,9 @@ def check_image(data: bytes, name: str) -> None:
             image.load()
             mode = image.mode
     except Exception as error:  # Pillow's readers raise many types
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(
-            f"{name} is not a readable image ({error or type(error).__name__}). Expected a whole JPEG, PNG, WebP or "
+            f"{name} is not a readable image ({reason or type(error).__name__}). Expected a whole JPEG, PNG, WebP or "
             "BMP file: replace it, or remove it."
         ) from error
     if mode.startswith(("I", "F")):

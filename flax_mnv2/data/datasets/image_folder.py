@@ -47,7 +47,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
 
 
 def _make_builder(archive: str, data_dir: Path, holdout: float) -> tfds.core.DatasetBuilder:
-    """The builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
+    """Returns the builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
 
     Its config is named after a digest of the archive's path, size and time of change (of all files, for a folder) and
     of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew.
@@ -166,7 +166,7 @@ def _find_layout(tree: FileTree, holdout: float) -> dict[str, list[tuple[str, st
 
 
 def _root(folders: list[str]) -> str:
-    """The folder that the layout begins in, as a prefix of names: down while there is one way to go."""
+    """Returns the folder that the layout begins in, as a prefix of names: down while there is one way to go."""
     root = ""
     while True:
         children = _children(folders, root)
@@ -199,7 +199,7 @@ def _named_splits(tree: FileTree, names: list[str], folders: list[str], root: st
 
 
 def _classes(tree: FileTree, names: list[str], folders: list[str], prefix: str) -> dict[str, list[str]]:
-    """The files of every class folder below ``prefix``."""
+    """Returns the files of every class folder below ``prefix``."""
     classes: dict[str, list[str]] = {label: [] for label in _children(folders, prefix)}
     for name in names:
         if not name.startswith(prefix):

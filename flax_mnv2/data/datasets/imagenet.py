@@ -70,7 +70,7 @@ def imagenet_labels() -> tuple[str, ...]:
 
 @functools.cache
 def _validation_labels() -> tuple[str, ...]:
-    """Synset ids of the 50,000 validation images, by the number in their file names."""
+    """Returns synset ids of the 50,000 validation images, by the number in their file names."""
     return tuple(tfds.core.tfds_path(f"{_TFDS_FILES}/validation_labels.txt").read_text().split())
 
 
@@ -105,7 +105,7 @@ def make_builder(split: str, archive: Path, data_dir: Path, *, for_good: bool) -
 
 
 def _built_for_good(data_dir: Path) -> dict[str, Callable[[], tfds.core.DatasetBuilder]]:
-    """The splits that were built for good in ``data_dir``, as ``Dataset.builders``."""
+    """Returns the splits that were built for good in ``data_dir``, as ``Dataset.builders``."""
     found: dict[str, Callable[[], tfds.core.DatasetBuilder]] = {}
     for split in SPLITS:
         folder = data_dir / Imagenet2012Archive.name / split / str(Imagenet2012Archive.VERSION)

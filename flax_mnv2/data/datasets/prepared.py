@@ -56,7 +56,7 @@ def prepared(make: Callable[[], tfds.core.DatasetBuilder], data_dir: Path, **opt
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder of a data set is complete: its description is there, which appears last."""
+    """Returns whether a folder of a data set is complete: its description is there, which appears last."""
     return (Path(folder) / "dataset_info.json").is_file()
 
 
@@ -97,7 +97,7 @@ def alone_for(target: Path, data_dir: Path, *, what: str) -> Iterator[None]:
 
 
 def _locked(data_dir: Path) -> filelock.BaseFileLock:
-    """An acquired lock on the folder, to be released by ``with``."""
+    """Returns an acquired lock on the folder, to be released by ``with``."""
     lock = filelock.FileLock(data_dir / LOCK_FILE)
     try:
         return lock.acquire(timeout=0)

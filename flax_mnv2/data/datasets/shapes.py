@@ -75,7 +75,7 @@ def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A textured gradient between two dull colours, float64 (H, W, 3)."""
+    """Returns a textured gradient between two dull colours, float64 (H, W, 3)."""
     hues, saturations, values = rng.integers(180, size=2), rng.integers(90, size=2), rng.integers(30, 230, size=2)
     first, second = (_rgb(*hsv) for hsv in zip(hues, saturations, values, strict=True))
     direction = rng.normal(size=2)
@@ -86,7 +86,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, strength: float) -> np.ndarray:
-    """Smooth factors around 1, float64 (H, W, 1)."""
+    """Returns smooth factors around 1, float64 (H, W, 1)."""
     coarse = rng.uniform(-1, 1, size=(8, 8))
     return 1 + strength * cv2.resize(coarse, (int(width), int(height)), interpolation=cv2.INTER_CUBIC)[..., None]
 
@@ -101,7 +101,7 @@ def _rgb(hue: int, saturation: int, value: int) -> np.ndarray:
 
 
 def _outline(rng: np.random.Generator, label: int, height: int, width: int) -> np.ndarray:
-    """Corner points (x, y), int32 (N, 2), of a shape in a random place, size and rotation."""
+    """Returns corner points (x, y), int32 (N, 2), of a shape in a random place, size and rotation."""
     corners = _CORNERS[label]
     radius = rng.uniform(*_RADII[label]) * min(height, width)
     angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(corners) / corners

@@ -82,7 +82,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
 
 
 def _labels(text: str, num_classes: int) -> tuple[str, ...]:
-    """Label names from a file or a list in one string, or made up from their number."""
+    """Returns label names from a file or a list in one string, or made up from their number."""
     if not text:
         if num_classes <= 0:
             raise ConfigError(
@@ -119,7 +119,7 @@ class VocConfig(tfds.core.BuilderConfig):
 
 
 def _custom_config(data: Mapping[str, Any]) -> VocConfig:
-    """The config of an archive or folder in VOC layout.
+    """Returns the config of an archive or folder in VOC layout.
 
     Its name is the archive's stem and a digest of its path, size, time of change, and of the labels, so
     that two archives never share a prepared data set, and a changed one is built anew.
@@ -198,7 +198,7 @@ class VocSegmentation(LocalBuilder):
 
 
 def _find_voc(archive: str, manual: Path) -> Path:
-    """The official VOC tar, fetched if need be; one that the user names must be there."""
+    """Returns the official VOC tar, fetched if need be; one that the user names must be there."""
     path = Path(archive).expanduser() if archive else manual / VOC2012_FILE.name
     if path.is_dir():
         path = path / VOC2012_FILE.name

@@ -59,7 +59,7 @@ class VocFiles:
         return self._tree.read(self._lookup(self._masks, image_id, _MASKS, _MASK_SUFFIXES))
 
     def has_mask(self, image_id: str) -> bool:
-        """Whether there is a mask for this id."""
+        """Returns whether there is a mask for this id."""
         return image_id in self._masks
 
     def image_name(self, image_id: str) -> str:
@@ -97,7 +97,7 @@ def _is_of_interest(name: str) -> bool:
 
 
 def _find_root(path: Path, names: list[str]) -> str:
-    """The prefix (empty or ending in a slash) of the folder in VOC layout."""
+    """Returns the prefix (empty or ending in a slash) of the folder in VOC layout."""
     found = {folder: _roots(names, folder) for folder in (_SPLITS, _IMAGES, _MASKS)}
     complete = set.intersection(*found.values())
     preferred = {root for root in complete if f"/{root}".endswith(f"/{_PREFERRED}/")}
@@ -127,7 +127,7 @@ def _roots(names: list[str], folder: str) -> set[str]:
 
 
 def _below(names: list[str], root: str, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """File names under root/folder by their path there without suffix; earlier suffixes win."""
+    """Returns file names under root/folder by their path there without suffix; earlier suffixes win."""
     prefix = f"{root}{folder}/"
     found: dict[str, str] = {}
     for suffix in suffixes:

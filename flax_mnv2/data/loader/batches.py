@@ -142,5 +142,5 @@ def _by_workers(batches: grain.MapDataset, options: LoaderOptions) -> Watchdog:
 
 
 def _own_memory(batch: Batch) -> Batch:
-    """A copy: grain's is in shared memory, and one that is kept until Python exits would not be freed."""
+    """Returns a copy: grain's is in shared memory, and one that is kept until Python exits would not be freed."""
     return {name: np.array(values) for name, values in batch.items()}

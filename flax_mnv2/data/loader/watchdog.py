@@ -84,7 +84,7 @@ class Watchdog:
             lane.thread.start()
 
     def _join(self, timeout: float) -> bool:
-        """Whether all threads have ended in time."""
+        """Returns whether all threads have ended in time."""
         deadline = time.monotonic() + timeout
         for lane in self._lanes:
             lane.thread.join(max(0.0, deadline - time.monotonic()))
@@ -136,7 +136,7 @@ class _Lane:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """The error itself, or a DataError with advice where it is grain's about a worker that was killed."""
+    """Returns the error itself, or a DataError with advice where it is grain's about a worker that was killed."""
     if not isinstance(error, RuntimeError) or _GONE not in str(error):
         return error
     return DataError(

@@ -106,7 +106,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
 
 
 def _copy_descriptions(source: Path, folder: Path) -> None:
-    """All files but the records, with the new format in ``dataset_info.json``."""
+    """Copies all files but the records, with the new format in ``dataset_info.json``."""
     for path in source.iterdir():
         if path.is_file() and f".{_TFRECORD}" not in path.name:
             shutil.copyfile(path, folder / path.name)

@@ -163,7 +163,7 @@ def _fetch_rest(file: OfficialFile, url: str, part: Path) -> None:
 
 
 def _session(*, patient: bool) -> Any:
-    """A session that sends no password of the user's, which requests would take from ``~/.netrc``.
+    """Returns a session that sends no password of the user's, which requests would take from ``~/.netrc``.
 
     It asks a busy server again, and one that does not answer only if ``patient``: another address may do better.
     """

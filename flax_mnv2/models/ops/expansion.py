@@ -43,7 +43,7 @@ class Expansion:
         self._product = None if weights is None else _product(None, implementation, x, weights)
 
     def moments(self, shift: jax.Array) -> Moments:
-        """Mean and mean square of each channel of ``map - shift``: two of (C,), float32 or better."""
+        """Returns mean and mean square of each channel of ``map - shift``: two of (C,), float32 or better."""
         if self._weights is None:
             return moments(self._x, shift)
         return _moments(None, self._implementation, self._product, self._x, self._weights, shift)

@@ -30,7 +30,7 @@ class Window(NamedTuple):
 
 
 def shifted_sum(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """The convolution: (N, H, W, C) with (kh, kw, 1, C) → (N, H', W', C), summed in float32 or better."""
+    """Returns the convolution: (N, H, W, C) with (kh, kw, 1, C) → (N, H', W', C), summed in float32 or better."""
     accumulator = at_least_float32(x.dtype)
     weights = kernel.astype(accumulator)
     padded = _pad(x, window)

@@ -33,7 +33,7 @@ class FlaxFormat(Format):
     hub_files = (f"{VARIABLES}/*", EXTRA_NAME)
 
     def recognises(self, found: Found) -> bool:
-        """A folder by what Orbax has written in it."""
+        """Returns whether Orbax has written a folder."""
         return found.tensors is None and (found.where / VARIABLES).is_dir()
 
     def open(self, found: Found) -> Source:
@@ -73,8 +73,8 @@ class FlaxFormat(Format):
         """Writes ``variables/`` and the extra tensors."""
         import orbax.checkpoint as ocp
 
-        extra = self.state_dict(checkpoint)
-        model = {key: extra.pop(key) for key in map(FLAX_NAMING.key_of, checkpoint.model_paths)}
+        state, of_model = self.state_dict(checkpoint), set(map(FLAX_NAMING.key_of, checkpoint.model_paths))
+        model, extra = ({key: state[key] for key in state if (key in of_model) is wanted} for wanted in (True, False))
         write_tensor_file(folder / EXTRA_NAME, extra)
         remove_variables(folder)
         with quiet(), ocp.StandardCheckpointer() as checkpointer:

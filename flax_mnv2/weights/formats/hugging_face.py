@@ -98,7 +98,7 @@ def _read_config(found: Found) -> tuple[MobileNetV2Config, str | None]:
     if path is None or (found.tensors is not None and not path.exists()):
         advice = "Pass config=MobileNetV2Config.from_dict(model.config.to_dict())."
         if path is not None:
-            advice = f"But no {CONFIG_NAME} lies beside it; put the model's into the same folder."
+            advice = f"No {CONFIG_NAME} lies beside it; put the model's there."
         raise CheckpointError(
             f"{found.where} has transformers' tensor names, and the tensors do not say padding, epsilon and output "
             f"stride. {advice}"
