@@ -89,7 +89,7 @@ def test_a_file_of_transformers_needs_its_config(make_folder, tmp_path, capsys, 
     convert(source / "model.safetensors", tmp_path / "flax")
     assert_same(from_pretrained(tmp_path / "flax")[1], from_pretrained(source)[1])
     (source / "config.json").unlink()
-    assert "no config.json lies beside it" in refused(capsys, source / "model.safetensors", tmp_path / "out")
+    assert "No config.json lies beside it" in refused(capsys, source / "model.safetensors", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_other_suffixes_and_damage_are_named(tmp_path):
 def test_types_that_numpy_does_not_have_are_refused(tmp_path, kind, bits):
     header = json.dumps({"w": {"dtype": kind, "shape": [8], "data_offsets": [0, bits]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(bits))
-    with pytest.raises(CheckpointError, match="or of a type that NumPy does not have"):
+    with pytest.raises(CheckpointError, match="a type that NumPy does not have: convert it to float32"):
         tensor_files.read_tensor_file(tmp_path / "w.safetensors")
 
 
