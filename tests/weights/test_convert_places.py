@@ -67,6 +67,19 @@ def test_a_cut_write_leaves_nothing_that_looks_whole(make_folder, tmp_path, monk
     assert not (tmp_path / "new").exists()
 
 
+def test_a_cut_write_takes_nothing_of_others_away(make_folder, tmp_path, monkeypatch):
+    checkpoint = open_weights(make_folder()).checkpoint()
+
+    def cut(path, text):
+        (path.parent / "thesis.tex").write_text("came meanwhile")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(writing, "write_text", cut)
+    with pytest.raises(OSError, match="the disk is full"):
+        writing.write(checkpoint, tmp_path / "new", "hf")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.parametrize("to", ["hf", "flax", "timm"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_an_interrupt_is_one_word_and_leaves_nothing(make_folder, tmp_path, monkeypatch, capsys, to, exists):

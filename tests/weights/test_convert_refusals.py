@@ -165,6 +165,13 @@ def test_a_damaged_list_of_architectures_names_no_task(make_folder, tmp_path, na
     convert(source, tmp_path / "flax")  # the tensors say what it is
 
 
+def test_one_architecture_may_stand_without_a_list(make_folder):
+    source = make_folder()
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"architectures": values["architectures"][0]}))
+    assert open_weights(source).task == "classification"
+
+
 def test_halved_counters_are_named(make_folder, tmp_path, capsys):
     source = make_folder()
     edit_tensors(source, lambda state: state.update({key: value.astype(np.float16) for key, value in state.items()}))

@@ -176,6 +176,14 @@ def test_shards_are_put_together(tmp_path, stem, suffix):
     _same(tensor_files.read_weights(tmp_path).state)
 
 
+def test_a_tensor_in_two_shards_is_that_of_the_index(tmp_path):
+    _, names = _shard(tmp_path)
+    first, second = STATE
+    stale = {first: np.zeros_like(STATE[first]), second: STATE[second]}
+    tensor_files.write_tensor_file(tmp_path / names[1], stale)
+    _same(tensor_files.read_weights(tmp_path).state)
+
+
 def test_safetensors_go_first(tmp_path, torch):
     torch.save({"other": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     assert list(tensor_files.read_weights(tmp_path).state) == ["other"]
