@@ -1,4 +1,4 @@
-"""Compiled programs on disk, so that a command that starts again compiles nothing."""
+"""Compiled programs on disk, so that a command that starts again hardly compiles."""
 
 import os
 import pathlib

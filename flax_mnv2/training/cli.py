@@ -189,7 +189,8 @@ def _readable(error: Exception) -> str:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return f"Cannot load the recipe given by --config: {lines[-1]}"
     if not isinstance(error, flags.Error):
-        text = f"No such config field, or a value of the wrong type: {text.replace(chr(10), ' ')}"
+        said = text.replace("\\'\\n", ". ").replace("\\'", "").replace("\n", " ").strip("'\"")  # a repr in a repr
+        text = f"No such config field, or a value of the wrong type: {said}"
     return f"{text}\nRun with --help for the flags; the fields are in flax_mnv2/training/config/defaults.py."
 
 
