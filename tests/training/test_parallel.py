@@ -1,5 +1,6 @@
 """jit and pmap, on one device and on four, run the same steps."""
 
+import harness
 import jax
 import numpy as np
 import optax
@@ -45,8 +46,9 @@ def dataset(tiny_config):
 
 
 @pytest.mark.slow
-def test_every_way_agrees_to_rounding(tiny_config, dataset):
+def test_every_way_agrees_to_rounding(tiny_config, dataset, monkeypatch):
     """In float64, so that only the parameters' own float32 rounds; dropout is on, batch norm is global."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)  # such programs compile slowly
     tiny_config.dtype, tiny_config.eval.num_pictures, tiny_config.data.crop_size = "float64", 3, (32, 32)
     with jax.enable_x64(True):
         losses, state, evaluation = _run(tiny_config, dataset, "jit", 1)
@@ -67,7 +69,8 @@ def test_every_way_agrees_to_rounding(tiny_config, dataset):
 
 
 @pytest.mark.slow
-def test_without_synchronised_batch_norm_jit_and_pmap_agree(tiny_config, dataset):
+def test_without_synchronised_batch_norm_jit_and_pmap_agree(tiny_config, dataset, monkeypatch):
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
     tiny_config.batch_norm.sync = False
     tiny_config.dtype, tiny_config.data.crop_size = "float64", (32, 32)
     with jax.enable_x64(True):
