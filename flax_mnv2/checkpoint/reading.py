@@ -8,6 +8,7 @@ import logging
 import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -104,8 +105,10 @@ def leave_out_closed_loops() -> None:
     """From here on Python does not print what becomes of work that Orbax has given up.
 
     At the first error Orbax closes its event loop. TensorStore then tells the closed loop of every other array that it
-    had begun, each of which would be a traceback on the screen around our one message.
+    had begun, each of which would be a traceback on the screen around our one message, and Python warns of writes that
+    Orbax had planned.
     """
+    warnings.filterwarnings("ignore", r"coroutine '\w*(serialize|write)\S* was never awaited", RuntimeWarning)
     otherwise = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
