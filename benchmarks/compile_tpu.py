@@ -84,7 +84,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=("classification", "segmentation"), default="classification")
     parser.add_argument("--size", type=harness.positive, metavar="PX", help="image side; default 224, or 513")
     parser.add_argument("--variant", default="1.0_224", help="width and size (1.0_224)")
-    parser.add_argument("--implementation", default="auto", help="of the depthwise convolution: auto, native, shifted")
+    parser.add_argument(
+        "--implementation", default="auto", help="forms of the operations: auto, or default, cpu, gpu, tpu"
+    )
     parser.add_argument("--parallel", choices=("jit", "pmap"), help="default: jit, and with --no-sync pmap")
     parser.add_argument(
         "--sync", action=argparse.BooleanOptionalAction, default=True, help="batch norm over all chips (the default)"

@@ -89,7 +89,7 @@ def random_labels(task: str, config: MobileNetV2Config, batch: int, *, seed: int
 
 def build_model(config: MobileNetV2Config, task: str, *, dtype: Any, native: bool = False) -> nn.Module:
     """The model; ``native`` has XLA's grouped convolutions, the network as one would write it first."""
-    return make_model(config, task, dtype=dtype).clone(implementation="native" if native else "auto")
+    return make_model(config, task, dtype=dtype).clone(implementation="default" if native else "auto")
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ from flax_mnv2.weights.pretrained import (
     from_pretrained,
     from_state_dict,
     load_backbone,
+    load_variables,
     save_pretrained,
     to_state_dict,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "from_pretrained",
     "from_state_dict",
     "load_backbone",
+    "load_variables",
     "make_inference_fn",
     "save_pretrained",
     "to_state_dict",

@@ -9,8 +9,9 @@ import jax
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.models.blocks import InvertedResidual, Stem
 from flax_mnv2.models.endpoints import LAST_CONV, check_endpoint, endpoint_names
-from flax_mnv2.models.layers import DropPath, InvertedResidual, Layer, Stem
+from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, ConvNormAct, DropPath, ModuleDef
 
 
 class Backbone(nn.Module):
@@ -20,7 +21,8 @@ class Backbone(nn.Module):
     """
 
     config: MobileNetV2Config
-    layer: Layer
+    conv: ModuleDef
+    norm: ModuleDef | None
     include_last_conv: bool = True  # the last 1×1 convolution, which classification needs and DeepLab does not
     run_to: str | None = None  # endpoint after which to stop
     keep_expansions: bool = False  # return the expanded maps of the blocks too, which need not exist otherwise
@@ -67,11 +69,12 @@ class Backbone(nn.Module):
             raise ConfigError(f"freeze_until must be one of {', '.join(layers)}; found {self.freeze_until!r}.")
         return frozenset(layers[: layers.index(self.freeze_until) + 1])
 
-    def _layer_of(self, name: str, frozen: frozenset[str]) -> Layer:
-        norm = self.layer.keywords["norm"]
-        if name not in frozen or norm is None:
-            return self.layer
-        return functools.partial(self.layer, norm=functools.partial(norm, use_running_average=True))
+    def _layer_of(self, name: str, frozen: frozenset[str]) -> ModuleDef:
+        norm = self.norm
+        if norm is not None and name in frozen:
+            norm = functools.partial(norm, use_running_average=True)
+        act = ACTIVATION_FUNCTIONS[self.config.hidden_act]
+        return functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=act)
 
     def _maybe_stopped(self, x: jax.Array, name: str) -> jax.Array:
         return jax.lax.stop_gradient(x) if name == self.freeze_until else x

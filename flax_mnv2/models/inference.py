@@ -41,5 +41,6 @@ def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[
         images = _IMAGES_PER_SLICE if len(pixel_values) % _IMAGES_PER_SLICE == 0 else 1
         return map_slices(lambda images: model.apply(variables, images), pixel_values, images)
 
-    compiled = jax.jit(lambda variables, pixel_values: by_platform(sliced, whole, variables, pixel_values))
+    forms = {"cpu": sliced, "default": whole}
+    compiled = jax.jit(lambda variables, pixel_values: by_platform(forms, variables, pixel_values))
     return lambda pixel_values: compiled(variables, pixel_values)

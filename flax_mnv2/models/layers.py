@@ -1,4 +1,4 @@
-"""Building blocks: padding rules, convolutions, convolution + normalisation + activation, dropout, pooling."""
+"""Layers: padding rules, convolution, batch normalisation, the three in one, dropout, pooling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.layer_plan import BlockSpec, StemSpec
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops.depthwise import depthwise_conv
-from flax_mnv2.models.ops.expansion import Expansion
 from flax_mnv2.models.ops.platforms import Implementation
 from flax_mnv2.models.ops.pointwise import Activation, Moments, affine_act, moments, pointwise
 from flax_mnv2.models.ops.shifts import Padding
 
 Dtype = Any
+ModuleDef = Callable[..., nn.Module]  # a partial of a module, bound once at the root of a model
 
 # One entry for each of flax_mnv2.config.ACTIVATIONS.
 ACTIVATION_FUNCTIONS: dict[str, Activation] = {
@@ -74,14 +73,20 @@ class Convolution(nn.Module):
     implementation: Implementation = "auto"
 
     @nn.compact
-    def parameters(self, in_channels: int) -> tuple[jax.Array, jax.Array | None]:
-        """(kernel, bias or None), float32."""
-        size = self.kernel_size
-        shape = (size, size, 1 if self.depthwise else in_channels, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
-        return kernel, bias
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, in) → (N, ceil(H / stride), ceil(W / stride), features), of type ``dtype``."""
+        kernel = self.param("kernel", self.kernel_init, self.kernel_shape(x.shape[-1]), jnp.float32)
+        y = self.convolve(x, kernel)
+        if not self.use_bias:
+            return y
+        return affine_act(y, None, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32), None)
 
+    @nn.nowrap
+    def kernel_shape(self, in_channels: int) -> tuple[int, ...]:
+        """Returns the shape of ``kernel`` for an input of this many channels."""
+        return (self.kernel_size, self.kernel_size, 1 if self.depthwise else in_channels, self.features)
+
+    @nn.nowrap
     def window(self, height: int, width: int) -> dict[str, Any]:
         """Returns stride, padding and dilation for an input of this size, as keyword arguments."""
         padding = same_padding(
@@ -94,8 +99,9 @@ class Convolution(nn.Module):
         )
         return {"stride": self.stride, "padding": padding, "dilation": self.dilation}
 
-    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """(N, H, W, in) → (N, ceil(H / stride), ceil(W / stride), features), with this kernel, of type ``dtype``."""
+    @nn.nowrap
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Computes the layer with this kernel and without its bias; shapes as for ``__call__``."""
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         window = self.window(*x.shape[1:3])
         if self.depthwise:
@@ -112,6 +118,53 @@ class Convolution(nn.Module):
         )
 
 
+class BatchNorm(nn.Module):
+    """Variables and rules of ``nn.BatchNorm``, with statistics that keep more of their precision.
+
+    Parameters: ``scale`` and ``bias`` (features,). Statistics: ``mean`` and ``var`` (features,), biased, float32.
+    """
+
+    use_running_average: bool  # and leave the running statistics as they are
+    momentum: float  # fraction of the old running statistics that is kept per step
+    epsilon: float
+    axis_name: str | None = None  # mapped axis over which statistics are shared
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, features) → the same shape and dtype, computed in float32 or better."""
+        shape = x.shape[-1:]
+        self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        return affine_act(x, *self.affine(functools.partial(moments, x)), None)
+
+    @nn.nowrap
+    def affine(self, moments: Callable[[jax.Array], Moments]) -> tuple[jax.Array, jax.Array]:
+        """(multiplier, offset), each (features,): the layer is ``x * multiplier + offset``.
+
+        ``moments`` takes a shift (features,) and gives the mean and the mean square of the batch less the shift, each
+        (features,), float32 or better; it is called only where the statistics of the batch are wanted. The shift is the
+        running mean: near that of the batch, so that little is lost where the square of the mean is subtracted.
+        """
+        scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
+        running = {name: self.get_variable("batch_stats", name) for name in ("mean", "var")}
+        mean, var = running["mean"], running["var"]
+        if not self.use_running_average:
+            shift = lax.stop_gradient(mean)
+            mean, square = moments(shift)
+            if self.axis_name is not None and not self.is_initializing():
+                mean, square = lax.pmean((mean, square), self.axis_name)
+            var = jnp.maximum(square - lax.square(mean), 0.0)
+            mean = mean + shift
+            if not self.is_initializing():
+                for name, batch in (("mean", mean), ("var", var)):
+                    updated = self.momentum * running[name] + (1.0 - self.momentum) * batch
+                    self.put_variable("batch_stats", name, updated)
+        multiplier = scale * lax.rsqrt(var + self.epsilon)
+        return multiplier, bias - mean * multiplier
+
+
 class ConvNormAct(nn.Module):
     """Convolution, batch normalisation and activation, named as in Hugging Face's checkpoints.
 
@@ -120,140 +173,32 @@ class ConvNormAct(nn.Module):
     """
 
     features: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module] | None
+    conv: ModuleDef
+    norm: ModuleDef | None
     act: Activation | None
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
     depthwise: bool = False
 
-    @nn.compact
-    def parts(self) -> tuple[nn.Module, nn.Module | None]:
-        """Returns the convolution and the normalisation, or None for it."""
-        conv = self.conv(
+    def setup(self):
+        """Makes the layers, which others may read."""
+        self.convolution = self.conv(
             features=self.features,
             kernel_size=self.kernel_size,
             stride=self.stride,
             dilation=self.dilation,
             depthwise=self.depthwise,
             use_bias=self.norm is None,
-            name="convolution",
         )
-        return conv, None if self.norm is None else self.norm(features=self.features, name="normalization")
-
-    def kernel(self, in_channels: int) -> jax.Array:
-        """Returns the kernel, of the type of the computation."""
-        conv, _ = self.parts()
-        return conv.parameters(in_channels)[0].astype(conv.dtype)
-
-    def affine(self, in_channels: int, moments: Callable[[jax.Array], Moments]) -> tuple[jax.Array | None, jax.Array]:
-        """(multiplier or None, offset), each (features,): the layer is ``act(convolution * multiplier + offset)``."""
-        conv, norm = self.parts()
-        return (None, conv.parameters(in_channels)[1]) if norm is None else norm(moments)
+        self.normalization = None if self.norm is None else self.norm()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, in) → (N, H', W', features)."""
-        y = self.parts()[0](x, self.kernel(x.shape[-1]))
-        return affine_act(y, *self.affine(x.shape[-1], functools.partial(moments, y)), self.act)
-
-
-def depthwise_and_project(
-    expansion: Expansion,
-    affine: tuple[jax.Array | None, jax.Array],
-    act: Activation | None,
-    depthwise: ConvNormAct,
-    project: ConvNormAct | None,
-    size: tuple[int, int],
-) -> dict[str, jax.Array]:
-    """Returns ``depthwise`` and, with ``project``, ``output`` of a block, from the expanded map."""
-    conv, _ = depthwise.parts()
-    channels = depthwise.features
-    y = expansion.depthwise(*affine, depthwise.kernel(channels), act=act, **conv.window(*size))
-    y = affine_act(y, *depthwise.affine(channels, functools.partial(moments, y)), depthwise.act)
-    return {"depthwise": y} if project is None else {"depthwise": y, "output": project(y)}
-
-
-def expand_and_project(
-    x: jax.Array,
-    expand: ConvNormAct,
-    depthwise: ConvNormAct,
-    project: ConvNormAct | None,
-    *,
-    keep_expansion: bool = False,
-) -> dict[str, jax.Array]:
-    """Computes a block: ``expansion`` if it is to be kept, ``depthwise`` and, with ``project``, ``output``."""
-    conv, _ = expand.parts()
-    expansion = Expansion(x.astype(conv.dtype), expand.kernel(x.shape[-1])[0, 0], conv.implementation)
-    affine = expand.affine(x.shape[-1], expansion.moments)
-    outputs = depthwise_and_project(expansion, affine, expand.act, depthwise, project, x.shape[1:3])
-    return {"expansion": expansion.activated(*affine, expand.act), **outputs} if keep_expansion else outputs
-
-
-Layer = Callable[..., nn.Module]  # partial of ConvNormAct, bound once at the root of a model
-
-
-class Stem(nn.Module):
-    """The stride-2 convolution and the first, unexpanded block."""
-
-    spec: StemSpec
-    layer: Layer
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, image channels) → (N, ⌈H/2⌉, ⌈W/2⌉, out_channels)."""
-        width = self.spec.channels
-        first = self.layer(width, kernel_size=3, stride=2, name="first_conv")
-        depthwise = self.layer(width, kernel_size=3, depthwise=True, name="conv_3x3")
-        project = self.layer(self.spec.out_channels, act=None, name="reduce_1x1")
-        if self.spec.expand:
-            x = first(x)
-            y = expand_and_project(x, self.layer(width, name="expand_1x1"), depthwise, project)["output"]
-        else:
-            conv, _ = first.parts()
-            y = conv(x, first.kernel(x.shape[-1]))
-            expansion = Expansion(y, None, conv.implementation)
-            affine = first.affine(x.shape[-1], expansion.moments)
-            if self.spec.residual:
-                x = expansion.activated(*affine, first.act)
-            y = depthwise_and_project(expansion, affine, first.act, depthwise, project, y.shape[1:3])["output"]
-        return x + y if self.spec.residual else y
-
-
-class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, linear projection, and the shortcut where shapes allow."""
-
-    spec: BlockSpec
-    layer: Layer
-    stop_at: str | None = None  # "expansion" or "depthwise", to compute no more than that
-    keep_expansion: bool = False  # return the expanded map too, which need not exist otherwise
-    drop_path: Callable[..., nn.Module] | None = None  # drops the branch beside the shortcut
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """(N, H, W, in_channels) → what was computed and kept of
-
-        ``expansion`` (N, H, W, expanded_channels), ``depthwise`` (N, ⌈H/stride⌉, ⌈W/stride⌉, expanded_channels) and
-        ``output`` (N, ⌈H/stride⌉, ⌈W/stride⌉, out_channels).
-        """
-        spec = self.spec
-        expand = self.layer(spec.expanded_channels, name="expand_1x1")
-        if self.stop_at == "expansion":
-            return {"expansion": expand(x)}
-        depthwise = self.layer(
-            spec.expanded_channels,
-            kernel_size=3,
-            stride=spec.stride,
-            dilation=spec.dilation,
-            depthwise=True,
-            name="conv_3x3",
-        )
-        project = None if self.stop_at == "depthwise" else self.layer(spec.out_channels, act=None, name="reduce_1x1")
-        outputs = expand_and_project(x, expand, depthwise, project, keep_expansion=self.keep_expansion)
-        if spec.residual and "output" in outputs:
-            branch = outputs["output"]
-            outputs["output"] = x + (branch if self.drop_path is None else self.drop_path()(branch))
-        return outputs
+        y = self.convolution(x)
+        if self.normalization is not None:
+            y = self.normalization(y)
+        return y if self.act is None else self.act(y)
 
 
 class ChannelDropout(nn.Module):

@@ -19,8 +19,7 @@ from flax_mnv2.models.backbone import Backbone
 from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
 from flax_mnv2.models.heads.classification import ClassificationHead
 from flax_mnv2.models.heads.deeplab import DeepLabV3Head
-from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, ConvNormAct, Convolution, Dtype, Layer, average_pool
-from flax_mnv2.models.ops.batch_norm import BatchNorm
+from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, average_pool
 from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
 
@@ -47,9 +46,9 @@ class _MobileNetV2(nn.Module):
         statistics and get no gradient.
       kernel_init: initialiser of the convolutions; None for a normal distribution of ``config.initializer_range``.
       batch_norm_folded: convolutions have biases in place of batch norm, as ``fold_batch_norm`` makes them.
-      implementation: ``"auto"`` for what is fastest on the platform that the program is compiled for; ``"native"`` for
-        plain XLA convolutions, each followed by its normalisation, for comparison; ``"shifted"`` for what ``"auto"``
-        takes on CPU.
+      implementation: ``"auto"`` for what is fastest on the platform that the program is compiled for; ``"default"`` for
+        plain XLA convolutions, each followed by its normalisation, for comparison; ``"cpu"``, ``"gpu"`` or ``"tpu"``
+        for what ``"auto"`` takes there.
     """
 
     config: MobileNetV2Config
@@ -64,10 +63,10 @@ class _MobileNetV2(nn.Module):
     batch_norm_folded: bool = dataclasses.field(default=False, kw_only=True)
     implementation: Implementation = dataclasses.field(default="auto", kw_only=True)
 
-    def _backbone(self, layer: Layer, *, train: bool, **attributes: Any) -> Backbone:
+    def _backbone(self, *, train: bool, **attributes: Any) -> Backbone:
         return Backbone(
             self.config,
-            layer,
+            *self._conv_and_norm(train),
             remat=self.remat,
             drop_path_rate=self.drop_path_rate if train else 0.0,
             freeze_until=self.freeze_until,
@@ -76,8 +75,8 @@ class _MobileNetV2(nn.Module):
             **attributes,
         )
 
-    def _layer(self, train: bool) -> Layer:
-        """Binds what every ``ConvNormAct`` of a network shares."""
+    def _conv_and_norm(self, train: bool) -> tuple[ModuleDef, ModuleDef | None]:
+        """Binds what all layers of a network share."""
         if self.implementation not in IMPLEMENTATIONS:
             raise ConfigError(
                 f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; found {self.implementation!r}."
@@ -96,8 +95,7 @@ class _MobileNetV2(nn.Module):
             epsilon=self.config.layer_norm_eps,
             axis_name=self.axis_name if self.sync_batch_norm else None,
         )
-        act = ACTIVATION_FUNCTIONS[self.config.hidden_act]
-        return functools.partial(ConvNormAct, conv=conv, norm=None if self.batch_norm_folded else norm, act=act)
+        return conv, None if self.batch_norm_folded else norm
 
 
 class MobileNetV2Model(_MobileNetV2):
@@ -127,9 +125,7 @@ class MobileNetV2Model(_MobileNetV2):
           ValueError: the images do not fit. ConfigError: no such layer.
         """
         check_images(pixel_values, self.config)
-        backbone = self._backbone(
-            self._layer(train), train=train, run_to=run_to, keep_expansions=names_layers(output_hidden_states)
-        )
+        backbone = self._backbone(train=train, run_to=run_to, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         last = endpoints[run_to or LAST_CONV]
         return BackboneOutput(
@@ -180,7 +176,7 @@ class MobileNetV2Backbone(_MobileNetV2):
         specs = {name: self.config.feature_specs[name] for name in self.channels}
         order = ["conv_stem", *(block.name for block in self.config.layer_plan.blocks)]
         end = max((spec.layer for spec in specs.values()), key=order.index)
-        backbone = self._backbone(self._layer(train), train=train, run_to=end)
+        backbone = self._backbone(train=train, run_to=end)
         endpoints = backbone(pixel_values)
         return OrderedDict((name, endpoints[spec.layer]) for name, spec in specs.items())
 
@@ -204,7 +200,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         arguments ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
-        backbone = self._backbone(self._layer(train), train=train, keep_expansions=names_layers(output_hidden_states))
+        backbone = self._backbone(train=train, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
         logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
@@ -244,12 +240,11 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         see ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
-        layer = self._layer(train)
         backbone = self._backbone(
-            layer, train=train, include_last_conv=False, keep_expansions=names_layers(output_hidden_states)
+            train=train, include_last_conv=False, keep_expansions=names_layers(output_hidden_states)
         )
         endpoints = backbone(pixel_values)
-        head = DeepLabV3Head(self.config, layer, self.axis_name, name="segmentation_head")
+        head = DeepLabV3Head(self.config, *self._conv_and_norm(train), self.axis_name, name="segmentation_head")
         logits = head(endpoints[self.config.layer_plan.blocks[-1].name], train=train)
         loss = None
         if labels is not None:
@@ -262,7 +257,7 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
 
 
 def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
-    """Raises a ValueError for images that the network cannot take; their values count outside ``jit`` only."""
+    """Raises a ValueError for images that the network cannot take, by their shape and type."""
     if not isinstance(images, (jax.Array, np.ndarray)):
         raise ValueError(f"images must be a JAX or NumPy array; found {type(images).__name__}.")
     expected = f"(N, H, W, {config.num_channels}) with H and W at least {MIN_SIZE_PX}"
@@ -276,5 +271,3 @@ def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
             f"images must be normalised floating-point pixels, about -1 to 1; found {images.dtype}. "
             "Scale uint8 pixels first, for example images / 127.5 - 1, or use MobileNetV2ImageProcessor."
         )
-    if not isinstance(images, jax.core.Tracer) and not np.isfinite(np.asarray(images)).all():
-        raise ValueError("images hold NaN or infinite values; check how they were read and normalised.")

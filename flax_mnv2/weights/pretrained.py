@@ -24,6 +24,7 @@ from flax_mnv2.weights.source import (
     MODEL_CLASSES,
     Checkpoint,
     Source,
+    config_text,
     make_model,
     task_of,
     variable_shapes,
@@ -124,23 +125,56 @@ def from_state_dict(
     return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype)
 
 
-def load_backbone(weights: Weights, variables: Mapping[str, Any]) -> Variables:
-    """Replaces the backbone of ``variables`` by that of a checkpoint; the head stays as it is.
+def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str = "") -> Variables:
+    """Replaces the backbone of ``variables`` by that of a checkpoint; everything else stays as it is.
 
-    For training with other labels, or a segmentation head on an ImageNet backbone. The head of the checkpoint
-    is not looked at; its backbone must fit exactly, else a CheckpointError names the tensors that do not.
+    For training with other labels, a segmentation head on an ImageNet backbone, or a head of one's own on a
+    ``MobileNetV2Backbone``, which may end before the last block. The head of the checkpoint is not looked at; its
+    backbone must fit exactly as far as that of the model goes.
 
     Args:
       weights: as for ``from_pretrained``.
       variables: ``params`` and ``batch_stats`` of the model that gets the backbone; they stay as they are.
+      prefix: name of the submodule that is a model of this library, such as ``"backbone"``, or a path of names joined
+        by ``/``; empty where the model is one itself.
 
     Returns:
       New variables; those of the backbone are NumPy arrays, float32.
+
+    Raises:
+      CheckpointError: there is no backbone under ``prefix``, or tensors do not fit; each is named.
     """
     flat = traverse_util.flatten_dict(dict(variables))
-    wanted = {path: value.shape for path, value in flat.items() if path[1] == "mobilenet_v2"}
-    flat |= open_weights(weights).select(wanted, backbone_only=True)
+    above = tuple(filter(None, prefix.split("/")))
+    place = slice(1, 1 + len(above))
+    inner = {path: (path[0], *path[place.stop :]) for path in flat if path[place] == above}
+    wanted = {inner[path]: flat[path].shape for path in inner if inner[path][1:2] == ("mobilenet_v2",)}
+    if not wanted:
+        found = {"/".join(path[1 : path.index("mobilenet_v2")]) for path in flat if "mobilenet_v2" in path}
+        raise CheckpointError(
+            f"The variables have no mobilenet_v2 under prefix={prefix!r}; "
+            f"there is one under {' and '.join(map(repr, sorted(found))) or 'no prefix at all'}."
+        )
+    loaded = _as_far_as(wanted, open_weights(weights)).select(wanted, backbone_only=True)
+    flat |= {path: loaded[inner[path]] for path in inner if inner[path] in loaded}
     return traverse_util.unflatten_dict(flat)
+
+
+def load_variables(weights: Weights, like: Mapping[str, Any]) -> Variables:
+    """Loads the variables of a model of one's own, as ``save_pretrained`` with ``layout="flax"`` wrote them.
+
+    Args:
+      weights: that folder.
+      like: variables of the model or their ``jax.ShapeDtypeStruct``, as ``jax.eval_shape(model.init, …)`` gives them.
+
+    Returns:
+      Variables of the names and shapes of ``like``; NumPy arrays, float32.
+
+    Raises:
+      CheckpointError: nothing readable there, or tensors do not fit; each is named.
+    """
+    shapes = {path: value.shape for path, value in traverse_util.flatten_dict(dict(like)).items()}
+    return traverse_util.unflatten_dict(open_weights(weights).select(shapes))
 
 
 def save_pretrained(
@@ -159,7 +193,8 @@ def save_pretrained(
 
     Args:
       folder: made if it is not there; weights that lie there are replaced.
-      model: one of this library's models.
+      model: one of this library's models; with ``layout="flax"`` any linen module with a ``MobileNetV2Config`` as its
+        ``config``, which ``load_variables`` reads again.
       variables: its ``params`` and ``batch_stats``.
       processor: what prepares images for it, written as ``preprocessor_config.json``.
       layout: ``"hf"``, or ``"flax"`` for Orbax, which can hold what transformers cannot represent.
@@ -170,7 +205,8 @@ def save_pretrained(
     """
     if layout not in ("hf", "flax"):
         raise ConfigError(f"layout must be one of 'hf', 'flax'; found {layout!r}.")
-    checkpoint = _checkpoint_of(model, variables)
+    own = layout == "flax" and type(model) not in MODEL_CLASSES.values()
+    checkpoint = (_checkpoint_of_own if own else _checkpoint_of)(model, variables)
     if processor is not None:
         checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
     write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
@@ -222,7 +258,10 @@ def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint
     task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
     if task is None:
         known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
-        raise ConfigError(f"A {type(model).__name__} cannot be saved; the models that can are {known}.")
+        raise ConfigError(
+            f"A {type(model).__name__} cannot be saved as another library's model; the models that can are {known}. "
+            'Others are saved with layout="flax".'
+        )
     flat = traverse_util.flatten_dict(dict(variables))
     collections = {str(path[0]) for path in flat}
     others = sorted(collections - {"params", "batch_stats"})
@@ -236,6 +275,29 @@ def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint
     )
     flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
     return Checkpoint(model.config, task, with_pytorch_extras(model.config, task, flat))
+
+
+def _checkpoint_of_own(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
+    """Returns the variables of a model of somebody's own, as they are."""
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if not isinstance(config, MobileNetV2Config):
+        raise ConfigError(
+            f"A {name} is saved with its MobileNetV2Config; expected it as the field config of the module."
+        )
+    flat = {path: np.asarray(value) for path, value in traverse_util.flatten_dict(dict(variables)).items()}
+    if "params" not in variables or not variables.keys() <= {"params", "batch_stats"}:
+        raise CheckpointError(f'A {name} is saved with {{"params": …, "batch_stats": …}}; found {sorted(variables)}.')
+    return Checkpoint(config, "backbone", flat, config_text(config, name))
+
+
+def _as_far_as(shapes: Shapes, source: Source) -> Source:
+    """Returns the source without the blocks behind the last of ``shapes``; names of layers sort by depth."""
+    last = max(path[2] for path in shapes)
+    if last >= source.config.layer_plan.blocks[-1].name:
+        return source
+    whole = variable_shapes(make_model(source.config, "backbone"))
+    behind = {source.naming.key_of(path) for path in whole if path[2] > last}
+    return dataclasses.replace(source, state={key: source.state[key] for key in source.state if key not in behind})
 
 
 def _initialise(model: nn.Module, paths: list[Path]) -> Tensors:

@@ -98,9 +98,13 @@ class Checkpoint:
         """Returns the ``config.json`` to write."""
         if self.config_text is not None:
             return self.config_text
-        architectures = [MODEL_CLASSES[self.task].__name__]
-        config = self.config.replace(extra={**self.config.extra, "architectures": architectures})
-        return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+        return config_text(self.config, MODEL_CLASSES[self.task].__name__)
+
+
+def config_text(config: MobileNetV2Config, architecture: str) -> str:
+    """Returns the ``config.json`` of a model whose class has this name."""
+    config = config.replace(extra={**config.extra, "architectures": [architecture]})
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def last_conv_shapes(config: MobileNetV2Config) -> Shapes:

@@ -1,4 +1,4 @@
-"""Batch normalisation as a multiplier and an offset, beside flax.linen.BatchNorm."""
+"""Batch normalisation beside flax.linen.BatchNorm."""
 
 import functools
 
@@ -9,32 +9,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from flax_mnv2.models.ops.batch_norm import BatchNorm
-from flax_mnv2.models.ops.pointwise import affine_act, moments
+from flax_mnv2.models.layers import BatchNorm
 
 FEATURES = 4
 SETTINGS = {"momentum": 0.9, "epsilon": 1e-3}
 
 
-class _Ours(nn.Module):
-    """Our layer where flax's would stand."""
+class _Layer(nn.Module):
+    """One of the two layers, by the name that both have here."""
 
+    norm: type[nn.Module]
     use_running_average: bool
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x):
-        norm = BatchNorm(FEATURES, self.use_running_average, axis_name=self.axis_name, name="normalization", **SETTINGS)
-        return affine_act(x, *norm(functools.partial(moments, x)), None)
+        settings = {"use_running_average": self.use_running_average, "axis_name": self.axis_name, **SETTINGS}
+        return self.norm(name="normalization", **settings)(x)
 
 
-class _Theirs(nn.Module):
-    use_running_average: bool
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.BatchNorm(self.use_running_average, axis_name=self.axis_name, name="normalization", **SETTINGS)(x)
+_Ours, _Theirs = functools.partial(_Layer, BatchNorm), functools.partial(_Layer, nn.BatchNorm)
 
 
 def _inputs(dtype="float64", batch=3):
@@ -103,9 +97,9 @@ def test_running_statistics_do_not_look_at_the_batch():
     def fail(shift):
         raise AssertionError("moments were asked for")
 
-    norm = BatchNorm(FEATURES, True, **SETTINGS)
+    norm = BatchNorm(True, **SETTINGS)
     variables = {collection: values["normalization"] for collection, values in variables.items()}
-    (multiplier, offset), updated = norm.apply(variables, fail, mutable=["batch_stats"])
+    (multiplier, offset), updated = norm.apply(variables, fail, mutable=["batch_stats"], method="affine")
     stats, params = variables["batch_stats"], variables["params"]
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], stats)
     expected = params["scale"] / np.sqrt(stats["var"] + SETTINGS["epsilon"])

@@ -142,5 +142,5 @@ def test_images_that_do_not_fit_are_explained(model_class, shape, dtype, message
 
 def test_unknown_implementation_is_explained():
     model = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=5), implementation="fast")
-    with pytest.raises(ConfigError, match="implementation must be one of 'auto', 'native', 'shifted'; found 'fast'"):
+    with pytest.raises(ConfigError, match="one of 'auto', 'default', 'cpu', 'gpu', 'tpu'; found 'fast'"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.layer_plan import DEEPLAB_CHANNELS
-from flax_mnv2.models.layers import ChannelDropout, Layer, classifier_init
+from flax_mnv2.models.layers import ChannelDropout, ConvNormAct, ModuleDef, classifier_init
 from flax_mnv2.models.numerics import at_least_float32
 
 DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 1e-3
@@ -23,21 +23,19 @@ class DeepLabV3Head(nn.Module):
     """
 
     config: MobileNetV2Config
-    layer: Layer
+    conv: ModuleDef
+    norm: ModuleDef | None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Features (N, h, w, c) → logits (N, h, w, num_labels), float32."""
-        momentum = self.config.head_batch_norm_momentum
-        norm = self.layer.keywords["norm"]
+        norm = self.norm
         if norm is not None:
-            norm = functools.partial(
-                norm,
-                epsilon=DEEPLAB_EPSILON,
-                momentum=self.config.batch_norm_momentum if momentum is None else momentum,
-            )
-        layer = functools.partial(self.layer, norm=norm, act=nn.relu)
+            momentum = self.config.head_batch_norm_momentum
+            momentum = self.config.batch_norm_momentum if momentum is None else momentum
+            norm = functools.partial(norm, epsilon=DEEPLAB_EPSILON, momentum=momentum)
+        layer = functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=nn.relu)
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=at_least_float32(x.dtype)).astype(x.dtype)
         pooled = layer(DEEPLAB_CHANNELS, name="conv_pool")(pooled)
         aspp = layer(DEEPLAB_CHANNELS, name="conv_aspp")(x)
@@ -45,6 +43,6 @@ class DeepLabV3Head(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(pooled, aspp.shape), aspp], axis=-1)
         x = layer(DEEPLAB_CHANNELS, name="conv_projection")(x)
         x = ChannelDropout(self.config.classifier_dropout_prob, self.axis_name)(x, deterministic=not train)
-        conv = functools.partial(self.layer.keywords["conv"], kernel_init=classifier_init(self.config))
+        conv = functools.partial(self.conv, kernel_init=classifier_init(self.config))
         logits = layer(self.config.num_labels, conv=conv, norm=None, act=None, name="classifier")(x)
         return logits.astype(at_least_float32(logits.dtype))

@@ -10,7 +10,7 @@ from jax import lax
 
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops import shifts
-from flax_mnv2.models.ops.platforms import Implementation, platform_op, vary_like
+from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op, vary_like
 from flax_mnv2.models.ops.shifts import Padding, Window
 from flax_mnv2.models.ops.slices import images_per_slice, over_slices
 
@@ -26,9 +26,8 @@ def depthwise_conv(
 ) -> jax.Array:
     """Convolves each channel of (N, H, W, C) with its own kernel (kh, kw, 1, C), of the dtype of ``x``.
 
-    Returns (N, H', W', C) of that dtype; for the geometry see ``Window``. ``"native"`` is XLA's grouped convolution,
-    ``"shifted"`` shifted multiply-adds summed in float32 or better, ``"auto"`` the faster of the two on the platform
-    that the program is compiled for.
+    Returns (N, H', W', C) of that dtype; for the geometry see ``Window``. The default form is XLA's grouped
+    convolution, that of CPUs shifted multiply-adds summed in float32 or better.
     """
     return _depthwise(Window(stride, padding, dilation), implementation, x, kernel)
 
@@ -63,4 +62,6 @@ def _shifted_depthwise_gradient(window, arrays, cotangent):
     return x_gradient, gradient.finish(total).astype(kernel.dtype)
 
 
-_depthwise = platform_op(native_depthwise, _shifted_depthwise, _shifted_depthwise_gradient)
+_depthwise = platform_op(
+    {"default": Form(native_depthwise), "cpu": Form(_shifted_depthwise, _shifted_depthwise_gradient)}
+)

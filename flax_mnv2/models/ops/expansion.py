@@ -16,7 +16,7 @@ from jax import lax
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops import shifts
 from flax_mnv2.models.ops.depthwise import native_depthwise
-from flax_mnv2.models.ops.platforms import Implementation, platform_op, vary_like
+from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op, vary_like
 from flax_mnv2.models.ops.pointwise import (
     Activation,
     Moments,
@@ -24,7 +24,6 @@ from flax_mnv2.models.ops.pointwise import (
     contraction,
     matrix_product,
     moments,
-    pointwise,
 )
 from flax_mnv2.models.ops.shifts import Padding, Window
 from flax_mnv2.models.ops.slices import images_per_slice, map_slices, over_slices
@@ -38,7 +37,7 @@ class Expansion:
         self._x = x
         self._weights = weights
         self._implementation = implementation
-        # Used by accelerators alone, and there by both operations below, so that its gradients are added up before
+        # Used by the default form alone, and there by both operations below, so that its gradients are added up before
         # they go through the product. On CPU it stands for nothing and is never computed.
         self._product = None if weights is None else _product(None, implementation, x, weights)
 
@@ -48,13 +47,10 @@ class Expansion:
             return moments(self._x, shift)
         return _moments(None, self._implementation, self._product, self._x, self._weights, shift)
 
-    def activated(self, multiplier: jax.Array | None, offset: jax.Array, act: Activation | None) -> jax.Array:
-        """``act(map * multiplier + offset)``, (N, H, W, C)."""
-        if self._weights is None:
-            return affine_act(self._x, multiplier, offset, act)
-        return affine_act(
-            pointwise(self._x, self._weights, implementation=self._implementation), multiplier, offset, act
-        )
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self._x.shape[1:3]
 
     def depthwise(
         self,
@@ -158,6 +154,8 @@ def _sliced_gradient(static, arrays, cotangent):
     return vary_like(jax.tree.map(jnp.zeros_like, product), x), x_gradient, *parameters_total, kernel_gradient
 
 
-_product = platform_op(lambda _, x, weights: contraction(x, weights), _no_product, _no_gradient)
-_moments = platform_op(_native_moments, _gram_moments)
-_depthwise = platform_op(_native, _sliced, _sliced_gradient)
+_product = platform_op(
+    {"default": Form(lambda _, x, weights: contraction(x, weights)), "cpu": Form(_no_product, _no_gradient)}
+)
+_moments = platform_op({"default": Form(_native_moments), "cpu": Form(_gram_moments)})
+_depthwise = platform_op({"default": Form(_native), "cpu": Form(_sliced, _sliced_gradient)})

@@ -1,45 +1,55 @@
-"""Operations with one form for CPU and one for accelerators, chosen when a program is lowered."""
+"""Operations with a table of forms by platform, one of which is chosen when a program is lowered."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from jax import lax
 
-Implementation = Literal["auto", "native", "shifted"]
+Implementation = Literal["auto", "default", "cpu", "gpu", "tpu"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
-def platform_op(native: Callable, cpu: Callable, cpu_gradient: Callable | None = None) -> Callable:
-    """Builds ``op(static, implementation, *arrays)``, with ``static`` hashable, from two forms of the same result.
+class Form(NamedTuple):
+    """One way to compute an operation.
 
-    ``native(static, *arrays)`` is plain JAX; XLA keeps one of what it computes in both directions. ``cpu`` is fast on
-    CPU; ``cpu_gradient(static, arrays, cotangent)`` gives one gradient for each array, by default what JAX derives.
-    ``implementation`` is ``"native"``, ``"shifted"`` for the form of CPUs on any platform, or ``"auto"``, by which
-    ``jax.lax.platform_dependent`` chooses: a program lowered for a TPU on a CPU host holds the TPU's form. The
-    operation can be differentiated in reverse as often as wanted; forward mode (``jax.jvp``) raises a TypeError.
+    ``compute(static, *arrays)`` is plain JAX. ``gradient(static, arrays, cotangent)`` gives one gradient for each
+    array; without it JAX derives it, and XLA keeps one of what both directions compute.
     """
-    if cpu_gradient is None:
-        cpu_gradient = functools.partial(_derived_gradient, cpu)
+
+    compute: Callable
+    gradient: Callable | None = None
+
+    def pull_back(self, static: Any, arrays: tuple, cotangent: Any) -> tuple:
+        """Returns the gradients of the arrays."""
+        if self.gradient is not None:
+            return tuple(self.gradient(static, arrays, cotangent))
+        return jax.vjp(functools.partial(self.compute, static), *arrays)[1](cotangent)
+
+
+def platform_op(forms: Mapping[str, Form]) -> Callable:
+    """Builds ``op(static, implementation, *arrays)``, with ``static`` hashable, from forms of the same result.
+
+    ``forms`` has an entry ``"default"``, and ``"cpu"``, ``"gpu"`` and ``"tpu"`` where another form is faster there.
+    ``implementation`` names the entry to use on any platform, or is ``"auto"``, by which ``jax.lax.platform_dependent``
+    chooses: a program lowered for a TPU on a CPU host holds the TPU's form. The operation can be differentiated in
+    reverse as often as wanted; forward mode (``jax.jvp``) raises a TypeError.
+    """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
     def op(static, implementation, *arrays):
-        return _choose(implementation, functools.partial(cpu, static), functools.partial(native, static), *arrays)
+        computations = {name: functools.partial(form.compute, static) for name, form in forms.items()}
+        return _choose(implementation, computations, *arrays)
 
     def forward(static, implementation, *arrays):
         return op(static, implementation, *arrays), arrays
 
     def backward(static, implementation, arrays, cotangent):
-        def on_cpu(arrays, cotangent):
-            return tuple(cpu_gradient(static, arrays, cotangent))
-
-        def on_accelerator(arrays, cotangent):
-            return _derived_gradient(native, static, arrays, cotangent)
-
-        return _choose(implementation, on_cpu, on_accelerator, arrays, cotangent)
+        gradients = {name: functools.partial(form.pull_back, static) for name, form in forms.items()}
+        return _choose(implementation, gradients, arrays, cotangent)
 
     op.defvjp(forward, backward)
 
@@ -68,16 +78,15 @@ def _varying(array: jax.Array) -> frozenset[str]:
     return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying  # JAX renamed it
 
 
-def _derived_gradient(function: Callable, static: Any, arrays: tuple, cotangent: Any) -> tuple:
-    return jax.vjp(functools.partial(function, static), *arrays)[1](cotangent)
+def by_platform(functions: Mapping[str, Callable], *arguments: Any) -> Any:
+    """Calls the function of the platform that the program is lowered for; keys as in ``platform_op``."""
+    functions = dict(functions)
+    if (gpu := functions.pop("gpu", None)) is not None:
+        functions |= {"cuda": gpu, "rocm": gpu}
+    return lax.platform_dependent(*arguments, **functions)
 
 
-def by_platform(cpu: Callable, native: Callable, *arguments: Any) -> Any:
-    """``cpu(*arguments)`` in a program lowered for a CPU, ``native(*arguments)`` elsewhere."""
-    return lax.platform_dependent(*arguments, cpu=cpu, default=native)
-
-
-def _choose(implementation: Implementation, cpu: Callable, native: Callable, *arguments: Any):
+def _choose(implementation: Implementation, functions: Mapping[str, Callable], *arguments: Any) -> Any:
     if implementation == "auto":
-        return by_platform(cpu, native, *arguments)
-    return {"shifted": cpu, "native": native}[implementation](*arguments)
+        return by_platform(functions, *arguments)
+    return functions.get(implementation, functions["default"])(*arguments)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_mnv2.models.numerics import at_least_float32
-from flax_mnv2.models.ops.platforms import Implementation, platform_op
+from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op
 
 Activation = Callable[[jax.Array], jax.Array]
 Moments = tuple[jax.Array, jax.Array]
@@ -57,6 +57,8 @@ def contraction(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 _pointwise = platform_op(
-    lambda _, x, weights: contraction(x, weights),
-    lambda _, x, weights: matrix_product(x, weights),
+    {
+        "default": Form(lambda _, x, weights: contraction(x, weights)),
+        "cpu": Form(lambda _, x, weights: matrix_product(x, weights)),
+    }
 )
