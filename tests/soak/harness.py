@@ -101,7 +101,7 @@ class Child:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    def wait_for(self, text: str, timeout: float = 120.0) -> bool:
+    def wait_for(self, text: str, timeout: float = 300.0) -> bool:
         """Waits until a line holds ``text``; False where the script ended without."""
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -123,7 +123,7 @@ class Child:
         self._process.send_signal(number)
         return time.monotonic()
 
-    def end(self, timeout: float = 180.0) -> int:
+    def end(self, timeout: float = 600.0) -> int:
         """Waits for the end; the exit status as a shell gives it, 128 + number for a signal that killed."""
         status = self._process.wait(timeout)
         self._reader.join(10)
@@ -197,7 +197,7 @@ def two_processes(
 
 def check_ends(children: Sequence[Child], *expected: int) -> None:
     """Waits for the ends of children, whose exit statuses must be these."""
-    found = tuple(child.end(timeout=600) for child in children)
+    found = tuple(child.end() for child in children)
     assert found == expected, "\n".join([f"{found}, expected {expected}", *(child.printed for child in children)])
 
 
