@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = [
     "--config=configs/quickstart.py:smoke",
     "--config.model.output_stride=16",
+    "--config.model.layer_depth_multiplier=0.25",
     "--config.data.num_threads=1",
 ]
 
