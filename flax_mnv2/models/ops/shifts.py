@@ -6,10 +6,12 @@ one vectorised loop instead. What is written here follows what was measured (``b
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flax_mnv2.models.numerics import at_least_float32
@@ -29,17 +31,29 @@ class Window(NamedTuple):
     dilation: int
 
 
+class _Block(NamedTuple):
+    """Some rows of some images of the output."""
+
+    first: int  # image
+    images: int
+    start: int  # row
+    rows: int
+
+
 def shifted_sum(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Returns the convolution: (N, H, W, C) with (kh, kw, 1, C) → (N, H', W', C), summed in float32 or better."""
     accumulator = at_least_float32(x.dtype)
     weights = kernel.astype(accumulator)
     padded = _pad(x, window)
     rows, columns = _output_size(padded.shape, kernel.shape, window)
+    block = _Block(0, len(x), 0, rows)
     total = None
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            term = _view(padded, i, j, 0, rows, columns, window).astype(accumulator) * weights[i : i + 1, j : j + 1]
-            total = term if total is None else total + term
+            view = lax.convert_element_type(_view(padded, i, j, block, columns, window), accumulator)
+            weight = lax.slice(weights, (i, j, 0, 0), (i + 1, j + 1, 1, weights.shape[-1]))
+            term = lax.mul(view, jnp.broadcast_to(weight, view.shape))
+            total = term if total is None else lax.add(total, term)
     return total.astype(x.dtype)
 
 
@@ -84,21 +98,26 @@ class KernelGradient:
     def add(self, total: tuple[jax.Array, ...], x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
         """Adds a slice: x (images, H, W, C), cotangent (images, H', W', C)."""
         padded = _pad(x, self._window)
-        whole = [(first, block * self._block) for block in range(self._blocks) for first in self._firsts]
-        rest = [(first, self._blocks * self._block) for first in self._firsts]
-        groups = [(whole, self._block)] + ([(rest, self._left_over)] if self._left_over else [])
-        taps = [(i, j) for i in range(self._kernel_shape[0]) for j in range(self._kernel_shape[1])]
+        cast = functools.partial(lax.convert_element_type, new_dtype=total[0].dtype)
         sums = []
-        for starts, rows in groups:
-            for i, j in taps:
+        for blocks in self._groups():
+            factors = [cast(_rows_of(cotangent, block)) for block in blocks]
+            for i, j in np.ndindex(self._kernel_shape[:2]):
                 accumulated = total[len(sums)]
-                for first, start in starts:
-                    images = slice(first, first + self._images)
-                    view = _view(padded[images], i, j, start, rows, self._columns, self._window)
-                    product = view.astype(accumulated.dtype) * cotangent[images, start : start + rows]
-                    accumulated = accumulated + product
+                for block, factor in zip(blocks, factors, strict=True):
+                    view = cast(_view(padded, i, j, block, self._columns, self._window))
+                    accumulated = lax.add(accumulated, lax.mul(view, factor))
                 sums.append(accumulated)
         return tuple(sums)
+
+    def _groups(self) -> list[list[_Block]]:
+        """Blocks that are added to the same sum: the whole ones, and what is left over at the bottom."""
+        tops = [block * self._block for block in range(self._blocks)]
+        groups = [[_Block(first, self._images, top, self._block) for top in tops for first in self._firsts]]
+        if self._left_over:
+            top = self._blocks * self._block
+            groups.append([_Block(first, self._images, top, self._left_over) for first in self._firsts])
+        return groups
 
     def finish(self, total: tuple[jax.Array, ...]) -> jax.Array:
         """Returns the gradient (kh, kw, 1, C)."""
@@ -123,13 +142,23 @@ def _output_size(padded_shape, kernel_shape, window: Window) -> tuple[int, int]:
     )
 
 
-def _view(padded: jax.Array, i: int, j: int, start: int, rows: int, columns: int, window: Window) -> jax.Array:
-    """Returns what tap (i, j) multiplies in output rows ``start`` to ``start + rows``: (N, rows, columns, C)."""
-    batch, _, _, channels = padded.shape
-    top, left = i * window.dilation + start * window.stride, j * window.dilation
+def _rows_of(x: jax.Array, block: _Block) -> jax.Array:
+    """Returns a block of the output or its cotangent: (images, rows, columns, C)."""
+    return lax.slice(
+        x, (block.first, block.start, 0, 0), (block.first + block.images, block.start + block.rows, *x.shape[2:])
+    )
+
+
+def _view(padded: jax.Array, i: int, j: int, block: _Block, columns: int, window: Window) -> jax.Array:
+    """Returns what tap (i, j) multiplies for a block of the output: (images, rows, columns, C).
+
+    Here and around it operations of ``lax`` stand in place of NumPy's: a network has thousands, and they trace faster.
+    """
+    top, left = i * window.dilation + block.start * window.stride, j * window.dilation
+    bottom, right = top + (block.rows - 1) * window.stride + 1, left + (columns - 1) * window.stride + 1
     return lax.slice(
         padded,
-        (0, top, left, 0),
-        (batch, top + (rows - 1) * window.stride + 1, left + (columns - 1) * window.stride + 1, channels),
+        (block.first, top, left, 0),
+        (block.first + block.images, bottom, right, padded.shape[-1]),
         (1, window.stride, window.stride, 1),
     )
