@@ -1,6 +1,5 @@
 """jit and pmap, on one device and on four, run the same steps."""
 
-import harness
 import jax
 import numpy as np
 import optax
@@ -17,6 +16,7 @@ from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import make_eval_step, make_train_step
 
 STEPS = 2
+BLOCKS = ((8, 1, 2),)  # programs in float64 compile slowly
 
 
 def _run(config, dataset, mode, num_devices, *, evaluated=True):
@@ -48,7 +48,7 @@ def dataset(tiny_config):
 @pytest.mark.slow
 def test_every_way_agrees_to_rounding(tiny_config, dataset, monkeypatch):
     """In float64, so that only the parameters' own float32 rounds; dropout is on, batch norm is global."""
-    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)  # such programs compile slowly
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", BLOCKS)
     tiny_config.dtype, tiny_config.eval.num_pictures, tiny_config.data.crop_size = "float64", 3, (32, 32)
     with jax.enable_x64(True):
         losses, state, evaluation = _run(tiny_config, dataset, "jit", 1)
@@ -70,7 +70,7 @@ def test_every_way_agrees_to_rounding(tiny_config, dataset, monkeypatch):
 
 @pytest.mark.slow
 def test_without_synchronised_batch_norm_jit_and_pmap_agree(tiny_config, dataset, monkeypatch):
-    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", BLOCKS)
     tiny_config.batch_norm.sync = False
     tiny_config.dtype, tiny_config.data.crop_size = "float64", (32, 32)
     with jax.enable_x64(True):

@@ -95,7 +95,7 @@ def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_is_killed_jax_ends_the_other_and_names_it(data, tmp_path, killed):
-    flags = _flags(data, "classification", tmp_path, **STEPS | {"num_steps": 100_000, "shard_optimizer_state": True})
+    flags = _flags(data, "plain", tmp_path, **STEPS | {"num_steps": 100_000, "shard_optimizer_state": True})
     fault = {"signal": "SIGKILL", "during": "training", "at": 2}
     with harness.two_processes(*flags, faults={killed: fault}, heartbeat=HEARTBEAT) as processes:
         assert processes[killed].end() == 128 + signal.SIGKILL
