@@ -1,4 +1,4 @@
-"""What is installed says what it needs: one list of versions, messages that name the extra, types for a user's checker."""
+"""What is installed says what it needs: one list of versions, messages that name the extra, types for a checker."""
 
 import pathlib
 import re
