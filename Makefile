@@ -3,17 +3,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SMOKE := .venv-smoke
 WORKDIR ?= runs/quickstart
 
 # Linux on CPU: XLA frees its buffers after every step, and huge pages make taking them again cheap.
 # README, "Speed on CPU", has the figures; elsewhere the setting does nothing.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help quickstart test soak lint audit clean
+.PHONY: help quickstart test smoke soak lint audit clean
 
 help:
 	@echo "make quickstart   install, train on drawn shapes, evaluate, write a picture (under 5 minutes)"
 	@echo "make test         install the test requirements, lint, run all tests"
+	@echo "make smoke        the package as pip installs it, on another PYTHON=: predict, five steps, evaluation (3 minutes)"
 	@echo "make soak         all fuzz cases; break runs many times over, print what was lost (an hour; SOAK_ARGS=--help)"
 	@echo "make lint         lint and format check alone"
 	@echo "make audit        look the requirements up among known vulnerabilities (needs the network)"
@@ -27,6 +29,17 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# -P: what is installed is imported, not what lies here.
+smoke:
+	rm -rf $(SMOKE) build
+	$(PYTHON) -m venv $(SMOKE)
+	$(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(SMOKE)/bin/python -P tests/helpers/smoke.py $(SMOKE)/smoke
+	$(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check '.[train]'
+	$(SMOKE)/bin/python -P train.py --config configs/quickstart.py --workdir $(SMOKE)/run --config.num_steps=5
+	$(SMOKE)/bin/python -P eval.py --workdir $(SMOKE)/run
+	rm -rf build
 
 soak: $(VENV)/installed-test
 	FUZZ=all $(BIN)/python -m pytest -n 2 $(shell find tests -name 'test_fuzz_*.py')
@@ -55,4 +68,4 @@ $(VENV)/installed-test: requirements.txt requirements-test.txt
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(SMOKE) .jax_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

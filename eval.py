@@ -3,10 +3,13 @@
 With --workdir or --checkpoint the run's own config holds, with the --config.… overrides given here.
 """
 
-from absl import flags
-from ml_collections import config_flags
+from flax_mnv2.extras import needs_extra
 
-from flax_mnv2.training import cli
+with needs_extra("train", __name__):
+    from absl import flags
+    from ml_collections import config_flags
+
+    from flax_mnv2.training import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; names the data for --pretrained.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a training run.")

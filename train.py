@@ -5,10 +5,13 @@ the newest checkpoint in the workdir. On several hosts run it on each: on a TPU 
 knows with --distributed, elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
-from absl import flags
-from ml_collections import config_flags
+from flax_mnv2.extras import needs_extra
 
-from flax_mnv2.training import cli
+with needs_extra("train", __name__):
+    from absl import flags
+    from ml_collections import config_flags
+
+    from flax_mnv2.training import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe to train by.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics.")

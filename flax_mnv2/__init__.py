@@ -11,7 +11,7 @@ from flax_mnv2.models import (
     fold_batch_norm,
 )
 from flax_mnv2.models.inference import make_inference_fn
-from flax_mnv2.models.variants import VARIANTS, variant_config
+from flax_mnv2.models.variants import VARIANTS, list_models, variant_config
 from flax_mnv2.version import __version__
 from flax_mnv2.weights.pretrained import (
     from_pretrained,
@@ -39,6 +39,7 @@ __all__ = [
     "fold_batch_norm",
     "from_pretrained",
     "from_state_dict",
+    "list_models",
     "load_backbone",
     "load_variables",
     "make_inference_fn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any
 
 from flax_mnv2.config import MobileNetV2Config
@@ -12,6 +13,14 @@ IMAGE_SIZES_PX = (224, 192, 160, 128, 96)
 IMAGENET_LABELS = 1001  # TF-slim's classifiers: background, then the 1000 classes
 _SIZES = {f"mobilenet_v2_{alpha}_{size}": (alpha, size) for alpha in DEPTH_MULTIPLIERS for size in IMAGE_SIZES_PX}
 VARIANTS = tuple(_SIZES)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names that ``variant_config`` takes, by width and then by image size.
+
+    ``pattern`` chooses among them as a shell does: ``"*_224"``, ``"mobilenet_v2_1.[34]_*"``.
+    """
+    return sorted(fnmatch.filter(_SIZES, pattern), key=_SIZES.__getitem__)
 
 
 def variant_config(name: str, **fields: Any) -> MobileNetV2Config:

@@ -15,19 +15,23 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
-import ml_collections
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
-from flax_mnv2.data.datasets.records import Dataset
 from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.extras import needs_extra
 from flax_mnv2.tasks.base import Batch
 from flax_mnv2.tasks.registry import get_task
-from flax_mnv2.training import cli
-from flax_mnv2.training.config.checks import check_config, check_parts
-from flax_mnv2.training.config.defaults import in_steps
 from flax_mnv2.visualize import save_contact_sheet
+
+with needs_extra("train", __name__):
+    import ml_collections
+    from absl import flags
+    from ml_collections import config_flags
+
+    from flax_mnv2.data.datasets.records import Dataset
+    from flax_mnv2.training import cli
+    from flax_mnv2.training.config.checks import check_config, check_parts
+    from flax_mnv2.training.config.defaults import in_steps
 
 InputFunction = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flax_mnv2.errors import CheckpointError
+from flax_mnv2.extras import how_to_install
 from flax_mnv2.files import read_json, replacing, shown
 from flax_mnv2.weights.tensors import StateDict
 
@@ -201,7 +202,6 @@ def _import_torch(purpose: str):
         import torch
     except ImportError:
         raise CheckpointError(
-            f"{purpose} needs PyTorch, which is not installed. Install it (pip install torch), or use a "
-            ".safetensors file."
+            f"{purpose} needs PyTorch, which is not installed. {how_to_install('torch')}; or use a .safetensors file."
         ) from None
     return torch

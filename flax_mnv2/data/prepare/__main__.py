@@ -2,7 +2,10 @@
 
 import sys
 
-from flax_mnv2.data.prepare.command import main
+from flax_mnv2.extras import needs_extra
+
+with needs_extra("train", __name__):
+    from flax_mnv2.data.prepare.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,39 @@
+"""What to install where a package that only training or PyTorch's files need is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from flax_mnv2.errors import USER_ERROR_STATUS
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, importer: str) -> Iterator[None]:
+    """Names the extra where an import in the block finds a package missing.
+
+    Args:
+      extra: of ``pyproject.toml``, such as ``"train"``.
+      importer: ``__name__`` of the module with the block; as ``"__main__"`` it is a command, which prints the message
+        and exits with the status of a user's mistake.
+
+    Raises:
+      ModuleNotFoundError: of a module that is imported, with the message.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == __package__:
+            raise
+        message = f"This needs {package}, which is not installed. {how_to_install(extra)}."
+        if importer != "__main__":
+            raise ModuleNotFoundError(message, name=error.name) from None
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+
+
+def how_to_install(extra: str) -> str:
+    """Returns the command for a user who installed the library, or who has a copy of the project."""
+    return f"Install it: pip install 'flax-mnv2[{extra}]', or in a copy of the project pip install '.[{extra}]'"

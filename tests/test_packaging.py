@@ -1,0 +1,67 @@
+"""What is installed says what it needs: one list of versions, messages that name the extra, types for a checker."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+
+import pytest
+
+from flax_mnv2 import CheckpointError
+from flax_mnv2.weights import tensor_files
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "train.py": "runpy.run_path('train.py', run_name='__main__')",
+    "eval.py": "runpy.run_path('eval.py', run_name='__main__')",
+    "data.prepare": "runpy.run_module('flax_mnv2.data.prepare', run_name='__main__', alter_sys=True)",
+    "preview": "runpy.run_module('flax_mnv2.tools.preview', run_name='__main__', alter_sys=True)",
+    "tpu_compile": "runpy.run_module('flax_mnv2.tools.tpu_compile', run_name='__main__', alter_sys=True)",
+}
+HIDE = "import runpy, sys; sys.modules |= dict.fromkeys(('ml_collections', 'tensorflow_datasets', 'cv2', 'grain')); "
+
+
+def _without_train(code):
+    return subprocess.run([sys.executable, "-c", HIDE + code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_requirements_are_those_of_the_package_and_its_extra():
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sorted(filter(None, lines)) == sorted(project["dependencies"] + project["optional-dependencies"]["train"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_without_its_extra_names_it(name):
+    result = _without_train(COMMANDS[name])
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: This needs \w+, .*pip install 'flax-mnv2\[train\]'.*\n", result.stderr)
+
+
+@pytest.mark.parametrize("module", ["flax_mnv2.training.loop", "flax_mnv2.data.datasets.registry"])
+def test_a_module_without_its_extra_names_it(module):
+    result = _without_train(f"import {module}")
+    assert re.search(r"^ModuleNotFoundError: This needs .*flax-mnv2\[train\]", result.stderr, re.MULTILINE)
+
+
+def test_a_library_without_the_extra_does_what_inference_needs():
+    code = "import flax_mnv2.convert, flax_mnv2.predict.command as c; sys.exit(c.main(['--help']))"
+    assert _without_train(code).returncode == 0
+
+
+def test_a_file_of_pytorch_without_it_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"pip install 'flax-mnv2\[torch\]'"):
+        tensor_files.read_tensor_file(path)
+
+
+@pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed; requirements-test.txt names it")
+def test_a_users_program_passes_the_type_checker():
+    user = ROOT / "tests" / "helpers" / "user_program.py"
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--warn-unused-ignores", user]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
