@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 
 def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, tmp_path):
     tiny_config.num_steps = tiny_config.eval_every_steps = 3
-    train(tiny_config, tmp_path, parallel=_one_device())
+    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
     (tmp_path / "config.json").unlink()
     tiny_config.model.depth_multiplier = 1.0
     with pytest.raises(CheckpointError, match="do not fit the model") as caught:
@@ -148,7 +148,8 @@ def test_start_from_pretrained_weights(tiny_config, tmp_path):
         config = tiny_config.copy_and_resolve_references()
         config.init_scope = scope
         config.update_from_flattened_dict(changes)
-        return train(config, tmp_path / f"{scope}{len(changes)}", parallel=_one_device()).params
+        parallel = compiling_once(tiny_config)  # where weights come from does not change a step
+        return train(config, tmp_path / f"{scope}{len(changes)}", parallel=parallel).params
 
     def close(one, other):
         return all(
