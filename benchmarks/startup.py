@@ -1,14 +1,17 @@
-"""What a fresh process waits for: imports, and the first finished training step.
+"""What a fresh process waits for: imports, the first finished training step, and a run of one step.
 
 Every timing is a process of its own, from its start to its end. Imports: this library beside the packages that any
 trainer with Flax needs, PyTorch and transformers. First step: ours without a compilation cache, ours-cached with
 JAX's persistent cache filled by an earlier process, and PyTorch in eager mode (transformers, else torchvision).
+Run: train.py with configs/quickstart.py, one step, its checkpoint and its evaluation, with an empty cache (ours) and
+with the one that such a run filled (ours-cached).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -36,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = measure_imports(arguments.repeats or (3 if arguments.quick else 5), arguments.peers)
     for work in arguments.works:
         rows += measure_first_step(work, arguments.repeats or (1 if arguments.quick else 5), arguments.peers)
+    rows += measure_run(arguments.repeats or (1 if arguments.quick else 3))
     harness.report("startup", rows, settings=vars(arguments), json_path=arguments.json)
 
 
@@ -65,6 +69,21 @@ def measure_first_step(work: str, repeats: int, peers: tuple[str, ...] | None) -
             "torch": functools.partial(_process, call.format("torch")),
         }
         return _measure(makers, f"first step, classification {variant}, batch {batch}", repeats, peers)
+
+
+def measure_run(repeats: int) -> list[harness.Row]:
+    """Rows for ``train.py`` with one step and one evaluation; the data set is prepared by a start that is not timed."""
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = itertools.count()
+        code = "import runpy, sys; sys.argv = {}; runpy.run_path('train.py', run_name='__main__')"
+
+        def case(cache):
+            workdir, programs = (f"{folder}/{name}" for name in (next(numbers), cache or next(numbers)))
+            command = ["train.py", "--config=configs/quickstart.py", f"--workdir={workdir}", "--config.num_steps=1"]
+            _process(code.format([*command, f"--config.compilation_cache={programs}"]), PYTHONPATH=".")()
+
+        makers = {"ours": lambda: lambda: case(""), "ours-cached": lambda: lambda: case("kept")}
+        return _measure(makers, "train.py, quickstart, one step and one evaluation", repeats, None)
 
 
 def _measure(makers, work: str, repeats: int, peers: tuple[str, ...] | None) -> list[harness.Row]:

@@ -40,7 +40,7 @@ def test_a_command_without_its_extra_names_it(name):
     assert re.fullmatch(r"error: This needs \w+, .*pip install 'flax-mnv2\[train\]'.*\n", result.stderr)
 
 
-@pytest.mark.parametrize("module", ["flax_mnv2.training.loop", "flax_mnv2.data.datasets.registry"])
+@pytest.mark.parametrize("module", ["flax_mnv2.training.config.defaults", "flax_mnv2.data.datasets.registry"])
 def test_a_module_without_its_extra_names_it(module):
     result = _without_train(f"import {module}")
     assert re.search(r"^ModuleNotFoundError: This needs .*flax-mnv2\[train\]", result.stderr, re.MULTILINE)

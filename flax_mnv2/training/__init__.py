@@ -1,8 +1,1 @@
 """Optimizers, steps, devices, checkpoints, and the loop that joins them."""
-
-from importlib import import_module
-
-from flax_mnv2.extras import needs_extra
-
-with needs_extra("train", __name__):
-    import_module("ml_collections")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -45,6 +46,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant, such as opening read-only
         quit_at_once_when_due()
+        gc.set_threshold(100_000)  # looking again and again through what tracing makes took a tenth of its time
         try:
             main(argv)
         except UserError as error:

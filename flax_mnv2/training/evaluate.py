@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
@@ -184,7 +183,7 @@ def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: s
 
     def load(task: Task) -> Any:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         with checkpoints:
             placed = parallel.global_view(parallel.put_state(zeros))
             return checkpoints.restore(at, {item: placed})[item]

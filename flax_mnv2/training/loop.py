@@ -6,6 +6,7 @@ import time
 
 import jax
 import ml_collections
+import numpy as np
 
 from flax_mnv2.checkpoint.folder import FOLDER_NAME
 from flax_mnv2.checkpoint.run import SCORE, Checkpoints
@@ -180,14 +181,17 @@ def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[T
     """Returns the newest checkpoint's state, with its step; else one of pretrained weights, with notes; else random."""
     config, parallel = run.config, run.parallel
     resume_step = from_leader(lambda: checkpoints.newest_whole_step(strict=strict))
-    variables, notes = run.task.init_variables(config.seed), []
-    if resume_step is None and config.init_from:
-        variables, notes = initial_weights(config, run.task, variables)
-    state = parallel.put_state(TrainState.create(variables, run.optimizer, ema=config.ema.decay > 0))
+    # One program: of single operations there would be forty, each to be compiled.
+    create = jax.jit(lambda variables: TrainState.create(variables, run.optimizer, ema=config.ema.decay > 0))
     if resume_step is not None:
-        items = checkpoints.restore(resume_step, parallel.global_view(state).to_items())
-        state = parallel.put_state(TrainState.from_items(items))
-    return state, resume_step, notes
+        shapes = jax.eval_shape(lambda: create(run.task.init_variables(config.seed)))
+        zeros = parallel.put_state(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+        items = checkpoints.restore(resume_step, parallel.global_view(zeros).to_items())
+        return parallel.put_state(TrainState.from_items(items)), resume_step, []
+    variables, notes = run.task.init_variables(config.seed), []
+    if config.init_from:
+        variables, notes = initial_weights(config, run.task, variables)
+    return parallel.put_state(create(variables)), None, notes
 
 
 def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[str]) -> None:
@@ -209,9 +213,13 @@ def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[
         origin = "random weights"
     for note in notes:
         _say(note)
-    if jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache:
+    keeps = jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache
+    if keeps:
         _say(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
-    _say(f"{origin}; {config.num_steps - int(state.step)} steps to go, the first one compiles")
+    _say(
+        f"{origin}; {config.num_steps - int(state.step)} steps to go, the first one compiles"
+        + (" unless its program is kept" if keeps else "")
+    )
 
 
 def _say(line: str) -> None:

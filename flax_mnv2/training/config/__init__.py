@@ -1,1 +1,8 @@
 """Every setting of a run: defaults and checks."""
+
+from importlib import import_module
+
+from flax_mnv2.extras import needs_extra
+
+with needs_extra("train", __name__):
+    import_module("ml_collections")
