@@ -52,10 +52,10 @@ def config(photos, tiny_blocks):
 
 
 @pytest.fixture
-def segmentation(tmp_path_factory, tiny_blocks):
+def segmentation(shapes_dir, tiny_blocks):
     config = default_config()
     config.data.dataset = "shapes_segmentation"
-    config.data.data_dir = str(tmp_path_factory.getbasetemp() / "shapes")
+    config.data.data_dir = str(shapes_dir)
     config.data.crop_size = (48, 80)
     config.batch_size, config.num_steps = 4, 5
     return config
