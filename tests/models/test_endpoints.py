@@ -208,8 +208,8 @@ def test_the_window_of_the_whole_map_is_global_pooling(tiny_blocks):
 
 
 def test_remat_computes_more_keeps_less_and_changes_nothing(tiny_blocks):
-    config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0, expand_ratio=8.0)
-    results, figures = [], []
+    config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0, expand_ratio=8.0, initializer_range=0.1)
+    results, costs = [], []
     for remat in (False, True):
         model = MobileNetV2ForImageClassification(config, remat=remat)
         variables, images = _tiny(model)
@@ -224,10 +224,10 @@ def test_remat_computes_more_keeps_less_and_changes_nothing(tiny_blocks):
         results.append(compiled(variables["params"]))
         pullback = jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], variables["params"])
         kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
-        figures.append((compiled.cost_analysis()["flops"], kept))
+        costs.append((compiled.cost_analysis()["flops"], kept))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
-    (flops, kept), (remat_flops, remat_kept) = figures
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * float(jnp.abs(other).max()))
+    (flops, kept), (remat_flops, remat_kept) = costs
     assert remat_flops > 1.05 * flops
     assert remat_kept < 0.8 * kept
 

@@ -16,7 +16,7 @@ def saved(tmp_path_factory):
     """Folder of the models by name."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (8, 1, 1), (16, 2, 2)))
+        patch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (16, 2, 2)))
         for name, model_class in MODELS.items():
             predicting.save(folder / name, model_class)
     return folder

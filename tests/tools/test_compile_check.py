@@ -317,7 +317,7 @@ import flax_mnv2.layer_plan
 from configs import quickstart
 from flax_mnv2.tools.tpu_compile.command import DoesNotFitError, check
 
-flax_mnv2.layer_plan.BLOCK_TABLE = ((8, 1, 2), (8, 1, 1), (16, 2, 2))
+flax_mnv2.layer_plan.BLOCK_TABLE = ((8, 1, 2), (16, 2, 2))
 config = quickstart.get_config("smoke")
 config.dtype = "bfloat16"
 config.batch_size = config.eval.batch_size = 512
