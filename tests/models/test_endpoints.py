@@ -226,7 +226,7 @@ def test_remat_computes_more_keeps_less_and_changes_nothing(tiny_blocks):
         kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
         costs.append((compiled.cost_analysis()["flops"], kept))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * float(jnp.abs(other).max()))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * max(float(jnp.abs(other).max()), 1e-2))
     (flops, kept), (remat_flops, remat_kept) = costs
     assert remat_flops > 1.05 * flops
     assert remat_kept < 0.8 * kept
