@@ -82,5 +82,5 @@ class HeadOutput(ModelOutput):
     """
 
     loss: jax.Array | None = None
-    logits: jax.Array | None = None
+    logits: jax.Array = dataclasses.field(kw_only=True)
     hidden_states: tuple[jax.Array, ...] | None = None

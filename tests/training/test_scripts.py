@@ -21,6 +21,7 @@ SMALL = [
     "--config.model.output_stride=16",
     "--config.model.layer_depth_multiplier=0.25",
     "--config.data.num_threads=1",
+    "--config.data.crop_size=48,48",
 ]
 
 
