@@ -3,7 +3,7 @@
 With --workdir or --checkpoint the run's own config holds, with the --config.… overrides given here.
 """
 
-from flax_mnv2.extras import needs_extra
+from flax_mnv2.errors import needs_extra
 
 with needs_extra("train", __name__):
     from absl import flags

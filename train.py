@@ -5,7 +5,7 @@ the newest checkpoint in the workdir. On several hosts run it on each: on a TPU 
 knows with --distributed, elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
-from flax_mnv2.extras import needs_extra
+from flax_mnv2.errors import needs_extra
 
 with needs_extra("train", __name__):
     from absl import flags

@@ -13,7 +13,6 @@ PACKAGE = ROOT / "flax_mnv2"
 FLOORS = {
     "version": 0,
     "errors": 0,
-    "extras": 0,
     "files": 0,
     "compilation_cache": 0,
     "hub": 0,

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from flax_mnv2.errors import ConfigError, DataError
-from flax_mnv2.extras import needs_extra
+from flax_mnv2.errors import ConfigError, DataError, needs_extra
 from flax_mnv2.tasks.base import Batch
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.visualize import save_contact_sheet

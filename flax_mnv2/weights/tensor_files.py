@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_mnv2.errors import CheckpointError
-from flax_mnv2.extras import how_to_install
+from flax_mnv2.errors import CheckpointError, how_to_install
 from flax_mnv2.files import read_json, replacing, shown
 from flax_mnv2.weights.tensors import StateDict
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from flax_mnv2.extras import needs_extra
+from flax_mnv2.errors import needs_extra
 
 with needs_extra("train", __name__):
     from flax_mnv2.data.prepare.command import main
