@@ -24,7 +24,7 @@ from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.multihost import from_leader, leader_first
-from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch
+from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel, prefetch, restore_target
 from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.weights.pretrained import open_weights
 
@@ -183,10 +183,8 @@ def _checkpoint(workdir: str, checkpoint: str, step: str, weights: str, split: s
 
     def load(task: Task) -> Any:
         shapes = jax.eval_shape(lambda: task.init_variables(0))
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         with checkpoints:
-            placed = parallel.global_view(parallel.put_state(zeros))
-            return checkpoints.restore(at, {item: placed})[item]
+            return checkpoints.restore(at, {item: restore_target(parallel, shapes)})[item]
 
     return _Subject(
         name=f"{path}{' (moving average)' if item == EMA else ''}",

@@ -6,7 +6,6 @@ import time
 
 import jax
 import ml_collections
-import numpy as np
 
 from flax_mnv2.checkpoint.folder import FOLDER_NAME
 from flax_mnv2.checkpoint.run import SCORE, Checkpoints
@@ -23,7 +22,7 @@ from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWrite
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
 from flax_mnv2.training.multihost import from_leader
-from flax_mnv2.training.parallel import Parallel, prefetch
+from flax_mnv2.training.parallel import Parallel, prefetch, restore_target
 from flax_mnv2.training.run import Run, prepare_run
 from flax_mnv2.training.state import TrainState
 
@@ -185,8 +184,7 @@ def _first_state(run: Run, checkpoints: Checkpoints, *, strict: bool) -> tuple[T
     create = jax.jit(lambda variables: TrainState.create(variables, run.optimizer, ema=config.ema.decay > 0))
     if resume_step is not None:
         shapes = jax.eval_shape(lambda: create(run.task.init_variables(config.seed)))
-        zeros = parallel.put_state(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
-        items = checkpoints.restore(resume_step, parallel.global_view(zeros).to_items())
+        items = checkpoints.restore(resume_step, restore_target(parallel, shapes).to_items())
         return parallel.put_state(TrainState.from_items(items)), resume_step, []
     variables, notes = run.task.init_variables(config.seed), []
     if config.init_from:

@@ -182,6 +182,12 @@ def make_parallel(
     return JitParallel(devices, per_device=per_device, shard_optimizer=shard_optimizer)
 
 
+def restore_target(parallel: Parallel, shapes: Any) -> Any:
+    """Returns zeros of ``jax.ShapeDtypeStruct``s, placed as checkpoints are restored: over all devices."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return parallel.global_view(parallel.put_state(zeros))
+
+
 def check_divisible(parallel: Parallel, batch_size: int, name: str) -> None:
     """Raises a ConfigError unless the batch splits evenly over the devices, and over the processes."""
     for count, what in ((len(parallel.devices), "devices"), (jax.process_count(), "processes")):

@@ -207,8 +207,9 @@ def test_the_window_of_the_whole_map_is_global_pooling(tiny_blocks):
 # ---- rematerialisation -------------------------------------------------------------------------------------------
 
 
-def test_remat_computes_more_keeps_less_and_changes_nothing(tiny_blocks):
-    config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0, expand_ratio=8.0, initializer_range=0.1)
+def test_remat_computes_more_keeps_less_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2), (8, 1, 1), (16, 2, 2)))
+    config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0, expand_ratio=8.0)
     results, costs = [], []
     for remat in (False, True):
         model = MobileNetV2ForImageClassification(config, remat=remat)
@@ -226,7 +227,7 @@ def test_remat_computes_more_keeps_less_and_changes_nothing(tiny_blocks):
         kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
         costs.append((compiled.cost_analysis()["flops"], kept))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * max(float(jnp.abs(other).max()), 1e-2))
+        np.testing.assert_allclose(one, other, atol=2e-5)
     (flops, kept), (remat_flops, remat_kept) = costs
     assert remat_flops > 1.05 * flops
     assert remat_kept < 0.8 * kept
