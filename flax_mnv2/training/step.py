@@ -74,7 +74,7 @@ def make_train_step(
         gradients = replicate(jax.tree.map(lambda value: value / weight, gradients))
         metrics = {
             **{name: value / weight for name, value in sums.items()},
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": _norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
 
@@ -133,19 +133,29 @@ def _update_or_skip(
     """
 
     def learn(state: TrainState) -> tuple[TrainState, jax.Array]:
-        learned = updated(state)
+        # Under x64 an update may widen types; a state keeps those that it began with.
+        learned = jax.tree.map(lambda new, old: new.astype(old.dtype), updated(state), state)
         # A learning rate out of all measure makes infinite weights of finite gradients.
         return jax.lax.cond(_all_finite(learned.params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
 
-    # Under x64 an update may widen types; both branches have to give the same ones.
-    types = jax.eval_shape(updated, state)
-    state = jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), state, types)
     return jax.lax.cond(finite, learn, _skip, state)
 
 
 def _all_finite(tree: Any) -> jax.Array:
     """Scalar bool."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in _joined_vectors(tree)]))
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all numbers of a tree, scalar."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(array)) for array in _joined_vectors(tree)))
+
+
+def _joined_vectors(tree: Any) -> list[jax.Array]:
+    """Returns the arrays of a tree, those without or with one axis as one: XLA compiles a program for each array."""
+    leaves = jax.tree.leaves(tree)
+    vectors = [leaf.reshape(-1) for leaf in leaves if leaf.ndim <= 1]
+    return [leaf for leaf in leaves if leaf.ndim > 1] + ([jnp.concatenate(vectors)] if vectors else [])
 
 
 def _skip(state: TrainState) -> tuple[TrainState, jax.Array]:

@@ -51,7 +51,7 @@ def _shifted_depthwise(window, x, kernel):
 
 def _shifted_depthwise_gradient(window, arrays, cotangent):
     x, kernel = arrays
-    images = images_per_slice(len(x), x[0].size * x.dtype.itemsize)
+    images = images_per_slice(len(x), x[0].size * x.dtype.itemsize, min_slices=shifts.MIN_SLICES)
     gradient = shifts.KernelGradient(images, kernel.shape, cotangent.shape, window)
 
     def step(total, x, cotangent):

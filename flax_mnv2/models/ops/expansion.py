@@ -121,8 +121,8 @@ def _expand_slice(act, x, weights, multiplier, offset):
     return affine_act(matrix_product(x, weights), None, offset, act)
 
 
-def _images(x, kernel):
-    return images_per_slice(len(x), x[0, ..., 0].size * kernel.shape[-1] * x.dtype.itemsize)
+def _images(x, kernel, **limits):
+    return images_per_slice(len(x), x[0, ..., 0].size * kernel.shape[-1] * x.dtype.itemsize, **limits)
 
 
 def _sliced(static, product, x, weights, multiplier, offset, kernel):
@@ -136,7 +136,7 @@ def _sliced(static, product, x, weights, multiplier, offset, kernel):
 
 def _sliced_gradient(static, arrays, cotangent):
     product, x, weights, multiplier, offset, kernel = arrays
-    images = _images(x, kernel)
+    images = _images(x, kernel, min_slices=shifts.MIN_SLICES)
     gradient = shifts.KernelGradient(images, kernel.shape, cotangent.shape, static.window)
     parameters = (weights, multiplier, offset)
 

@@ -40,6 +40,7 @@ def platform_op(forms: Mapping[str, Form]) -> Callable:
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def op(static, implementation, *arrays):
         computations = {name: functools.partial(form.compute, static) for name, form in forms.items()}
         return _choose(implementation, computations, *arrays)
@@ -47,6 +48,7 @@ def platform_op(forms: Mapping[str, Form]) -> Callable:
     def forward(static, implementation, *arrays):
         return op(static, implementation, *arrays), arrays
 
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def backward(static, implementation, arrays, cotangent):
         gradients = {name: functools.partial(form.pull_back, static) for name, form in forms.items()}
         return _choose(implementation, gradients, arrays, cotangent)

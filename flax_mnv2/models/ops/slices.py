@@ -14,10 +14,13 @@ from flax_mnv2.models.ops.shifts import largest_divisor
 _SLICE_BYTES = 2_000_000
 
 
-def images_per_slice(batch: int, bytes_per_image: int) -> int:
-    """Returns the largest divisor of ``batch`` of which the images fit a slice together; at least 1."""
-    fitting = max(1, _SLICE_BYTES // max(bytes_per_image, 1))
-    return largest_divisor(batch, fitting)
+def images_per_slice(batch: int, bytes_per_image: int, *, min_slices: int = 1) -> int:
+    """Returns the largest divisor of ``batch`` of which the images fit a slice together; at least 1.
+
+    It leaves ``min_slices`` slices or more, as far as there are images.
+    """
+    fitting = min(_SLICE_BYTES // max(bytes_per_image, 1), batch // min_slices)
+    return largest_divisor(batch, max(1, fitting))
 
 
 def over_slices(
