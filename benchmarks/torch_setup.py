@@ -9,6 +9,8 @@ import sys
 
 from benchmarks.harness import ROOT
 
+TORCHVISION_OPS = ROOT / "tests" / "helpers" / "torchvision_ops.py"
+
 
 @functools.cache
 def import_torch():
@@ -19,7 +21,7 @@ def import_torch():
     """
     if importlib.util.find_spec("torch") is None:
         raise ImportError("torch is not installed")
-    spec = importlib.util.spec_from_file_location("torchvision_ops", ROOT / "tests" / "torchvision_ops.py")
+    spec = importlib.util.spec_from_file_location("torchvision_ops", TORCHVISION_OPS)
     module = importlib.util.module_from_spec(spec)
     sys.modules["torchvision_ops"] = module  # its declarations live as long as it does
     spec.loader.exec_module(module)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import harness
+from benchmarks import harness, torch_setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The machine with a GPU has none of these.
@@ -173,6 +173,10 @@ def test_inference_is_checked_and_timed(tiny_blocks, no_torch, tmp_path, capsys)
     rows = json.loads(path.read_text())["rows"]
     assert [row["case"] for row in rows] == ["ours", "ours-apply"] * 2
     assert rows[0]["work"].endswith("33², float32, batch 1")
+
+
+def test_what_the_peers_are_imported_with_is_there():
+    assert torch_setup.TORCHVISION_OPS.is_file()
 
 
 def test_wrong_answers_are_not_timed():
