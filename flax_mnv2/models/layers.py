@@ -155,29 +155,14 @@ class BatchNorm(nn.Module):
             mean, square = moments(shift)
             if self.axis_name is not None and not self.is_initializing():
                 mean, square = lax.pmean((mean, square), self.axis_name)
-            mean, var, running = _statistics(mean, square, shift, running, self.momentum)
+            var = jnp.maximum(square - lax.square(mean), 0.0)
+            mean = mean + shift
             if not self.is_initializing():
-                for name, updated in running.items():
+                for name, batch in (("mean", mean), ("var", var)):
+                    updated = self.momentum * running[name] + (1.0 - self.momentum) * batch
                     self.put_variable("batch_stats", name, updated)
-        return _multiplier_and_offset(scale, bias, mean, var, self.epsilon)
-
-
-# Functions of their own, traced once for each number of channels and not once a layer.
-
-
-@functools.partial(jax.jit, static_argnames="momentum")
-def _statistics(mean, square, shift, running, momentum: float):
-    """Returns mean and variance of the batch, from moments less a shift, and the new running ones by name."""
-    var = jnp.maximum(square - lax.square(mean), 0.0)
-    mean = mean + shift
-    batch = {"mean": mean, "var": var}
-    return mean, var, jax.tree.map(lambda old, new: momentum * old + (1.0 - momentum) * new, running, batch)
-
-
-@functools.partial(jax.jit, static_argnames="epsilon")
-def _multiplier_and_offset(scale, bias, mean, var, epsilon: float):
-    multiplier = scale * lax.rsqrt(var + epsilon)
-    return multiplier, bias - mean * multiplier
+        multiplier = scale * lax.rsqrt(var + self.epsilon)
+        return multiplier, bias - mean * multiplier
 
 
 class ConvNormAct(nn.Module):

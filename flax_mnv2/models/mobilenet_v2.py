@@ -250,9 +250,7 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         if labels is not None:
             loss = segmentation_loss(logits, labels, ignore_label=self.config.semantic_loss_ignore_index)
         return HeadOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
+            loss=loss, logits=logits, hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan)
         )
 
 

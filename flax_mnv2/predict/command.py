@@ -79,12 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_predictor(
-    id_or_folder: str,
-    *,
-    task: str | None = None,
-    revision: str | None = None,
-    dtype: Any = jnp.float32,
-    top: int = 5,
+    id_or_folder: str, *, task: str | None = None, revision: str | None = None, dtype: Any = jnp.float32, top: int = 5
 ) -> Predictor:
     """Returns a model with its processor, ready for ``predict_files``; a classifier gives ``top`` classes.
 

@@ -63,11 +63,7 @@ def prepare_run(
     check_enough_examples(sizes["train"], config.data.train_split)
 
     task = get_task(config.task).for_training(config, dataset.labels, axis_name=parallel.axis_name)
-    about = {
-        "config": config.to_dict(),
-        "model": task.model.config.to_dict(),
-        "processor": task.processor.to_dict(),
-    }
+    about = {"config": config.to_dict(), "model": task.model.config.to_dict(), "processor": task.processor.to_dict()}
     config = in_steps(config, sizes["train"])
     schedule, optimizer = configured_optimizer(config)
     train_step = parallel.compile_train_step(configured_train_step(config, task, schedule, optimizer, parallel))

@@ -24,10 +24,7 @@ _SHOWN = 5
 
 
 def open_weights(
-    weights: str | pathlib.Path | Source,
-    *,
-    revision: str | None = None,
-    cache_dir: str | pathlib.Path | None = None,
+    weights: str | pathlib.Path | Source, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
 ) -> Source:
     """Opens weights of any format, which it recognises by files, config and names, or raises a UserError.
 

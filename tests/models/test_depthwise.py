@@ -131,11 +131,11 @@ def test_shifted_is_what_auto_takes_on_cpu():
     ("batch", "images", "rows", "stride"),
     [(1, 1, 5, 1), (7, 1, 5, 2), (7, 7, 7, 1), (8, 2, 9, 2), (8, 4, 5, 1), (8, 8, 7, 2), (2, 1, 33, 1)],
 )
-def test_gradients_over_slices_of_the_batch(batch, images, rows, stride, float64, slice_bytes):
+def test_gradients_over_slices_of_the_batch(batch, images, rows, stride, float64, monkeypatch):
     """Few slices and many, blocks of one row and of more, with rows left over and without."""
     settings = stride, ((1, 0), (0, 1)), 1
     arrays = _inputs(rows * stride, 4, *settings, batch=batch, size=(2, 2), dtype=float64)
-    slice_bytes(images * arrays[0][0].nbytes)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", images * arrays[0][0].nbytes)
     lowered = jax.jit(_with_gradients(_convolve(*settings))).lower(*arrays)
     assert ("stablehlo.while" in lowered.as_text()) == (batch > 1)  # two slices or more, where there are two images
     _assert_close(lowered.compile()(*arrays), _definition(*arrays, *settings), 1e-12)
@@ -154,8 +154,8 @@ def test_every_pixel_is_in_one_block_of_the_kernel_gradient():
     ("batch", "bytes_per_image", "expected"),
     [(12, 10, 4), (12, 7, 6), (7, 20, 1), (7, 7, 7), (7, 8, 1), (1, 1000, 1), (8, 1000, 1), (8, 0, 8), (6, 50, 1)],
 )
-def test_images_per_slice(batch, bytes_per_image, expected, slice_bytes):
-    slice_bytes(50)
+def test_images_per_slice(batch, bytes_per_image, expected, monkeypatch):
+    monkeypatch.setattr(slices, "_SLICE_BYTES", 50)
     assert slices.images_per_slice(batch, bytes_per_image) == expected
 
 
@@ -165,9 +165,9 @@ def test_images_per_slice_of_at_least_two_slices(batch, expected):
 
 
 @pytest.mark.parametrize("case", [(3, 4, 2, ((1, 1), (0, 1)), 1), (4, 3, 1, ((1, 1), (1, 1)), 2)])
-def test_gradient_of_the_gradient(case, float64, slice_bytes):
+def test_gradient_of_the_gradient(case, float64, monkeypatch):
     x, kernel, cotangent = _inputs(*case, size=(2, 2), dtype=float64)
-    slice_bytes(x[0].nbytes)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", x[0].nbytes)
 
     def penalty(implementation, x, kernel):
         """The squared norm of the gradients, as in a gradient penalty."""
@@ -190,12 +190,12 @@ def test_forward_mode_is_refused(implementation):
 
 
 @pytest.mark.parametrize(("images", "kernel_axis"), [(1, None), (2, 0)])
-def test_vmap_equals_a_loop(images, kernel_axis, float64, slice_bytes):
+def test_vmap_equals_a_loop(images, kernel_axis, float64, monkeypatch):
     case = NETWORK_CASES[1]
     x, kernel, cotangent = (
         jnp.stack([array, array[::-1] * 0.5, array + 1.0]) for array in _inputs(*case, dtype=float64)
     )
-    slice_bytes(images * x[0, 0].nbytes)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", images * x[0, 0].nbytes)
     kernel = kernel if kernel_axis == 0 else kernel[0]
     run = _with_gradients(_convolve(*case[2:]))
     actual = jax.jit(jax.vmap(run, (0, kernel_axis, 0)))(x, kernel, cotangent)
@@ -214,10 +214,10 @@ def test_remat_changes_nothing():
 
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("how", ["pmap", "shard_map", "jit"])
-def test_four_devices_equal_one(how, images, float64, slice_bytes):
+def test_four_devices_equal_one(how, images, float64, monkeypatch):
     case = NETWORK_CASES[1]
     x, kernel, cotangent = _inputs(*case, batch=8, dtype=float64)
-    slice_bytes(images * x[0].nbytes)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", images * x[0].nbytes)
     run = _with_gradients(_convolve(*case[2:]))
     expected = _definition(x, kernel, cotangent, *case[2:])
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -242,10 +242,10 @@ def test_four_devices_equal_one(how, images, float64, slice_bytes):
     _assert_close(actual, expected, 1e-12)
 
 
-def test_one_program_holds_the_fast_form_of_its_platform(slice_bytes):
+def test_one_program_holds_the_fast_form_of_its_platform(monkeypatch):
     case = NETWORK_CASES[1]
     arrays = _inputs(*case)
-    slice_bytes(arrays[0][0].nbytes)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", arrays[0][0].nbytes)
     for function, slots in ((_convolve(*case[2:]), arrays[:2]), (_with_gradients(_convolve(*case[2:])), arrays)):
         function = jax.jit(function)
         assert "convolution" not in function.lower(*slots).compile().as_text()

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import flax_mnv2.layer_plan
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
 from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, same_padding
+from flax_mnv2.models.ops import slices
 from flax_mnv2.models.ops.expansion import Expansion
 
 TOLERANCES = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 2e-2}  # of the largest value
@@ -123,12 +124,12 @@ def float64():
 
 
 @pytest.fixture
-def per_slice(slice_bytes):
+def per_slice(monkeypatch):
     """Sets how many images a slice takes."""
 
     def set_images(arrays, images):
         _, height, width, _ = arrays["x"].shape
-        slice_bytes(images * height * width * CHANNELS * arrays["x"].dtype.itemsize)
+        monkeypatch.setattr(slices, "_SLICE_BYTES", images * height * width * CHANNELS * arrays["x"].dtype.itemsize)
 
     return set_images
 
@@ -317,9 +318,9 @@ def _network(implementation, hidden_act, mode, tf_padding):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("hidden_act", "mode", "tf_padding"), NETWORKS)
-def test_networks_of_both_forms_agree(hidden_act, mode, tf_padding, float64, monkeypatch, slice_bytes):
+def test_networks_of_both_forms_agree(hidden_act, mode, tf_padding, float64, monkeypatch):
     monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2),))
-    slice_bytes(40_000)  # an image a slice in the stem, and two at the end
+    monkeypatch.setattr(slices, "_SLICE_BYTES", 40_000)  # an image a slice in the stem, and two at the end
     images = jax.random.normal(jax.random.key(1), (2, 34, 33, 3))
     network = functools.partial(_network, hidden_act=hidden_act, mode=mode, tf_padding=tf_padding)
     shapes = jax.eval_shape(network("auto").init, jax.random.key(0), images)

@@ -60,7 +60,7 @@ def scalars(workdir: pathlib.Path) -> dict[tuple[str, int], list[float]]:
     """What TensorBoard shows: a restart hides what earlier files have from its step on. A cut tail is left out."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    from flax_mnv2.data.prepare.conversion import read_records
+    from flax_mnv2.data.archives.tfrecord import read_records
     from flax_mnv2.errors import DataError
 
     shown: dict[tuple[str, int], list[float]] = {}

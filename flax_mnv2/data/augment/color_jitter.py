@@ -9,12 +9,7 @@ import numpy as np
 from flax_mnv2.data.augment import image_ops as ops
 
 # The order in which the factors are drawn; the order in which they are applied is random.
-_OPERATIONS = {
-    "brightness": ops.brightness,
-    "contrast": ops.contrast,
-    "saturation": ops.saturation,
-    "hue": ops.hue,
-}
+_OPERATIONS = {"brightness": ops.brightness, "contrast": ops.contrast, "saturation": ops.saturation, "hue": ops.hue}
 
 
 @dataclasses.dataclass(frozen=True)

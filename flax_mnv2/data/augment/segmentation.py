@@ -14,13 +14,7 @@ IMAGE_PADDING = 127  # TF DeepLab pads with its mean pixel, 127.5; uint8 has no 
 
 
 def random_scale(
-    image: np.ndarray,
-    mask: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    min_scale: float,
-    max_scale: float,
-    step: float,
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, *, min_scale: float, max_scale: float, step: float
 ) -> Pair:
     """Resizes both by one random factor: bilinear image, nearest mask, half-pixel centres in both.
 

@@ -100,13 +100,7 @@ def check_image(data: bytes, name: str) -> None:
 
 
 def checked_mask(
-    *,
-    image: bytes,
-    image_name: str,
-    mask: bytes | np.ndarray,
-    mask_name: str,
-    num_classes: int,
-    ignore_label: int,
+    *, image: bytes, image_name: str, mask: bytes | np.ndarray, mask_name: str, num_classes: int, ignore_label: int
 ) -> np.ndarray:
     """Decodes a pair completely and returns its mask, uint8 (H, W), which may come as PNG or decoded.
 

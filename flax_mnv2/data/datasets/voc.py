@@ -57,10 +57,7 @@ _CITATION = """@misc{pascal-voc-2012,
 # What people call the ready-made masks when they keep them; looked for beside benchmark.tgz.
 _AUG_NAMES = ("SegmentationClassAug", "SegmentationClassAug.zip")
 _CUSTOM, _AUGMENTED = "custom", "2012_aug"
-_OFFICIAL = {
-    "2012": "VOC 2012: train, val, trainval.",
-    _AUGMENTED: "VOC 2012 and SBD: train, val, trainval, trainaug.",
-}
+_OFFICIAL = {"2012": "VOC 2012: train, val, trainval.", _AUGMENTED: "VOC 2012 and SBD: train, val, trainval, trainaug."}
 
 
 def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationDataset:

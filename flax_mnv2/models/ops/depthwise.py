@@ -5,6 +5,8 @@ On CPU it is a sum of shifted views (``shifts.py``); GPU and TPU get XLA's group
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 from jax import lax
 
@@ -29,7 +31,13 @@ def depthwise_conv(
     Returns (N, H', W', C) of that dtype; for the geometry see ``Window``. The default form is XLA's grouped
     convolution, that of CPUs shifted multiply-adds summed in float32 or better.
     """
-    return _depthwise(Window(stride, padding, dilation), implementation, x, kernel)
+    images = images_per_slice(len(x), x[0].size * x.dtype.itemsize, min_slices=shifts.MIN_SLICES)
+    return _depthwise(_Static(Window(stride, padding, dilation), images), implementation, x, kernel)
+
+
+class _Static(NamedTuple):
+    window: Window
+    gradient_images: int  # at once, in the gradient on CPU
 
 
 def native_depthwise(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -45,13 +53,16 @@ def native_depthwise(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Arr
     )
 
 
-def _shifted_depthwise(window, x, kernel):
-    return shifts.shifted_sum(x, kernel, window)
+def _native(static, x, kernel):
+    return native_depthwise(static.window, x, kernel)
 
 
-def _shifted_depthwise_gradient(window, arrays, cotangent):
-    x, kernel = arrays
-    images = images_per_slice(len(x), x[0].size * x.dtype.itemsize, min_slices=shifts.MIN_SLICES)
+def _shifted_depthwise(static, x, kernel):
+    return shifts.shifted_sum(x, kernel, static.window)
+
+
+def _shifted_depthwise_gradient(static, arrays, cotangent):
+    (window, images), (x, kernel) = static, arrays
     gradient = shifts.KernelGradient(images, kernel.shape, cotangent.shape, window)
 
     def step(total, x, cotangent):
@@ -62,6 +73,4 @@ def _shifted_depthwise_gradient(window, arrays, cotangent):
     return x_gradient, gradient.finish(total).astype(kernel.dtype)
 
 
-_depthwise = platform_op(
-    {"default": Form(native_depthwise), "cpu": Form(_shifted_depthwise, _shifted_depthwise_gradient)}
-)
+_depthwise = platform_op({"default": Form(_native), "cpu": Form(_shifted_depthwise, _shifted_depthwise_gradient)})

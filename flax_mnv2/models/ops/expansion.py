@@ -17,14 +17,7 @@ from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops import shifts
 from flax_mnv2.models.ops.depthwise import native_depthwise
 from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op, vary_like
-from flax_mnv2.models.ops.pointwise import (
-    Activation,
-    Moments,
-    affine_act,
-    contraction,
-    matrix_product,
-    moments,
-)
+from flax_mnv2.models.ops.pointwise import Activation, Moments, affine_act, contraction, matrix_product, moments
 from flax_mnv2.models.ops.shifts import Padding, Window
 from flax_mnv2.models.ops.slices import images_per_slice, map_slices, over_slices
 
@@ -67,7 +60,10 @@ class Expansion:
 
         ``multiplier`` (None for 1) and ``offset`` are (C,), ``act`` goes element by element; the rest is as there.
         """
-        static = _Static(act, Window(stride, padding, dilation))
+        image_bytes = self._x[0, ..., 0].size * kernel.shape[-1] * self._x.dtype.itemsize
+        images = images_per_slice(len(self._x), image_bytes)
+        gradient_images = images_per_slice(len(self._x), image_bytes, min_slices=shifts.MIN_SLICES)
+        static = _Static(act, Window(stride, padding, dilation), images, gradient_images)
         arrays = (self._product, self._x, self._weights, multiplier, offset, kernel)
         return _depthwise(static, self._implementation, *arrays)
 
@@ -75,6 +71,8 @@ class Expansion:
 class _Static(NamedTuple):
     act: Activation | None
     window: Window
+    images: int  # expanded at once on CPU
+    gradient_images: int  # the same for the gradient
 
 
 def _no_product(_, x, weights):
@@ -121,23 +119,18 @@ def _expand_slice(act, x, weights, multiplier, offset):
     return affine_act(matrix_product(x, weights), None, offset, act)
 
 
-def _images(x, kernel, **limits):
-    return images_per_slice(len(x), x[0, ..., 0].size * kernel.shape[-1] * x.dtype.itemsize, **limits)
-
-
 def _sliced(static, product, x, weights, multiplier, offset, kernel):
     del product
 
     def expand_and_convolve(x):
         return shifts.shifted_sum(_expand_slice(static.act, x, weights, multiplier, offset), kernel, static.window)
 
-    return map_slices(expand_and_convolve, x, _images(x, kernel))
+    return map_slices(expand_and_convolve, x, static.images)
 
 
 def _sliced_gradient(static, arrays, cotangent):
     product, x, weights, multiplier, offset, kernel = arrays
-    images = _images(x, kernel, min_slices=shifts.MIN_SLICES)
-    gradient = shifts.KernelGradient(images, kernel.shape, cotangent.shape, static.window)
+    gradient = shifts.KernelGradient(static.gradient_images, kernel.shape, cotangent.shape, static.window)
     parameters = (weights, multiplier, offset)
 
     def step(totals, x, cotangent):
@@ -149,7 +142,7 @@ def _sliced_gradient(static, arrays, cotangent):
 
     start = (gradient.zeros(at_least_float32(x.dtype)), jax.tree.map(jnp.zeros_like, parameters))
     start = vary_like(start, cotangent, x)
-    (kernel_total, parameters_total), x_gradient = over_slices(step, start, (x, cotangent), images)
+    (kernel_total, parameters_total), x_gradient = over_slices(step, start, (x, cotangent), static.gradient_images)
     kernel_gradient = gradient.finish(kernel_total).astype(kernel.dtype)
     return vary_like(jax.tree.map(jnp.zeros_like, product), x), x_gradient, *parameters_total, kernel_gradient
 

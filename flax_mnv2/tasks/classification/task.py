@@ -212,10 +212,7 @@ class ClassificationTask(Task):
 
     def settings(self) -> dict[str, Any]:
         """Returns how evaluations are made, for the report."""
-        return {
-            "image_preparation": self.config.data.eval_preparation,
-            "image_processor": self.processor.to_dict(),
-        }
+        return {"image_preparation": self.config.data.eval_preparation, "image_processor": self.processor.to_dict()}
 
     def seen_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns pixels (N, h, w, 3) uint8 and targets (N, C) float32 as the loss sees them."""

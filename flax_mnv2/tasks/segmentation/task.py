@@ -99,10 +99,7 @@ class SegmentationTask(Task):
     def batch_shapes(cls, config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of a global training batch."""
         shape = (config.batch_size, *config.data.crop_size)
-        return {
-            "image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8),
-            "label": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        }
+        return {"image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8), "label": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     # ---- on the device ---------------------------------------------------------------------------------
 

@@ -1,17 +1,24 @@
 """Scalars for TensorBoard, written where they are asked for.
 
-tensorboardX's own ``SummaryWriter`` hands events to a thread through a queue of ten: when the disk is full the thread
-dies, and the eleventh event waits without end.
+An event file is a TFRecord file of protocol buffers (tensorflow/core/util/event.proto). The few fields that scalars
+need are encoded here: tensorboardX imports PyTorch where that is installed, two seconds of every start, and its
+``SummaryWriter`` waits without end once the disk is full.
 """
 
 import os
 import pathlib
+import socket
+import struct
 import time
 from collections.abc import Mapping
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+import numpy as np
+
+from flax_mnv2.data.archives.tfrecord import make_record
+
+_FILE_VERSION, _SUMMARY, _SESSION_LOG = 3, 5, 7  # fields of an Event
+_VALUE, _TAG = 1, 1  # fields of a Summary, and of a Value in it
+_SESSION_START = b"\x08\x01"  # a SessionLog with the status START
 
 
 class EventFile:
@@ -20,18 +27,48 @@ class EventFile:
     def __init__(self, folder: pathlib.Path, *, purge_step: int):
         """Makes the file; TensorBoard then hides what older files of the folder have from ``purge_step`` on."""
         folder.mkdir(exist_ok=True)
-        # Files of one second and machine would have the same name.
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{purge_step}")
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(step=purge_step, wall_time=time.time(), session_log=start))
-        self._writer.flush()
+        # Files of one second and machine would have the same name without the rest.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{purge_step}"
+        self._file = (folder / name).open("wb", buffering=0)
+        self._unwritten = bytearray()
+        self._add(0, _field(_FILE_VERSION, b"brain.Event:2"))
+        self._add(purge_step, _field(_SESSION_LOG, _SESSION_START))
+        self.flush()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars by tag; what an OSError left out is written with the next call."""
-        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
-        self._writer.flush()
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes scalars by tag, to be written by the next ``flush``."""
+        scalars = [_field(_VALUE, _scalar(tag, value)) for tag, value in values.items()]
+        self._add(step, _field(_SUMMARY, b"".join(scalars)))
+
+    def _add(self, step: int, field: bytes) -> None:
+        self._unwritten += make_record(struct.pack("<Bd", 0x09, time.time()) + b"\x10" + _varint(step) + field)
+
+    def flush(self) -> None:
+        """Writes what has not been written; what an OSError left out is written by the next call."""
+        while self._unwritten:
+            del self._unwritten[: self._file.write(self._unwritten)]
 
     def close(self) -> None:
-        """Closes the file."""
-        self._writer.close()
+        """Closes the file, with what is left to write."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+
+def _scalar(tag: str, value: float) -> bytes:
+    return _field(_TAG, tag.encode()) + b"\x15" + np.float32(value).tobytes()
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field whose length is written before it: text or a message."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    """A number from 0 on, seven bits to a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes(encoded) + bytes([number])

@@ -50,10 +50,11 @@ class MetricsWriter:
         """Writes the metrics of one step; ``split`` is ``train`` or the evaluated split."""
         if not self._leads:
             return
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._events.add(step, {f"{split}/{name}": value for name, value in values.items()})
         try:
-            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
             self._file.flush()  # what a flush could not write, the next one does
-            self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            self._events.flush()
             self._troubled = False
         except OSError as error:
             self._failed(error)

@@ -15,9 +15,10 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorboardX.record_writer import RecordWriter
 
+from flax_mnv2.data.archives.tfrecord import make_record, read_records
 from flax_mnv2.data.datasets.examples import LocalInfo
 from flax_mnv2.data.datasets.prepared import LOCK_FILE
-from flax_mnv2.data.prepare.conversion import convert, read_records
+from flax_mnv2.data.prepare.conversion import convert
 from flax_mnv2.errors import DataError
 
 RECORDS = [b"first", b"", bytes(range(256)) * 300, b"last"]
@@ -34,6 +35,7 @@ def test_read_records(tmp_path):
     path = tmp_path / "x.tfrecord"
     write_tfrecord(path, RECORDS)
     assert list(read_records(path)) == RECORDS
+    assert path.read_bytes() == b"".join(map(make_record, RECORDS))
     path.write_bytes(b"")
     assert list(read_records(path)) == []
     with pytest.raises(DataError, match=r"Cannot read .*absent"):
