@@ -5,6 +5,7 @@ The grid of predictions, the sheet and the matrix need matplotlib, which is impo
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -249,9 +250,8 @@ def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """Returns the text, its end replaced by an ellipsis where it is wider than ``width``."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    fitting = bisect.bisect_right(range(1, len(text)), width, key=lambda count: font.getlength(f"{text[:count]}…"))
+    return f"{text[:fitting]}…"
 
 
 def _shortened(label: str) -> str:

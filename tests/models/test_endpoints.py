@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structure import variables_of
 
 from flax_mnv2 import (
     ConfigError,
@@ -23,8 +24,7 @@ IMAGES = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
 
 
 def _shapes(model, images=IMAGES, **arguments):
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.eval_shape(functools.partial(model.apply, **arguments), variables, images)
+    return jax.eval_shape(functools.partial(model.apply, **arguments), variables_of(model), images)
 
 
 def _tiny(model, seed=0):

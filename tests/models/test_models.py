@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structure import variables_of
 
 from flax_mnv2 import (
     ConfigError,
@@ -18,14 +19,9 @@ from flax_mnv2 import (
 MODELS = (MobileNetV2Model, MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation)
 
 
-def _variables(model, size=(64, 64)):
-    image = jax.ShapeDtypeStruct((1, *size, model.config.num_channels), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
-
-
 def _outputs(model, shape, dtype=jnp.float32, **arguments):
     apply = functools.partial(model.apply, **arguments)
-    return jax.eval_shape(apply, _variables(model), jax.ShapeDtypeStruct(shape, dtype))
+    return jax.eval_shape(apply, variables_of(model), jax.ShapeDtypeStruct(shape, dtype))
 
 
 def _count(tree):
@@ -34,24 +30,20 @@ def _count(tree):
 
 def test_parameter_counts_are_the_published_ones():
     classifier = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))
-    assert _count(_variables(classifier)["params"]) == 3_504_872
+    assert _count(variables_of(classifier)["params"]) == 3_504_872
     deeplab = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=21))
-    assert round(_count(_variables(deeplab)["params"]) / 1e6, 2) == 2.11
-
-
-@pytest.fixture(scope="module")
-def deeplab_variables():
-    """Shapes, which neither the stride nor the padding changes."""
-    return _variables(MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=5)))
+    assert round(_count(variables_of(deeplab)["params"]) / 1e6, 2) == 2.11
 
 
 @pytest.mark.parametrize("output_stride", [2, 4, 8, 16, 32])
 @pytest.mark.parametrize("tf_padding", [True, False])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (97, 129), (513, 513)])
-def test_segmentation_logits_have_the_output_stride(deeplab_variables, output_stride, tf_padding, size):
+def test_segmentation_logits_have_the_output_stride(output_stride, tf_padding, size):
     config = MobileNetV2Config(num_labels=5, output_stride=output_stride, tf_padding=tf_padding)
     model = MobileNetV2ForSemanticSegmentation(config)
-    logits = jax.eval_shape(model.apply, deeplab_variables, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)).logits
+    # Neither the stride nor the padding changes the variables.
+    variables = variables_of(MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=5)))
+    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)).logits
     assert logits.shape == (2, *(-(-side // output_stride) for side in size), 5)
 
 
@@ -68,7 +60,8 @@ def test_hidden_states_are_the_sixteen_blocks():
 
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny_blocks):
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=3), dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(_variables(model))} == {jnp.dtype("float32")}
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     output = _outputs(model, (1, 64, 64, 3), output_hidden_states=True)
     assert output.logits.dtype == jnp.float32
     assert {state.dtype for state in output.hidden_states} == {jnp.dtype("bfloat16")}
@@ -85,9 +78,9 @@ def test_bfloat16_agrees_with_float32(tiny_blocks):
 
 
 def test_segmentation_does_not_have_the_last_convolution():
-    variables = _variables(MobileNetV2ForSemanticSegmentation(MobileNetV2Config()))
+    variables = variables_of(MobileNetV2ForSemanticSegmentation(MobileNetV2Config()))
     assert "conv_1x1" not in variables["params"]["mobilenet_v2"]
-    assert "conv_1x1" in _variables(MobileNetV2Model(MobileNetV2Config()))["params"]["mobilenet_v2"]
+    assert "conv_1x1" in variables_of(MobileNetV2Model(MobileNetV2Config()))["params"]["mobilenet_v2"]
 
 
 def test_initialisers_follow_the_config(tiny_blocks):

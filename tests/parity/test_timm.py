@@ -63,9 +63,10 @@ def test_every_variant_comes_back_bit_for_bit(timm, saved, tmp_path, variant):
     write(open_weights(path).checkpoint(), tmp_path / "flax", "flax")
     write(open_weights(tmp_path / "flax").checkpoint(), tmp_path / "timm", "timm")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
-    assert loaded.state_dict().keys() == module.state_dict().keys()
+    again = loaded.state_dict()
+    assert again.keys() == module.state_dict().keys()
     for key, value in module.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
+        assert torch.equal(again[key], value), key
     assert loaded.pretrained_cfg["architecture"] == variant
 
 
