@@ -25,10 +25,11 @@ quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
 	$(BIN)/python eval.py --workdir $(WORKDIR)
 
+# Three workers for two cores: some tests wait for the processes that they start.
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 # -P: what is installed is imported, not what lies here.
 smoke:
