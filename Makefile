@@ -36,7 +36,7 @@ smoke:
 	rm -rf $(SMOKE) build
 	$(PYTHON) -m venv $(SMOKE)
 	$(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check .
-	$(SMOKE)/bin/python -P tests/helpers/smoke.py $(SMOKE)/smoke
+	$(SMOKE)/bin/python -P tests/helpers/programs/smoke.py $(SMOKE)/smoke
 	$(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check '.[train]'
 	$(SMOKE)/bin/python -P train.py --config configs/quickstart.py --workdir $(SMOKE)/run --config.num_steps=5
 	$(SMOKE)/bin/python -P eval.py --workdir $(SMOKE)/run

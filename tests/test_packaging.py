@@ -61,7 +61,7 @@ def test_a_file_of_pytorch_without_it_names_the_extra(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed; requirements-test.txt names it")
 def test_a_users_program_passes_the_type_checker():
-    user = ROOT / "tests" / "helpers" / "user_program.py"
+    user = ROOT / "tests" / "helpers" / "programs" / "user_program.py"
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--warn-unused-ignores", user]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -11,13 +11,13 @@ _TESTS = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def archives() -> ModuleType:
-    """The helpers in tests/helpers/voc_archives.py."""
+    """The helpers in tests/helpers/archives/voc_archives.py."""
     return voc_archives
 
 
 @pytest.fixture(scope="session")
 def imagenet() -> ModuleType:
-    """The helpers in tests/helpers/imagenet_archives.py."""
+    """The helpers in tests/helpers/archives/imagenet_archives.py."""
     return imagenet_archives
 
 

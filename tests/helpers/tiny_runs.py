@@ -38,7 +38,7 @@ def tiny_config(shapes_dir, tiny_blocks):
 
 @pytest.fixture(scope="session")
 def imagenet() -> ModuleType:
-    """The helpers in tests/imagenet_archives.py."""
+    """The helpers in tests/helpers/archives/imagenet_archives.py."""
     return imagenet_archives
 
 

@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 def main() -> None:
     """Builds all in a folder that goes away, and packs it."""
-    sys.path[:0] = [str(HERE.parents[3]), str(HERE.parents[2] / "helpers")]
+    sys.path[:0] = [str(HERE.parents[3]), str(HERE.parents[2] / "helpers" / "archives")]
     import imagenet_archives
 
     from flax_mnv2.data.prepare import command

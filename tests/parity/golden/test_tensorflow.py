@@ -1,7 +1,7 @@
 """RMSProp, staircase decay, the moving average and TF-slim's evaluation crop against TensorFlow's own.
 
-TensorFlow is not installed for this: golden/tensorflow.npz holds what it makes of the arrays in
-golden/tensorflow_inputs.py; golden/make_tensorflow.py writes it, and says what to install for that.
+TensorFlow is not installed for this: tensorflow.npz holds what it makes of the arrays in
+tensorflow_inputs.py; make_tensorflow.py writes it, and says what to install for that.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.optimizer import make_optimizer, make_schedule
 from flax_mnv2.training.state import update_ema
 
-GOLDEN = pathlib.Path(__file__).with_name("golden")
+GOLDEN = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(scope="module")

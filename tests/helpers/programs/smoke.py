@@ -14,7 +14,7 @@ from PIL import Image
 import flax_mnv2
 from flax_mnv2.predict.command import main as predict
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared"
 
 
