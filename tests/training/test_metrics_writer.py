@@ -26,13 +26,13 @@ with MetricsWriter(folder, resume_step=0, tolerant=tolerant) as writer:
     for step in range(60):
         if step in (0, 50):
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]) if step == 0 else before)
-        writer.write(step, "train", {"loss": step / 7, "learning_rate": 0.1})
+        writer.write(step, "train", {"loss": step / 7, sys.argv[3]: 0.1})
 """
 
 
-def _run(folder, choice):
+def _run(folder, choice, metric="learning_rate"):
     return subprocess.run(
-        [sys.executable, "-c", FULL_DISK, folder, choice], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FULL_DISK, folder, choice, metric], capture_output=True, text=True, timeout=120
     )
 
 
@@ -44,8 +44,9 @@ def test_a_full_disk_stops_the_run_with_a_message(tmp_path):
     assert 1 < len(read_metrics(tmp_path)) < 30
 
 
-def test_or_what_is_missing_is_written_when_there_is_room_again(tmp_path):
-    result = _run(tmp_path, "continue")
+@pytest.mark.parametrize("metric", ["learning_rate", "long" * 100])  # what waits is more than Python's buffers hold
+def test_or_what_is_missing_is_written_when_there_is_room_again(tmp_path, metric):
+    result = _run(tmp_path, "continue", metric)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("warning: Cannot write") == 1
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(60))

@@ -21,8 +21,7 @@ _MASK_DELTA = 0xA282EAD8
 def make_record(data: bytes) -> bytes:
     """Returns the bytes of one record."""
     length = struct.pack("<Q", len(data))
-    checksums = (_CHECKSUM.pack(_masked(google_crc32c.value(part))) for part in (length, data))
-    return length + next(checksums) + data + next(checksums)
+    return b"".join(part + _CHECKSUM.pack(_masked(google_crc32c.value(part))) for part in (length, data))
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:

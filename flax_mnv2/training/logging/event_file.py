@@ -15,13 +15,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from flax_mnv2.data.archives.tfrecord import make_record
+from flax_mnv2.training.logging.waiting_file import WaitingFile
 
 _FILE_VERSION, _SUMMARY, _SESSION_LOG = 3, 5, 7  # fields of an Event
 _VALUE, _TAG = 1, 1  # fields of a Summary, and of a Value in it
 _SESSION_START = b"\x08\x01"  # a SessionLog with the status START
 
 
-class EventFile:
+class EventFile(WaitingFile):
     """One new event file in a folder."""
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int):
@@ -29,31 +30,19 @@ class EventFile:
         folder.mkdir(exist_ok=True)
         # Files of one second and machine would have the same name without the rest.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{purge_step}"
-        self._file = (folder / name).open("wb", buffering=0)
-        self._unwritten = bytearray()
-        self._add(0, _field(_FILE_VERSION, b"brain.Event:2"))
-        self._add(purge_step, _field(_SESSION_LOG, _SESSION_START))
+        super().__init__(folder / name, "wb")
+        self.add(_event(0, _field(_FILE_VERSION, b"brain.Event:2")))
+        self.add(_event(purge_step, _field(_SESSION_LOG, _SESSION_START)))
         self.flush()
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes scalars by tag, to be written by the next ``flush``."""
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes scalars by tag."""
         scalars = [_field(_VALUE, _scalar(tag, value)) for tag, value in values.items()]
-        self._add(step, _field(_SUMMARY, b"".join(scalars)))
+        self.add(_event(step, _field(_SUMMARY, b"".join(scalars))))
 
-    def _add(self, step: int, field: bytes) -> None:
-        self._unwritten += make_record(struct.pack("<Bd", 0x09, time.time()) + b"\x10" + _varint(step) + field)
 
-    def flush(self) -> None:
-        """Writes what has not been written; what an OSError left out is written by the next call."""
-        while self._unwritten:
-            del self._unwritten[: self._file.write(self._unwritten)]
-
-    def close(self) -> None:
-        """Closes the file, with what is left to write."""
-        try:
-            self.flush()
-        finally:
-            self._file.close()
+def _event(step: int, field: bytes) -> bytes:
+    return make_record(struct.pack("<Bd", 0x09, time.time()) + b"\x10" + _varint(step) + field)
 
 
 def _scalar(tag: str, value: float) -> bytes:

@@ -8,6 +8,7 @@ import jax
 
 from flax_mnv2.errors import DataError
 from flax_mnv2.files import read_bytes, write_text
+from flax_mnv2.training.logging.waiting_file import WaitingFile
 from flax_mnv2.training.multihost import from_leader
 
 METRICS_NAME = "metrics.jsonl"
@@ -39,7 +40,7 @@ class MetricsWriter:
         try:
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._events = EventFile(folder / EVENTS_NAME, purge_step=resume_step + 1)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = WaitingFile(self._path, "ab")
         except OSError as error:
             raise DataError(
                 f"Cannot write {METRICS_NAME} and {EVENTS_NAME}/ in {folder}: {error.strerror}. Choose a --workdir "
@@ -50,10 +51,10 @@ class MetricsWriter:
         """Writes the metrics of one step; ``split`` is ``train`` or the evaluated split."""
         if not self._leads:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._events.add(step, {f"{split}/{name}": value for name, value in values.items()})
+        self._file.add(json.dumps({"step": step, "split": split, **values}).encode() + b"\n")
+        self._events.add_scalars(step, {f"{split}/{name}": value for name, value in values.items()})
         try:
-            self._file.flush()  # what a flush could not write, the next one does
+            self._file.flush()
             self._events.flush()
             self._troubled = False
         except OSError as error:
