@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from operations import assert_close, with_gradients
 
 from flax_mnv2.models.layers import same_padding
 from flax_mnv2.models.ops import slices
@@ -65,28 +66,11 @@ def _convolve(stride, padding, dilation, implementation="auto"):
     return functools.partial(depthwise_conv, **settings)
 
 
-def _with_gradients(convolve):
-    """(x, kernel, cotangent) → (output, gradient of x, gradient of kernel)."""
-
-    def run(x, kernel, cotangent):
-        out, pull = jax.vjp(convolve, x, kernel)
-        return out, *pull(cotangent)
-
-    return run
-
-
-def _assert_close(actual, expected, tolerance):
-    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    for one, other in zip(actual, expected, strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
-
-
 def _assert_defined(arrays, stride, padding, dilation, implementation="auto"):
     convolve = _convolve(stride, padding, dilation, implementation)
-    results = jax.jit(_with_gradients(convolve))(*arrays)
+    results = jax.jit(with_gradients(convolve))(*arrays)
     assert [result.dtype for result in results] == [arrays[0].dtype] * 3
-    _assert_close(results, _definition(*arrays, stride, padding, dilation), TOLERANCES[arrays[0].dtype.name])
+    assert_close(results, _definition(*arrays, stride, padding, dilation), TOLERANCES[arrays[0].dtype.name])
 
 
 @pytest.fixture
@@ -122,7 +106,7 @@ def test_shifted_is_what_auto_takes_on_cpu():
     case = NETWORK_CASES[1]
     arrays = _inputs(*case)
     auto, shifted = (
-        jax.jit(_with_gradients(_convolve(*case[2:], implementation)))(*arrays) for implementation in ("auto", "cpu")
+        jax.jit(with_gradients(_convolve(*case[2:], implementation)))(*arrays) for implementation in ("auto", "cpu")
     )
     jax.tree.map(np.testing.assert_array_equal, auto, shifted)
 
@@ -136,9 +120,9 @@ def test_gradients_over_slices_of_the_batch(batch, images, rows, stride, float64
     settings = stride, ((1, 0), (0, 1)), 1
     arrays = _inputs(rows * stride, 4, *settings, batch=batch, size=(2, 2), dtype=float64)
     monkeypatch.setattr(slices, "_SLICE_BYTES", images * arrays[0][0].nbytes)
-    lowered = jax.jit(_with_gradients(_convolve(*settings))).lower(*arrays)
+    lowered = jax.jit(with_gradients(_convolve(*settings))).lower(*arrays)
     assert ("stablehlo.while" in lowered.as_text()) == (batch > 1)  # two slices or more, where there are two images
-    _assert_close(lowered.compile()(*arrays), _definition(*arrays, *settings), 1e-12)
+    assert_close(lowered.compile()(*arrays), _definition(*arrays, *settings), 1e-12)
 
 
 def test_every_pixel_is_in_one_block_of_the_kernel_gradient():
@@ -179,7 +163,7 @@ def test_gradient_of_the_gradient(case, float64, monkeypatch):
         jax.jit(jax.grad(functools.partial(penalty, implementation), (0, 1)))(x, kernel)
         for implementation in ("auto", "default")
     )
-    _assert_close(ours, native, 1e-12)
+    assert_close(ours, native, 1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["auto", "cpu", "default"])
@@ -197,18 +181,18 @@ def test_vmap_equals_a_loop(images, kernel_axis, float64, monkeypatch):
     )
     monkeypatch.setattr(slices, "_SLICE_BYTES", images * x[0, 0].nbytes)
     kernel = kernel if kernel_axis == 0 else kernel[0]
-    run = _with_gradients(_convolve(*case[2:]))
+    run = with_gradients(_convolve(*case[2:]))
     actual = jax.jit(jax.vmap(run, (0, kernel_axis, 0)))(x, kernel, cotangent)
     one = jax.jit(run)
     expected = [one(x[n], kernel if kernel_axis is None else kernel[n], cotangent[n]) for n in range(3)]
-    _assert_close(actual, jax.tree.map(lambda *parts: jnp.stack(parts), *expected), 1e-12)
+    assert_close(actual, jax.tree.map(lambda *parts: jnp.stack(parts), *expected), 1e-12)
 
 
 def test_remat_changes_nothing():
     case = NETWORK_CASES[0]
     arrays = _inputs(*case)
     convolve = _convolve(*case[2:])
-    plain, again = (jax.jit(_with_gradients(each))(*arrays) for each in (convolve, jax.checkpoint(convolve)))
+    plain, again = (jax.jit(with_gradients(each))(*arrays) for each in (convolve, jax.checkpoint(convolve)))
     jax.tree.map(np.testing.assert_array_equal, plain, again)
 
 
@@ -218,7 +202,7 @@ def test_four_devices_equal_one(how, images, float64, monkeypatch):
     case = NETWORK_CASES[1]
     x, kernel, cotangent = _inputs(*case, batch=8, dtype=float64)
     monkeypatch.setattr(slices, "_SLICE_BYTES", images * x[0].nbytes)
-    run = _with_gradients(_convolve(*case[2:]))
+    run = with_gradients(_convolve(*case[2:]))
     expected = _definition(x, kernel, cotangent, *case[2:])
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     split, whole = PartitionSpec("batch"), PartitionSpec()
@@ -239,14 +223,14 @@ def test_four_devices_equal_one(how, images, float64, monkeypatch):
             x.reshape(4, 2, *x.shape[1:]), kernel, cotangent.reshape(4, 2, *cotangent.shape[1:])
         )
         actual = out.reshape(cotangent.shape), x_gradient.reshape(x.shape), kernel_gradient.sum(0)
-    _assert_close(actual, expected, 1e-12)
+    assert_close(actual, expected, 1e-12)
 
 
 def test_one_program_holds_the_fast_form_of_its_platform(monkeypatch):
     case = NETWORK_CASES[1]
     arrays = _inputs(*case)
     monkeypatch.setattr(slices, "_SLICE_BYTES", arrays[0][0].nbytes)
-    for function, slots in ((_convolve(*case[2:]), arrays[:2]), (_with_gradients(_convolve(*case[2:])), arrays)):
+    for function, slots in ((_convolve(*case[2:]), arrays[:2]), (with_gradients(_convolve(*case[2:])), arrays)):
         function = jax.jit(function)
         assert "convolution" not in function.lower(*slots).compile().as_text()
         exported = jax.export.export(function, platforms=["tpu"])(*slots).mlir_module()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from operations import assert_close, with_gradients
 
 from flax_mnv2.models.ops.pointwise import affine_act, moments, pointwise
 
@@ -21,23 +22,9 @@ def _arrays(dtype, *, batch=2, size=(5, 4), channels=(3, 6)):
     return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def _with_gradients(function):
-    def run(x, weights, cotangent):
-        out, pull = jax.vjp(function, x, weights)
-        return out, *pull(cotangent)
-
-    return run
-
-
 def _definition(x, weights, cotangent):
     x, weights, cotangent = (np.asarray(array, np.float64) for array in (x, weights, cotangent))
     return x @ weights, cotangent @ weights.T, np.einsum("nhwk,nhwc->kc", x, cotangent)
-
-
-def _assert_close(actual, expected, tolerance):
-    for one, other in zip(actual, expected, strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
 
 
 @pytest.fixture(autouse=True)
@@ -50,17 +37,17 @@ def float64():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_output_and_gradients(implementation, dtype):
     arrays = _arrays(dtype)
-    run = _with_gradients(functools.partial(pointwise, implementation=implementation))
+    run = with_gradients(functools.partial(pointwise, implementation=implementation))
     results = jax.jit(run)(*arrays)
     assert [result.dtype for result in results] == [jnp.dtype(dtype)] * 3
-    _assert_close(results, _definition(*arrays), TOLERANCES[dtype])
-    _assert_close(jax.jit(_with_gradients(jax.checkpoint(pointwise)))(*arrays), results, TOLERANCES[dtype])
+    assert_close(results, _definition(*arrays), TOLERANCES[dtype])
+    assert_close(jax.jit(with_gradients(jax.checkpoint(pointwise)))(*arrays), results, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize(("batch", "size", "channels"), [(1, (1, 1), (1, 1)), (3, (1, 7), (5, 1)), (1, (6, 1), (1, 4))])
 def test_small_shapes(batch, size, channels):
     arrays = _arrays("float64", batch=batch, size=size, channels=channels)
-    _assert_close(jax.jit(_with_gradients(pointwise))(*arrays), _definition(*arrays), 1e-13)
+    assert_close(jax.jit(with_gradients(pointwise))(*arrays), _definition(*arrays), 1e-13)
 
 
 def test_gradient_of_the_gradient():
@@ -75,7 +62,7 @@ def test_gradient_of_the_gradient():
     ours, native = (
         jax.jit(jax.grad(functools.partial(penalty, each), (0, 1)))(x, weights) for each in ("auto", "default")
     )
-    _assert_close(ours, native, 1e-12)
+    assert_close(ours, native, 1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["auto", "cpu", "default"])
@@ -89,16 +76,16 @@ def test_forward_mode_is_refused(implementation):
 def test_vmap_equals_a_loop(weights_axis):
     x, weights, cotangent = (jnp.stack([array, array[::-1] * 0.5, array + 1.0]) for array in _arrays("float64"))
     weights = weights if weights_axis == 0 else weights[0]
-    run = _with_gradients(pointwise)
+    run = with_gradients(pointwise)
     actual = jax.jit(jax.vmap(run, (0, weights_axis, 0)))(x, weights, cotangent)
     expected = [_definition(x[n], weights if weights_axis is None else weights[n], cotangent[n]) for n in range(3)]
-    _assert_close(actual, [np.stack(parts) for parts in zip(*expected, strict=True)], 1e-13)
+    assert_close(actual, [np.stack(parts) for parts in zip(*expected, strict=True)], 1e-13)
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map", "jit"])
 def test_four_devices_equal_one(how):
     x, weights, cotangent = _arrays("float64", batch=8)
-    run = _with_gradients(pointwise)
+    run = with_gradients(pointwise)
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     split, whole = PartitionSpec("batch"), PartitionSpec()
     if how == "jit":
@@ -113,13 +100,13 @@ def test_four_devices_equal_one(how):
         parts = [array.reshape(4, 2, *array.shape[1:]) for array in (x, cotangent)]
         out, x_gradient, weights_gradient = jax.pmap(run, in_axes=(0, None, 0))(parts[0], weights, parts[1])
         actual = out.reshape(cotangent.shape), x_gradient.reshape(x.shape), weights_gradient.sum(0)
-    _assert_close(actual, _definition(x, weights, cotangent), 1e-13)
+    assert_close(actual, _definition(x, weights, cotangent), 1e-13)
 
 
 def test_one_program_holds_the_fast_form_of_its_platform():
     """A product of two dimensions on CPU; on a TPU one without a change of shape."""
     arrays = _arrays("float32")
-    run = jax.jit(_with_gradients(pointwise))
+    run = jax.jit(with_gradients(pointwise))
     assert "tensor<40x3xf32>, tensor<3x6xf32>" in run.lower(*arrays).as_text()
     exported = jax.export.export(run, platforms=["tpu"])(*arrays).mlir_module()
     assert exported.count("stablehlo.dot_general") == 3
@@ -135,7 +122,7 @@ def test_affine_act(dtype):
         scaled = affine_act(x, jnp.asarray(multiplier), jnp.asarray(offset), act)
         moved = affine_act(x, None, jnp.asarray(offset), act)
         assert scaled.dtype == moved.dtype == x.dtype
-        _assert_close((scaled, moved), (clip(exact * multiplier + offset), clip(exact + offset)), TOLERANCES[dtype])
+        assert_close((scaled, moved), (clip(exact * multiplier + offset), clip(exact + offset)), TOLERANCES[dtype])
 
 
 def test_affine_act_rounds_bfloat16_once():
@@ -151,4 +138,4 @@ def test_moments(dtype):
     assert {array.dtype for array in actual} == {jnp.promote_types(dtype, jnp.float32)}
     exact = np.asarray(x, np.float64) - np.asarray(shift, np.float64)
     expected = exact.mean((0, 1, 2)), (exact**2).mean((0, 1, 2))
-    _assert_close(actual, expected, 1e-6 if dtype != "float64" else 1e-14)
+    assert_close(actual, expected, 1e-6 if dtype != "float64" else 1e-14)
