@@ -12,7 +12,7 @@ from PIL import Image
 
 from flax_mnv2.data.datasets.registry import load_classification
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 # Right first answers, ours and theirs, of shared/weights/mobilenet_v2_1.0_224.
 EXPECTED = {"train": (200, 176), "validation": (100, 77)}
 
