@@ -10,7 +10,7 @@ from flax_mnv2.files import shown
 from flax_mnv2.version import __version__
 
 MAX_BYTES = 64 * 2**20  # of one file; a camera's largest JPEG has half of it
-TIMEOUT_S = 30  # without an answer, and for the whole file
+TIMEOUT_S = 30  # to wait for each piece, and for all of them, which is looked at as each one comes
 _AT_ONCE = 2**16
 
 

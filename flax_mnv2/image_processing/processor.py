@@ -3,8 +3,9 @@
 Hugging Face's is here ``transformers.MobileNetV2ImageProcessorPil``, the Pillow implementation, which is also what
 ``transformers.MobileNetV2ImageProcessor`` is where torchvision is not installed; the torchvision one interpolates
 otherwise and is not reproduced. On images that it accepts, results are the same to the last bit. Ours differs on
-purpose in three things: every image comes out as RGB (transparency on white, Hugging Face's ``do_convert_rgb``),
-the channels come last unless ``data_format`` says otherwise, and arguments are never written to.
+purpose in four things: every image comes out as RGB (transparency on white, Hugging Face's ``do_convert_rgb``, of files
+too), the channels come last unless ``data_format`` says otherwise, None as a setting of a call leaves the processor's
+own as in releases up to 4 (False switches a step off), and arguments are never written to.
 """
 
 from __future__ import annotations
