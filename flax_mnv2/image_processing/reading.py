@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flax_mnv2.errors import DataError
+from flax_mnv2.files import shown
 from flax_mnv2.image_processing.fetching import fetch, is_url
 
 CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", "none"
@@ -195,6 +196,7 @@ def check_pixels(width: int, height: int) -> None:
 def _open(source: str | os.PathLike) -> Image.Image:
     """Reads a whole file, or what an address gives, and turns it as its EXIF orientation says."""
     file = io.BytesIO(fetch(source)) if is_url(source) else pathlib.Path(source)
+    name = shown(str(source))[1:-1]  # without quotes, and short where somebody gives a whole image as text
     try:
         if isinstance(file, pathlib.Path) and not file.exists():
             file = file.expanduser()
@@ -204,15 +206,15 @@ def _open(source: str | os.PathLike) -> Image.Image:
             image.load()
             return image
     except FileNotFoundError:
-        raise DataError(f"No image file {file}; give the path of an image on this machine.") from None
+        raise DataError(f"No image file {name}; give the path of an image on this machine.") from None
     except UnidentifiedImageError:
         raise DataError(
-            f"Cannot read the image {source}: {_kind(file)}. Expected a file in one of the formats "
+            f"Cannot read the image {name}: {_kind(file)}. Expected a file in one of the formats "
             f"{', '.join(FILE_FORMATS)}; convert it, or leave it out."
         ) from None
     except Exception as error:  # Pillow's readers raise many types, from SyntaxError to struct.error
         raise DataError(
-            f"Cannot read the image {source}: {error or type(error).__name__}. Expected a whole image of at most "
+            f"Cannot read the image {name}: {error or type(error).__name__}. Expected a whole image of at most "
             f"{MAX_PIXELS:,} pixels; replace it or leave it out."
         ) from None
 
