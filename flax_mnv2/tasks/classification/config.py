@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.tasks import rules
+from flax_mnv2.tasks import class_weights, rules
 from flax_mnv2.tasks.rules import Rule
 
 if TYPE_CHECKING:
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 def add_defaults(config: ml_collections.ConfigDict) -> None:
     """Adds the fields with their defaults and meanings."""
     config.label_smoothing = 0.0
+    config.focal_gamma = (
+        0.0  # of the focal loss (arXiv 1708.02002), which looks less at what is right; 0: cross-entropy
+    )
 
     data = config.data
     data.dataset = "imagenet2012"
     data.holdout = 0.1  # of image_folder: fraction of the training images kept as val where there is no such folder
+    data.class_weights = ""  # in the loss: balanced (by their examples), or numbers with commas
     data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
     data.image_std = (0.5, 0.5, 0.5)
     data.train_size = 224
@@ -102,6 +106,8 @@ def _is_color_jitter(value: Any) -> bool:
 
 RULES: Mapping[str, Rule] = {
     "label_smoothing": rules.BELOW_1,
+    "focal_gamma": rules.at_least(0),
+    "data.class_weights": class_weights.RULE,
     "data.holdout": rules.BELOW_1,
     "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
     "data.image_std": rules.numbers(3, lambda value: value > 0, "above 0"),
