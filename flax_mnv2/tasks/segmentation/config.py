@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def add_defaults(config: ml_collections.ConfigDict) -> None:
     """Adds the fields with their defaults and meanings."""
-    config.focal_gamma = (
-        0.0  # of the focal loss (arXiv 1708.02002), which looks less at what is right; 0: cross-entropy
-    )
+    config.focal_gamma = 0.0  # of the focal loss (arXiv 1708.02002); 0: cross-entropy
     data = config.data
     data.dataset = "voc_segmentation/2012"
     data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
