@@ -62,6 +62,10 @@ class Evaluator(abc.ABC):
     def format_table(self, *, per_class: bool) -> str:
         """Returns the metrics for a terminal."""
 
+    def remarks(self) -> list[str]:
+        """Returns what the main metrics do not show and a reader of them has to know, as lines."""
+        return []
+
     @abc.abstractmethod
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
         """Writes what the report has beside the metrics; returns what and where. All processes call it, one writes."""

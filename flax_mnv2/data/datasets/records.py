@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.decode import decode_mask
+from flax_mnv2.data.labels.histogram import absent, format_table
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
 
@@ -92,12 +93,16 @@ class Dataset:
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
+      read: by split, what of the archive it was read from, in words; empty where that is fixed.
+      unread: splits that are there and were not asked for.
       kind: of its examples, "segmentation" or "classification"; ``example`` is the TypedDict that each of them is.
     """
 
     name: str
     labels: tuple[str, ...]
     builders: Mapping[str, Callable[[], tfds.core.DatasetBuilder]] = dataclasses.field(repr=False, compare=False)
+    read: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     kind: ClassVar[str]
     example: ClassVar[type]
@@ -113,7 +118,11 @@ class Dataset:
         A DataError where there is no such split, its archive is damaged, or prepared files are missing.
         """
         if split not in self.builders:
-            raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
+            there = "".join(f", and {name}, which was not asked for" for name in self.unread[:4])
+            raise DataError(
+                f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}{there}. Choose with "
+                "--config.data.train_split and --config.data.eval_split."
+            )
         return ExampleSource(self.builders[split](), split, example=self.example)
 
     def class_counts(self, split: str) -> np.ndarray:
@@ -126,6 +135,14 @@ class Dataset:
     def _count(self, example: Any) -> np.ndarray:
         """Returns how often each class occurs in one example."""
         raise NotImplementedError
+    def notes(self) -> list[str]:
+        """Returns what was read and what is odd about it, a line each."""
+        lines = [f"{split}: {what}" for split, what in self.read.items()]
+        return lines + ([f"not read: {', '.join(self.unread)}"] if self.unread else [])
+
+    def histogram(self) -> list[str]:
+        """Returns a table of how often each class occurs in each split, as lines; none where nobody counted."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +163,8 @@ class SegmentationDataset(Dataset):
     ignore_label: int  # mask value of pixels without a class
     max_size: Mapping[str, tuple[int, int]]  # largest height and largest width by split
     num_examples: Mapping[str, int]  # by split
+    # By split, as ``labels.histogram.LabelHistogram.to_dict`` gives it; empty for what an older version has prepared.
+    pixels: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     kind = "segmentation"
     example = EncodedExample
@@ -164,7 +183,25 @@ class SegmentationDataset(Dataset):
             ignore_label=metadata["ignore_label"],
             max_size={split: tuple(size) for split, size in metadata["max_size"].items()},
             num_examples={split: info.num_examples for split, info in builder.info.splits.items()},
+            pixels=metadata.get("histogram", {}),
+            read=metadata.get("read", {}),
+            unread=tuple(metadata.get("unread", ())),
         )
+
+    def notes(self) -> list[str]:
+        """Returns what was read, and the classes that have no pixel in a split."""
+        missing = {split: absent(self.labels, counts, self.ignore_label) for split, counts in self.pixels.items()}
+        return super().notes() + [
+            f"no pixel in {split}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+            for split, names in missing.items()
+            if names
+        ]
+
+    def histogram(self) -> list[str]:
+        """Returns a table of the fraction of pixels that each class has in each split, and that is ignored."""
+        columns = {split: counts["pixels"] for split, counts in self.pixels.items()}
+        ignored = [counts["ignored"] for counts in self.pixels.values()]
+        return format_table(self.labels, columns, {"(ignored)": ignored}) if columns else []
 
 
 def opened(

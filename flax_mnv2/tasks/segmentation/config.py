@@ -21,6 +21,8 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
     data.ignore_label = 255
     data.class_weights = ""  # in the loss: balanced (by their pixels), or numbers with commas
+    data.label_map = ""  # of voc_segmentation/custom: what values in masks mean, such as 0:0,255:1; as_is: classes
+    data.reduce_labels = False  # of voc_segmentation/custom: 0 in masks has no class, and others count from 1
     data.crop_size = (513, 513)  # height, width
     data.min_scale = 0.5
     data.max_scale = 2.0
