@@ -70,8 +70,9 @@ class FolderTree(FileTree):
                 continue
             visited.add(real)
             prefix = Path(folder).relative_to(self.path)
-            if prefix.parts:
-                self._folders.add(prefix.as_posix())
+            own = usable_name(self.path, prefix.as_posix()) if prefix.parts else None
+            if own:
+                self._folders.add(own)
             for file in files:
                 name = usable_name(self.path, (prefix / file).as_posix())
                 if name and self._keep(name):

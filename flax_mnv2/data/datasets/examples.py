@@ -37,7 +37,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return super()._create_builder_config(builder_config, version)
 
     def _classification_info(
-        self, *, labels: tuple[str, ...], encoding_format: str | None = None, **description: str
+        self, *, labels: tuple[str, ...], encoding_format: str | None = None, **description: Any
     ) -> tfds.core.DatasetInfo:
         """Features of images with one label each, which are those of TFDS's ``imagenet2012``.
 

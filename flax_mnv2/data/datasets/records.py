@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import numpy as np
@@ -149,11 +149,16 @@ class Dataset:
 class ClassificationDataset(Dataset):
     """Images with one label each; a source gives :class:`LabeledExample`."""
 
+    images: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)  # by split, of every class
+
     kind = "classification"
     example = LabeledExample
 
     def _count(self, example: LabeledExample) -> np.ndarray:
         return np.arange(len(self.labels)) == example["label"]
+    def histogram(self) -> list[str]:
+        """Returns a table of the fraction of images that each class has in each split; none where nobody counted."""
+        return format_table(self.labels, self.images, {}) if self.images else []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ DATASETS: dict[str, Entry] = {
         fields={
             "archive": "folder, tar or zip of train/CLASS/IMAGE …",
             "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
+            "eval_split": "split to evaluate on (default: val); others are left out where they cannot be used",
         },
     ),
     "voc_segmentation/2012": Entry(
