@@ -62,13 +62,13 @@ class FolderTree(FileTree):
     """
 
     def _list(self) -> None:
-        visited = set()
+        above: dict[str, frozenset[str]] = {}  # by folder, what it and those it was reached through really are
         for folder, subfolders, files in os.walk(self.path, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in visited:  # a link that leads back up
+            real, reached = os.path.realpath(folder), above.get(os.path.dirname(folder), frozenset())
+            if real in reached:  # a link that leads back up
                 subfolders.clear()
                 continue
-            visited.add(real)
+            above[folder] = reached | {real}
             prefix = Path(folder).relative_to(self.path)
             own = usable_name(self.path, prefix.as_posix()) if prefix.parts else None
             if own:

@@ -61,7 +61,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "image_id": tfds.features.Text(),
         }
         metadata = tfds.core.MetadataDict(
-            labels=list(labels), ignore_label=ignore_label, max_size={}, histogram={}, read={}, unread=[]
+            labels=list(labels), ignore_label=ignore_label, max_size={}, histogram={}, read={}, shared=[], unread=[]
         )
         return self._described(features, ("image", "segmentation_mask"), metadata=metadata, **description)
 

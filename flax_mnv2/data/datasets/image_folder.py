@@ -83,6 +83,9 @@ class ImageFolder(LocalBuilder):
     ``layout`` has the path in ``tree`` and the class of every image; ``tree`` is closed when the data set is built.
     """
 
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Splits inside classes are no classes."}  # noqa: RUF012 (as in the base class)
+
     def __init__(self, *, tree: FileTree, layout: Layout, **kwargs: Any):
         self._tree = tree
         self._layout = layout

@@ -95,6 +95,7 @@ class Dataset:
         so an evaluation does not wait for the training images.
       read: by split, what of the archive it was read from, in words; empty where that is fixed.
       unread: splits that are there and were not asked for.
+      shared: a line for every two splits that have examples in common.
       kind: of its examples, "segmentation" or "classification"; ``example`` is the TypedDict that each of them is.
     """
 
@@ -103,6 +104,7 @@ class Dataset:
     builders: Mapping[str, Callable[[], tfds.core.DatasetBuilder]] = dataclasses.field(repr=False, compare=False)
     read: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     kind: ClassVar[str]
     example: ClassVar[type]
@@ -137,7 +139,7 @@ class Dataset:
         raise NotImplementedError
     def notes(self) -> list[str]:
         """Returns what was read and what is odd about it, a line each."""
-        lines = [f"{split}: {what}" for split, what in self.read.items()]
+        lines = [f"{split}: {what}" for split, what in self.read.items()] + list(self.shared)
         return lines + ([f"not read: {', '.join(self.unread)}"] if self.unread else [])
 
     def histogram(self) -> list[str]:
@@ -191,6 +193,7 @@ class SegmentationDataset(Dataset):
             pixels=metadata.get("histogram", {}),
             read=metadata.get("read", {}),
             unread=tuple(metadata.get("unread", ())),
+            shared=tuple(metadata.get("shared", ())),
         )
 
     def notes(self) -> list[str]:

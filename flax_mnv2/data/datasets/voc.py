@@ -170,6 +170,7 @@ class VocSegmentation(LocalBuilder):
         self.info.metadata["read"] = {
             name: f"{len(ids):,} ids of {voc.list_name(name)}" for name, ids in splits.items()
         }
+        self.info.metadata["shared"] = _in_common(splits) if config.name not in _OFFICIAL else []
         self.info.metadata["unread"] = [name for name in voc.split_names if name not in splits]
         masks: SbdMasks | None = None
         if config.name == _AUGMENTED:
@@ -205,6 +206,16 @@ class VocSegmentation(LocalBuilder):
                 rule=self.builder_config.rule,
             )
             yield image_id, image, mask
+
+
+def _in_common(splits: Mapping[str, list[str]]) -> list[str]:
+    """Returns a line for every two splits that list the same ids, which would be trained and evaluated on."""
+    lines = []
+    for (first, ids), (second, others) in itertools.combinations(splits.items(), 2):
+        common = sorted(set(ids) & set(others))
+        if common:
+            lines.append(f"{first} and {second} have {len(common)} ids in common, such as {common[0]}")
+    return lines
 
 
 def _find_voc(archive: str, manual: Path) -> Path:

@@ -130,6 +130,9 @@ def test_links_in_a_folder(tmp_path):
     elsewhere = _folder(tmp_path / "elsewhere", FILES, {})
     folder = _folder(tmp_path / "folder", {}, {"cat": elsewhere / "photos", "dog.jpg": elsewhere / "photos" / "a.jpg"})
     assert _contents(folder) == {"cat/a.jpg": b"a", "cat/more/b.jpg": b"b", "dog.jpg": b"a"}
+    (folder / "cat2").symlink_to(elsewhere / "photos")  # the same folder by another name
+    (elsewhere / "photos" / "loop").symlink_to(folder)
+    assert _contents(folder, keep=lambda name: name.startswith("cat2")) == {"cat2/a.jpg": b"a", "cat2/more/b.jpg": b"b"}
     (elsewhere / "photos" / "a.jpg").unlink()
     for act in (open_tree, identity):
         with pytest.raises(DataError, match=r"dog\.jpg is a link to .*not there. Restore"):

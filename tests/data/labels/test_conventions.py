@@ -114,3 +114,9 @@ def test_borders_are_not_solid_and_objects_are():
     pixels[200:300, 200:300] = 255
     histogram.add(pixels)
     assert histogram.to_dict()["solid"] == 88 * 88
+
+
+def test_an_image_in_both_splits_is_told(voc, load, tmp_path):
+    path = voc([BORDER, mask()])
+    (tmp_path / "voc" / "ImageSets" / "Segmentation" / "val.txt").write_text("b\na\n")
+    assert "train and val have 1 ids in common, such as a" in load(archive=path, labels="background,cat").notes()
