@@ -128,15 +128,26 @@ class Dataset:
         return ExampleSource(self.builders[split](), split, example=self.example)
 
     def class_counts(self, split: str) -> np.ndarray:
-        """Returns the number of images, or of pixels, of each class in a split, (C,) int64; all of it is read."""
+        """Returns the number of images, or of pixels, of each class in a split, (C,) int64.
+
+        Where nobody counted them when the data set was prepared, all of it is read.
+        """
+        counted = self._counted(split)
+        if counted is not None:
+            return np.asarray(counted, np.int64)
         source, counts = self.source(split), np.zeros(len(self.labels), np.int64)
         for index in range(len(source)):
             counts += self._count(source[index])
         return counts
 
+    def _counted(self, split: str) -> Sequence[int] | None:
+        """Returns what was counted when the data set was prepared."""
+        return None
+
     def _count(self, example: Any) -> np.ndarray:
         """Returns how often each class occurs in one example."""
         raise NotImplementedError
+
     def notes(self) -> list[str]:
         """Returns what was read and what is odd about it, a line each."""
         lines = [f"{split}: {what}" for split, what in self.read.items()] + list(self.shared)
@@ -156,8 +167,12 @@ class ClassificationDataset(Dataset):
     kind = "classification"
     example = LabeledExample
 
+    def _counted(self, split: str) -> Sequence[int] | None:
+        return self.images.get(split)
+
     def _count(self, example: LabeledExample) -> np.ndarray:
         return np.arange(len(self.labels)) == example["label"]
+
     def histogram(self) -> list[str]:
         """Returns a table of the fraction of images that each class has in each split; none where nobody counted."""
         return format_table(self.labels, self.images, {}) if self.images else []
@@ -175,6 +190,9 @@ class SegmentationDataset(Dataset):
 
     kind = "segmentation"
     example = EncodedExample
+
+    def _counted(self, split: str) -> Sequence[int] | None:
+        return self.pixels.get(split, {}).get("pixels")
 
     def _count(self, example: EncodedExample) -> np.ndarray:
         return np.bincount(decode_mask(example["segmentation_mask"]).ravel(), minlength=256)[: len(self.labels)]
