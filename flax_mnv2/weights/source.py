@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.common import DTYPE_KEYS
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
@@ -31,7 +31,6 @@ MODEL_CLASSES: dict[str, type[nn.Module]] = {
 }
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
-_DTYPE_FIELDS = ("dtype", "torch_dtype")  # what transformers calls the type of the stored weights, now and before
 
 
 def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
@@ -43,7 +42,7 @@ def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Mo
 
 def stated_task(config: MobileNetV2Config) -> str | None:
     """Returns the task that a config's ``architectures`` names; None if it names none."""
-    stated = config.extra.get("architectures")
+    stated = config.architectures
     tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
     names = [stated] if isinstance(stated, str) else stated if isinstance(stated, (list, tuple)) else []
     return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
@@ -103,8 +102,8 @@ class Checkpoint:
 
 def config_text(config: MobileNetV2Config, architecture: str) -> str:
     """Returns the ``config.json`` of a model whose class has this name."""
-    config = config.replace(extra={**config.extra, "architectures": [architecture]})
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    config = config.replace(architectures=[architecture])
+    return config.to_json_string()
 
 
 def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
@@ -207,8 +206,8 @@ class Source:
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text
         if widened(self.state):
-            stated = {name: "float32" for name in _DTYPE_FIELDS if name in config.extra}
-            config, config_text = config.replace(extra={**config.extra, **stated}), None
+            stated = {name: "float32" for name in DTYPE_KEYS if name in config.extra}
+            config, config_text = config.replace(**stated), None
         return Checkpoint(config, task, tensors, config_text, self.processor_text)
 
     def task_of_names(self) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flax_mnv2.config.checks import OUTPUT_STRIDES
 from flax_mnv2.tasks import class_weights, rules
 from flax_mnv2.tasks.rules import Rule
 
@@ -60,4 +61,5 @@ RULES: Mapping[str, Rule] = {
     "data.eval_size": rules.pair_from(0),
     "eval.scales": (lambda value: bool(value) and all(scale > 0 for scale in value), "positive numbers"),
     "eval.num_pictures": rules.at_least(0),
+    "eval.output_stride": rules.one_of(0, *OUTPUT_STRIDES),
 }
