@@ -204,7 +204,7 @@ class MobileNetV2Config:
     @classmethod
     def from_pretrained(
         cls,
-        id_or_path: str | pathlib.Path,
+        pretrained_model_name_or_path: str | pathlib.Path,
         *,
         revision: str | None = None,
         cache_dir: str | pathlib.Path | None = None,
@@ -213,7 +213,7 @@ class MobileNetV2Config:
         """Reads the config of a model.
 
         Args:
-          id_or_path: a folder, a ``config.json`` itself, or a hub id such as ``google/mobilenet_v2_1.0_224``.
+          pretrained_model_name_or_path: a folder, a ``config.json`` itself, or a hub id such as ``google/mobilenet_v2_1.0_224``.
           revision: branch, tag or commit of a hub id.
           cache_dir: where downloads are kept; None is huggingface_hub's default.
           **options: as for ``from_dict``.
@@ -222,10 +222,13 @@ class MobileNetV2Config:
           CheckpointError: no such folder or hub id.
           ConfigError: the file is missing, is not JSON, does not describe a MobileNetV2, or an override is wrong.
         """
-        path = pathlib.Path(id_or_path)
+        path = pathlib.Path(pretrained_model_name_or_path)
         if not path.is_file():
             path = (
-                resolve_folder(id_or_path, revision=revision, cache_dir=cache_dir, files=(CONFIG_NAME,)) / CONFIG_NAME
+                resolve_folder(
+                    pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, files=(CONFIG_NAME,)
+                )
+                / CONFIG_NAME
             )
         return cls._read(path, **options)
 

@@ -20,24 +20,24 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.layer_plan import LayerPlan
-from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.models.endpoints import LAST_CONV
+from flax_mnv2.weights.models import MODEL_CLASSES
 from flax_mnv2.weights.tensors import Naming, Path, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
 
-MODEL_CLASSES: dict[str, type[nn.Module]] = {
-    "backbone": MobileNetV2Model,
-    "classification": MobileNetV2ForImageClassification,
-    "segmentation": MobileNetV2ForSemanticSegmentation,
-}
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 
 
-def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
-    """Returns the model of a task, with attributes such as ``dtype``."""
+def class_of(task: str) -> type[nn.Module]:
+    """Returns the class of a task's models; a ConfigError where there is no such task."""
     if task not in MODEL_CLASSES:
         raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
-    return MODEL_CLASSES[task](config, **attributes)
+    return MODEL_CLASSES[task]
+
+
+def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
+    """Returns the model of a task, with attributes such as ``dtype``."""
+    return class_of(task)(config, **attributes)
 
 
 def stated_task(config: MobileNetV2Config) -> str | None:
@@ -209,6 +209,12 @@ class Source:
             stated = {name: "float32" for name in DTYPE_KEYS if name in config.extra}
             config, config_text = config.replace(**stated), None
         return Checkpoint(config, task, tensors, config_text, self.processor_text)
+
+    @property
+    def dtype(self) -> str:
+        """Returns the name of the stored weights' type: as the config says it, else that of the first of them."""
+        types = (array.dtype.name for array in self.state.values() if array.dtype.kind not in "biu")
+        return self.config.dtype or next(types, "float32")
 
     def task_of_names(self) -> str:
         """Returns the task of the head that the tensors have; ``"backbone"`` where there is none."""

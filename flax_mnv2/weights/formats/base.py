@@ -24,7 +24,7 @@ class Found:
     folder: pathlib.Path | None  # where a config.json lies if there is one; None of a state dict
     values: Mapping[str, Any]  # of that config.json; empty where there is none, or none that can be read
     tensors: TensorFile | None = None  # read already, but where only the format knows how
-    config: MobileNetV2Config | None = None  # what a caller gave with a state dict
+    config: MobileNetV2Config | None = None  # what a caller gave
 
     @property
     def is_file(self) -> bool:
