@@ -213,7 +213,8 @@ class MobileNetV2Config:
         """Reads the config of a model.
 
         Args:
-          pretrained_model_name_or_path: a folder, a ``config.json`` itself, or a hub id such as ``google/mobilenet_v2_1.0_224``.
+          pretrained_model_name_or_path: a folder, a ``config.json`` itself, or a hub id such as
+            ``google/mobilenet_v2_1.0_224``.
           revision: branch, tag or commit of a hub id.
           cache_dir: where downloads are kept; None is huggingface_hub's default.
           **options: as for ``from_dict``.

@@ -42,53 +42,25 @@ Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
 def from_pretrained(
     pretrained_model_name_or_path: Weights,
     *,
-    config: MobileNetV2Config | None = None,
     task: str | None = None,
-    **options: Any,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    config: MobileNetV2Config | None = None,
+    dtype: Any = jnp.float32,
+    torch_dtype: Any = None,
+    ignore_mismatched_sizes: bool = False,
+    **changes: Any,
 ) -> tuple[nn.Module, Variables]:
     """Loads a MobileNetV2 checkpoint.
 
     Args:
       pretrained_model_name_or_path: a hub id, a folder or a file of any library, or a checkpoint of a training run
         (``WORKDIR/checkpoints/step_N``; its moving average, where it has one); as ``open_weights`` takes or gives it.
-      config: in place of that of the checkpoint.
       task: ``"segmentation"``, ``"classification"`` or ``"backbone"``; None reads it from the config. A backbone is
         taken from a checkpoint with any head.
-      **options: as for ``load``.
-
-    Returns:
-      The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
-
-    Raises:
-      CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
-      ConfigError: the config is not a MobileNetV2's, or an option is unknown or out of range.
-    """
-    source = open_weights(pretrained_model_name_or_path, config=config, **_pop(options, "revision", "cache_dir"))
-    if task is None:
-        task = source.task or (task_of(source.config) if config is None else source.task_of_names())
-    return load(class_of(task), source, config=config, **options)
-
-
-def load(
-    model_class: type[nn.Module],
-    pretrained_model_name_or_path: Weights,
-    *,
-    config: MobileNetV2Config | None = None,
-    revision: str | None = None,
-    cache_dir: str | pathlib.Path | None = None,
-    dtype: Any = jnp.float32,
-    torch_dtype: Any = None,
-    ignore_mismatched_sizes: bool = False,
-    **changes: Any,
-) -> tuple[nn.Module, Variables]:
-    """Loads a checkpoint into a model of a class; what is not explained here is as for ``from_pretrained``.
-
-    Args:
-      model_class: one of ``MODEL_CLASSES`` or a subclass.
-      pretrained_model_name_or_path: as for ``from_pretrained``.
-      config: as for ``from_pretrained``.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
+      config: in place of that of the checkpoint.
       dtype: type of the computation; the variables are float32. ``"auto"`` is that of the stored weights, as the config
         says it, or else the tensors.
       torch_dtype: former name of ``dtype``.
@@ -97,11 +69,36 @@ def load(
       **changes: other fields of the config, such as ``output_stride=8``, ``output_hidden_states=True`` or
         ``num_labels=10`` (names of the checkpoint's classes stay where there are as many), or attributes of the model,
         such as ``remat=True``.
+
+    Returns:
+      The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
+
+    Raises:
+      CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
+      ConfigError: the config is not a MobileNetV2's, or a change is unknown or out of range.
     """
-    source, task = (
-        open_weights(weights, revision=revision, cache_dir=cache_dir, config=config),
-        task_of_class(model_class),
-    )
+    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config)
+    if task is None:
+        task = source.task or (task_of(source.config) if config is None else source.task_of_names())
+    options = {"dtype": dtype, "torch_dtype": torch_dtype, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+    return load(class_of(task), source, config=config, **options, **changes)
+
+
+def load(
+    model_class: type[nn.Module],
+    pretrained_model_name_or_path: Weights,
+    *,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    config: MobileNetV2Config | None = None,
+    dtype: Any = jnp.float32,
+    torch_dtype: Any = None,
+    ignore_mismatched_sizes: bool = False,
+    **changes: Any,
+) -> tuple[nn.Module, Variables]:
+    """Loads a checkpoint into a model of one of ``MODEL_CLASSES`` or a subclass; otherwise as ``from_pretrained``."""
+    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config)
+    task = task_of_class(model_class)
     if task is None:
         raise ConfigError(f"A {model_class.__name__} has no pretrained weights; {_known_classes()} have.")
     config = source.config if config is None else config
