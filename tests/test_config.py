@@ -114,6 +114,11 @@ def test_disagreeing_labels_are_refused():
         MobileNetV2Config(num_labels=3, id2label={0: "a", 1: "b"})
 
 
+def test_cross_entropy_over_one_class_is_refused():
+    with pytest.raises(ConfigError, match="needs at least two classes"):
+        MobileNetV2Config(num_labels=1, problem_type="single_label_classification")
+
+
 def test_unknown_override_is_named():
     with pytest.raises(ConfigError, match="no field output_strid;"):
         MobileNetV2Config().replace(output_strid=8)

@@ -172,6 +172,15 @@ def _indices(label2id: Any) -> dict[str, int]:
     return found
 
 
+def check_problem_type(problem_type: str | None, num_labels: int) -> None:
+    """Raises a ConfigError for cross-entropy over a single class, whose loss would always be 0."""
+    if problem_type == "single_label_classification" and num_labels == 1:
+        raise ConfigError(
+            "problem_type 'single_label_classification' needs at least two classes; found num_labels=1. Use "
+            "num_labels=2, or 'regression' for one number."
+        )
+
+
 def check_extra(extra: Any) -> Mapping[str, Any]:
     """Returns what else belongs into ``config.json``, frozen, if it can be written there; defaults are left out."""
     if not isinstance(extra, Mapping):

@@ -145,6 +145,7 @@ class MobileNetV2Config:
             if field.name in checks.CHECKS and (value is not None or field.default is not None):
                 values[field.name] = checks.CHECKS[field.name](field.name, value)
         labels = checks.resolve_labels(self.num_labels, self.id2label, self.label2id)
+        checks.check_problem_type(self.problem_type, labels[0])
         values |= zip(("num_labels", "id2label", "label2id"), labels, strict=True)
         values["extra"] = checks.check_extra(self.extra)
         for name, value in values.items():

@@ -24,5 +24,5 @@ def test_each_item_has_its_name():
 def test_as_on_the_page(transformers, item):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both warn of what is deprecated; where that is the item, its line looks
-        theirs, ours = outcome(item.line, transformers), outcome(item.ours or item.line, flax_mnv2)
+        theirs, ours = outcome(item.page or item.line, transformers), outcome(item.ours or item.line, flax_mnv2)
     assert_same(ours, theirs)
