@@ -6,13 +6,15 @@
 import warnings
 
 import config_items
+import loading_items
+import model_items
 import processor_items
 import pytest
 from items import assert_same, outcome
 
 import flax_mnv2
 
-ITEMS = [*config_items.ITEMS, *processor_items.ITEMS]
+ITEMS = [*config_items.ITEMS, *model_items.ITEMS, *loading_items.ITEMS, *processor_items.ITEMS]
 
 
 def test_each_item_has_its_name():

@@ -64,10 +64,13 @@ def config(lib, **fields):
     return lib.MobileNetV2Config(**fields)
 
 
+_KEPT = tempfile.TemporaryDirectory()
+
+
 @functools.cache
 def folder():
     """A model's folder as the hub has it: only its config."""
-    place = pathlib.Path(tempfile.mkdtemp())
+    place = pathlib.Path(_KEPT.name)
     labels = {str(index): name for index, name in enumerate(("background", "tench", "goldfish"))}
     values = {
         "model_type": "mobilenet_v2",
