@@ -9,7 +9,7 @@ import tempfile
 import jax
 import numpy as np
 from items import Item, refused
-from model_runs import CLASSIFIER, HEADS, IMAGES, MODEL, SEGMENTER, apply, config, each, is_ours, made, path, run
+from model_runs import CLASSIFIER, HEADS, IMAGES, MODEL, SEGMENTER, apply, config, each, is_ours, made, path
 
 VARIABLES = "A linen module holds no weights: they are its variables, the second of the pair that loading gives"
 CALL = "Mode is an argument of the call, and statistics are returned, not kept in the model"
@@ -47,6 +47,14 @@ def edited(name, key, value):
     values = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(values | {key: value}))
     return place
+
+
+def _outputs_of(key, value):
+    return lambda lib, name: output(lib, name, edited(name, key, value))[:]
+
+
+def _changed(field, value):
+    return lambda lib, name: getattr(load(lib, name, **{field: value})[0].config, field)
 
 
 def dtype(value):
@@ -99,25 +107,16 @@ ITEMS = [
     *each("from_pretrained: config", lambda lib, name: load(lib, name)[0].config.depth_multiplier),
     *each("from_pretrained: its class", lambda lib, name: type(load(lib, name)[0]).__name__),
     *each("from_pretrained: isinstance", lambda lib, name: isinstance(load(lib, name)[0], getattr(lib, name))),
+    *each("config.json with output_hidden_states", _outputs_of("output_hidden_states", True)),
+    *each("config.json with return_dict", _outputs_of("return_dict", False)),
     *each(
-        "from_pretrained(output_hidden_states=True)",
-        lambda lib, name: output(lib, name, output_hidden_states=True).hidden_states,
+        "from_pretrained(config=…)", lambda lib, n: load(lib, n, config=config(lib, min_depth=4))[0].config.min_depth
     ),
-    *each("from_pretrained(return_dict=False)", lambda lib, name: type(output(lib, name, return_dict=False)) is tuple),
-    *each(
-        "config.json with output_hidden_states",
-        lambda lib, name: output(lib, name, edited(name, "output_hidden_states", True)).hidden_states,
-    ),
-    *each(
-        "config.json with return_dict",
-        lambda lib, name: type(output(lib, name, edited(name, "return_dict", False))) is tuple,
-    ),
-    *each(
-        "from_pretrained(config=…)",
-        lambda lib, name: output(lib, name, config=config(lib, output_stride=8))[0],
-    ),
-    *each("from_pretrained(output_stride=8)", lambda lib, name: output(lib, name, output_stride=8)[0]),
-    *each("tip: from_pretrained(tf_padding=False)", lambda lib, name: output(lib, name, tf_padding=False)[0]),
+    *each("from_pretrained(output_hidden_states=True)", _changed("output_hidden_states", True)),
+    *each("from_pretrained(return_dict=False)", _changed("return_dict", False)),
+    *each("from_pretrained(output_stride=8)", _changed("output_stride", 8)),
+    *each("tip: from_pretrained(tf_padding=False)", _changed("tf_padding", False)),
+    Item("Model: from_pretrained(tf_padding=False), its output", lambda lib: output(lib, MODEL, tf_padding=False)[0]),
     *each("from_pretrained(dtype='auto')", lambda lib, name: dtype(load(lib, name, dtype="auto")[0].dtype)),
     *each("from_pretrained(torch_dtype='auto')", lambda lib, name: dtype(load(lib, name, torch_dtype="auto")[0].dtype)),
     *each("from_pretrained(dtype='bfloat16')", lambda lib, name: dtype(load(lib, name, dtype="bfloat16")[0].dtype)),
@@ -142,7 +141,7 @@ ITEMS = [
         ours=lambda lib, name: _state(lib.to_state_dict(*made(lib, name), "hf")),
         idiom=VARIABLES,
     ),
-    *each("train()", _trained, HEADS, ours=_trained_ours, idiom=CALL),
+    *each("train()", _trained, (CLASSIFIER,), ours=_trained_ours, idiom=CALL),
     Item(
         "Model: the backbone of a classifier",
         lambda lib: output(lib, MODEL, path(CLASSIFIER)).pooler_output,
@@ -162,15 +161,4 @@ ITEMS = [
     Item("tip: 1280 features where the multiplier is below 1", lambda lib: shape(lib, MODEL)),
     Item("tip: finegrained_output=False", lambda lib: shape(lib, MODEL, finegrained_output=False)),
     Item("tip: num_channels", lambda lib: shape(lib, MODEL, num_channels=4)),
-    *(
-        Item(f"network with {field}", lambda lib, f=field, v=value: run(lib, MODEL, fields={f: v}).pooler_output)
-        for field, value in {
-            "tf_padding": False,
-            "layer_norm_eps": 0.1,
-            "expand_ratio": 3.0,
-            "first_layer_is_expansion": False,
-            "hidden_act": "gelu_new",
-            "output_stride": 5,
-        }.items()
-    ),
 ]
