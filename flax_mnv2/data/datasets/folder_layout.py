@@ -20,6 +20,10 @@ _SUFFIX = re.compile(r"(set|data|images|imgs|split)$")
 _INNER = _MEANINGS.keys() - {"dev"}  # of a folder inside a class: no splits are there
 _CLUTTER = {"thumbs.db", "desktop.ini"}  # and whatever begins with a dot
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"}
+# Pairs of folders that are no classes, but images with their masks or annotations.
+_PHOTOS = {"image", "images", "img", "imgs", "jpegimages", "photos"}
+_MASKS = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentationclass", "gt", "groundtruth"}
 _LAYOUT = "train/CLASS/IMAGE and val|validation|test/CLASS/IMAGE, or CLASS/IMAGE"
 
 Classes = dict[str, list[str]]  # files by class
@@ -185,7 +189,9 @@ def _classes(tree: FileTree, names: list[str], folders: list[str], prefix: str) 
             raise DataError(f"{tree.path} holds {name}, which is in no class folder. Expected {_LAYOUT}.")
     if not any(classes.values()):
         where = f" in {prefix.rstrip('/')}" if prefix else ""
-        raise DataError(f"{tree.path} holds no images{where}. Expected {_LAYOUT}.")
+        packed = next((name for name in names if PurePosixPath(name).suffix.lower() in _ARCHIVES), None)
+        unpack = f", but an archive, {packed}: unpack it" if packed else ""
+        raise DataError(f"{tree.path} holds no images{where}{unpack}. Expected {_LAYOUT}.")
     empty = [label for label, files in classes.items() if not files]
     if empty:
         raise DataError(
@@ -208,6 +214,12 @@ def _check_labels(tree: FileTree, labels: list[str]) -> None:
         raise DataError(
             f"{tree.path} has {len(labels)} class folder{'s' if not labels else f' ({labels[0]})'}, expected two or "
             f"more in the layout {_LAYOUT}."
+        )
+    plain = {re.sub(r"[^a-z]", "", label.lower()) for label in labels}
+    if plain & _PHOTOS and plain & _MASKS:
+        raise DataError(
+            f"{tree.path} has the folders {_listed(labels)}, which look like images and their masks, not like classes. "
+            "For masks lay them out like PASCAL VOC (voc_segmentation/custom); for classes remove what is none."
         )
     for label in labels:
         if label != label.strip() or len(label.splitlines()) > 1:

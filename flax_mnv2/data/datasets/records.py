@@ -122,8 +122,8 @@ class Dataset:
         if split not in self.builders:
             there = "".join(f", and {name}, which was not asked for" for name in self.unread[:4])
             raise DataError(
-                f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}{there}. Choose with "
-                "--config.data.train_split and --config.data.eval_split."
+                f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}{there}. Set "
+                f"--config.data.eval_split={self._to_evaluate_on()}, or .train_split to one that is there."
             )
         return ExampleSource(self.builders[split](), split, example=self.example)
 
@@ -147,6 +147,10 @@ class Dataset:
     def _count(self, example: Any) -> np.ndarray:
         """Returns how often each class occurs in one example."""
         raise NotImplementedError
+
+    def _to_evaluate_on(self) -> str:
+        names = (*self.split_names, *self.unread)
+        return next((name for name in names if not name.startswith("train")), names[0])
 
     def notes(self) -> list[str]:
         """Returns what was read and what is odd about it, a line each."""

@@ -187,7 +187,8 @@ class VocSegmentation(LocalBuilder):
         yield from super()._store_pairs(split, pairs)
         config, metadata = self.builder_config, self.info.metadata
         if split == self._last and not config.rule.is_explicit:
-            check_convention(config.archive, metadata["labels"], metadata["ignore_label"], metadata["histogram"])
+            rule = config.rule
+            check_convention(config.archive, rule.labels, rule.ignore_label, metadata["histogram"])
 
     def _generate_examples(
         self, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None

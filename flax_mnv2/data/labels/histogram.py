@@ -1,5 +1,6 @@
 """How many pixels each class has, and what an odd count says of the convention that masks were written by."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from flax_mnv2.data.labels.names import LabelNames
 from flax_mnv2.errors import DataError
 
 _BORDER = 0.012  # of an image's longer side: VOC's borders around objects are about 5 pixels to each side, of 500
+# Names of class 0 in masks that may well be labelled all over.
+_NOTHING = re.compile(
+    r"[\W_]*(background|bg|back|void|un(labell?ed|known|defined)|others?|none|nothing|ignored?)[\W_]*", re.I
+)
 _SOLID = 0.005  # fraction of all pixels: ignored areas of this size are no accidents
 
 
@@ -45,32 +51,34 @@ def absent(labels: Sequence[str], histogram: Mapping[str, Any], ignore_label: in
 
 
 def check_convention(
-    path: str | Path, labels: Sequence[str], ignore_label: int, histograms: Mapping[str, Mapping[str, Any]]
+    path: str | Path, labels: LabelNames, ignore_label: int, histograms: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Raises a DataError where the histograms of all splits say that masks mean something else than classes by index.
 
-    So they do where the ignore label stands in for a class that has no pixel, and where class 0 has none.
+    So they do where the ignore label stands in for a class that has no pixel, and where class 0 has none although it is
+    no background and no colours tell the classes apart.
     """
+    names = labels.names
     total = {
         name: np.sum([histogram[name] for histogram in histograms.values()], axis=0)
         for name in ("pixels", "ignored", "solid")
     }
-    missing, splits = absent(labels, total, ignore_label), ", ".join(histograms)
+    missing, splits = absent(names, total, ignore_label), ", ".join(histograms)
     number = int(total["pixels"].sum() + total["ignored"])
     if not missing or not number:
         return
-    alone = len(labels) - len(missing) <= 1  # one class is left: then thin lines are objects too, cracks for example
+    alone = len(names) - len(missing) <= 1  # one class is left: then thin lines are objects too, cracks for example
     if total["ignored"] and (alone or total["solid"] >= _SOLID * number):
-        first = list(labels).index(missing[0])
-        values = {0: 0, ignore_label: first} if len(labels) == 2 else {ignore_label: first}
+        first = names.index(missing[0])
+        values = {0: 0, ignore_label: first} if len(names) == 2 else {ignore_label: first}
         example = ",".join(f"{value}:{index}" for value, index in values.items())
         raise DataError(
             f"{path}: class {first} {missing[0]!r}{_more(missing)} has no pixel in {splits}, while the ignore label "
             f"{ignore_label} fills {total['ignored'] / number:.0%} of the masks. If {ignore_label} is a class, say "
-            f"which for every value: --config.data.label_map={example}{'' if len(labels) == 2 else ',…'}; if it is "
+            f"which for every value: --config.data.label_map={example}{'' if len(names) == 2 else ',…'}; if it is "
             "to be ignored: --config.data.label_map=as_is."
         )
-    if missing[0] == labels[0] and ignore_label != 0:
+    if missing[0] == names[0] and ignore_label != 0 and not labels.colors and not _NOTHING.fullmatch(names[0]):
         raise DataError(
             f"{path}: class 0 {missing[0]!r} has no pixel in {splits}. If masks count classes from 1 and 0 has none, "
             "set --config.data.reduce_labels=True; if their values are right, --config.data.label_map=as_is."

@@ -38,8 +38,8 @@ class MaskRule:
 
     @property
     def is_explicit(self) -> bool:
-        """Whether the user has said how masks are to be read."""
-        return self.as_is or self.reduce_labels or self.values is not None or bool(self.labels.colors)
+        """Whether the user has said what values mean."""
+        return self.as_is or self.reduce_labels or self.values is not None
 
     def classes(self, data: bytes) -> np.ndarray:
         """Decodes a PNG mask to uint8 (H, W) of class indices and ``ignore_label``.

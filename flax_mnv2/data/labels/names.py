@@ -27,12 +27,14 @@ _FORMS = tuple(
         rf"(?P<name>[^,;:]*[^\d,;:\s][^,;:]*?)\s*[,;:\t ]\s*{_COLOR}",  # class_dict.csv
         r"(?P<id>\d+)(\s*[,;:\t]\s*|\s+)(?P<name>[^,;:]+)",
         r"(?P<name>[^,;:]*[^\d,;:\s])(\s*[,;:\t]\s*|\s+)(?P<id>\d+)",
-        r"(?P<name>(?!-\s|\d+\s*[,;:\t])(?!.*[,;\t]\s*\d)[^:;\t{}\[\]<>]+)",  # "building, edifice" is one name
+        r"(?P<name>(?!-\s|\d+\s*[,;:\t])(?!.*[,;\t]\s*(\d|$))[^:;=\t{}\[\]<>]+)",  # "building, edifice" is one name
     )
 )
 _HEADER = {
-    *("id", "index", "idx", "value", "pixel value", "pixel_value", "class_id", "label_id", "class index"),
-    *("name", "class", "label", "category", "class_name", "label_name", "class name"),
+    *("id", "index", "idx", "value", "pixel", "pixel value", "pixel_value", "class index"),
+    *("class_index", "class_id", "label_id", "category_id"),
+    *("name", "names", "class", "classes", "label", "labels", "category", "categories"),
+    *("class name", "class_name", "label_name", "category_name"),
     *("r", "g", "b", "red", "green", "blue", "color", "colour"),
 }
 _WHAT_TO_WRITE = (
@@ -100,7 +102,12 @@ def _from_file(path: Path) -> list[_Entry]:
     lines = [line for line in _cleaned(text.splitlines()) if not line.startswith(("#", "//"))]
     if len(lines) == 1 and "," in lines[0] and not any(map(str.isdigit, lines[0].split(","))):
         lines = _cleaned(lines[0].split(","))
-    elif lines and _is_header(lines[0], path):
+    elif lines and _is_header(lines[0]):
+        if lines[0].lower() in _HEADER and path.suffix.lower() not in (".csv", ".tsv"):
+            raise ConfigError(
+                f"config.data.labels: {path} begins with {lines[0]!r}, which could be a title or a class. Remove it, "
+                "or rename the class."
+            )
         lines = lines[1:]
     for form in _FORMS:
         matches = [form.fullmatch(line) for line in lines]
@@ -117,16 +124,19 @@ def _cleaned(lines: Iterable[str]) -> list[str]:
     return [line for line in stripped if line and line != _IGNORED]
 
 
-def _is_header(line: str, path: Path) -> bool:
-    words = [word.strip().strip('"').lower() for word in re.split(r"[,;\t]", line)]
-    return all(word in _HEADER for word in words) and (len(words) > 1 or path.suffix.lower() in (".csv", ".tsv"))
+def _is_header(line: str) -> bool:
+    return all(_unquoted(word).lower() in _HEADER for word in re.split(r"[,;\t]", line))
+
+
+def _unquoted(word: str) -> str:
+    word = word.strip()
+    return word[1:-1].strip() if len(word) > 2 and word[0] == word[-1] and word[0] in "\"'" else word
 
 
 def _entry(group: dict[str, str | None]) -> _Entry:
     index, color = group.get("id"), group.get("color")
     parts = tuple(int(part) for part in re.findall(r"\d+", color)) if color else None
-    name = (group["name"] or "").strip().strip('"').strip()
-    return _Entry(name, None if index is None else int(index), parts)
+    return _Entry(_unquoted(group["name"] or ""), None if index is None else int(index), parts)
 
 
 def _is_by_chance(form: re.Pattern[str], entries: Sequence[_Entry]) -> bool:

@@ -68,6 +68,8 @@ REFUSED = {
     "years": (exported("train2017", "val2017"), "which look like splits"),
     "one split twice": (exported("train", "val", "valid"), "holds val and valid, which both name the split val"),
     "only test": (exported("test"), r"the folder test, but no folder train.*--config\.data\.eval_split"),
+    "images and masks": (exported("train", "val", classes=("images", "masks")), "look like images and their masks"),
+    "VOC": (["JPEGImages", "SegmentationClass"], "look like images and their masks"),
     "test beside classes": (["cat", "dog", *exported("test")], "holds the folders cat, dog, test, but no folder train"),
 }
 
@@ -77,6 +79,11 @@ def test_what_could_be_read_in_two_ways_is_refused(layout, name):
     folders, message = REFUSED[name]
     with pytest.raises(DataError, match=message):
         layout(folders)
+
+
+def test_archives_in_an_archive(layout):
+    with pytest.raises(DataError, match=r"holds no images, but an archive, train\.zip: unpack it"):
+        layout([], files=["train.zip", "labels.csv"])
 
 
 def test_what_nobody_asked_for_blocks_nothing(layout, tmp_path):
@@ -130,5 +137,7 @@ def test_only_a_test_split_names_the_setting(archives, tmp_path):
     files = {f"{split}/{label}/0.jpg": archives.jpeg() for split in ("train", "test") for label in ("cat", "dog")}
     data = {"dataset": "image_folder", "data_dir": str(tmp_path / "data")}
     dataset = load_classification({**data, "archive": str(archives.write(tmp_path / "x.zip", files))})
-    with pytest.raises(DataError, match=r"no split 'val' here; it has train, test. .*--config\.data\.eval_split"):
+    with pytest.raises(
+        DataError, match=r"no split 'val' here; it has train, test. Set --config\.data\.eval_split=test"
+    ):
         dataset.source("val")

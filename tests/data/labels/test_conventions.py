@@ -75,11 +75,21 @@ def test_other_masks_that_cannot_mean_this(voc, load, masks, labels, message):
         ([BORDER, BORDER], "background,cat,dog"),  # a border, and a class that is nowhere
         ([mask(v1=np.s_[:9], v255=OBJECT), mask(v255=OBJECT)], "background,cat"),  # ignored areas beside all classes
         ([mask(), mask()], "background,cat"),  # nothing is labelled yet
+        ([mask(v1=np.s_[:30], v2=np.s_[30:])] * 2, "_Background_,b,c"),  # all is labelled
     ],
 )
 def test_what_may_be_meant_is_taken(voc, load, masks, labels):
     dataset = load(archive=voc(masks), labels=labels)
     assert dataset.num_examples == {"train": 1, "val": 1}
+
+
+def test_colours_do_not_hide_an_ignored_object(voc, load, tmp_path):
+    """A label file with colours beside masks of values."""
+    (tmp_path / "labelmap.txt").write_text("sky:0,0,1::\ncat:128,0,0::\n")
+    with pytest.raises(DataError, match="class 1 'cat' has no pixel"):
+        load(archive=voc([mask(v255=OBJECT)] * 2), labels=str(tmp_path / "labelmap.txt"))
+    all_cats = [np.ones(SHAPE, np.uint8)] * 2
+    assert load(archive=voc(all_cats), labels=str(tmp_path / "labelmap.txt")).num_examples["train"] == 1
 
 
 def test_classes_from_one(voc, load):
