@@ -14,7 +14,6 @@ from model_runs import CLASSIFIER, HEADS, IMAGES, MODEL, SEGMENTER, apply, confi
 VARIABLES = "A linen module holds no weights: they are its variables, the second of the pair that loading gives"
 CALL = "Mode is an argument of the call, and statistics are returned, not kept in the model"
 ATTRIBUTE = "An attribute of the module, given when it is made"
-NO_DROPOUT = (("classifier_dropout_prob", 0.0),)
 _KEPT = tempfile.TemporaryDirectory()
 
 
@@ -72,19 +71,20 @@ def shape(lib, name, size=(64, 48), **fields):
 
 
 def _trained(lib, name):
-    """Logits in training mode, by the statistics of the batch."""
-    model, _ = made(lib, name, NO_DROPOUT)
+    """Shape of the logits and number of statistics that a training step renews; parity/training/ has their values."""
+    model, _ = made(lib, name)
     try:
-        return apply(lib, model.train(), None, IMAGES).logits
+        logits = apply(lib, model.train(), None, IMAGES).logits
     finally:
         model.eval()
+    return logits.shape, sum(key.endswith(("running_mean", "running_var")) for key in model.state_dict())
 
 
 def _trained_ours(lib, name):
-    model, variables = made(lib, name, NO_DROPOUT)
-    output, updated = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
-    assert updated["batch_stats"].keys() == variables["batch_stats"].keys()
-    return output.logits
+    model, variables = made(lib, name)
+    call = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    output, updated = jax.eval_shape(call, variables, IMAGES)
+    return output.logits.shape, len(jax.tree.leaves(updated))
 
 
 def _state(state):
