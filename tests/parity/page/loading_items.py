@@ -14,6 +14,7 @@ from model_runs import CLASSIFIER, HEADS, IMAGES, MODEL, SEGMENTER, apply, confi
 VARIABLES = "A linen module holds no weights: they are its variables, the second of the pair that loading gives"
 CALL = "Mode is an argument of the call, and statistics are returned, not kept in the model"
 ATTRIBUTE = "An attribute of the module, given when it is made"
+NO_DROPOUT = (("classifier_dropout_prob", 0.0),)  # a module of its own: training renews its statistics
 _KEPT = tempfile.TemporaryDirectory()
 
 
@@ -72,7 +73,7 @@ def shape(lib, name, size=(64, 48), **fields):
 
 def _trained(lib, name):
     """Shape of the logits and number of statistics that a training step renews; parity/training/ has their values."""
-    model, _ = made(lib, name)
+    model, _ = made(lib, name, NO_DROPOUT)
     try:
         logits = apply(lib, model.train(), None, IMAGES).logits
     finally:
@@ -81,7 +82,7 @@ def _trained(lib, name):
 
 
 def _trained_ours(lib, name):
-    model, variables = made(lib, name)
+    model, variables = made(lib, name, NO_DROPOUT)
     call = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     output, updated = jax.eval_shape(call, variables, IMAGES)
     return output.logits.shape, len(jax.tree.leaves(updated))
