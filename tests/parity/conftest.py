@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch_weights
 
 
 @pytest.fixture(scope="session")
@@ -18,29 +19,8 @@ def transformers():
 
 @pytest.fixture(scope="session")
 def randomize():
-    """Gives a torch module random weights of a useful scale, and random batch-norm parameters and statistics."""
-    import torch
-
-    def fill(module, seed):
-        generator = torch.Generator().manual_seed(seed)
-
-        def uniform(tensor, low, high):
-            tensor.data.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
-
-        for layer in module.modules():
-            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-                fan_in = layer.weight[0].numel()
-                layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=generator) * (2.0 / fan_in) ** 0.5)
-                if layer.bias is not None:
-                    uniform(layer.bias, -0.5, 0.5)
-            elif isinstance(layer, torch.nn.BatchNorm2d):
-                uniform(layer.weight, 0.5, 1.5)
-                uniform(layer.bias, -0.5, 1.0)
-                uniform(layer.running_mean, -0.5, 0.5)
-                uniform(layer.running_var, 0.5, 2.0)
-        return module.eval()
-
-    return fill
+    """Gives a torch module random weights from a seed."""
+    return torch_weights.randomize
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 from items import Item
+from torch_weights import randomize
 
 FIELDS = {"depth_multiplier": 0.35, "depth_divisible_by": 4, "min_depth": 4, "num_labels": 5, "image_size": 64}
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 48, 3)).astype(np.float32)
@@ -42,33 +43,12 @@ def config(lib, **fields):
     return lib.MobileNetV2Config(**{**FIELDS, **fields})
 
 
-def fill(module):
-    """Gives a torch module weights of a useful scale."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-
-    def uniform(tensor, low, high):
-        tensor.data.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
-
-    for layer in module.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-            deviation = (2.0 / layer.weight[0].numel()) ** 0.5
-            layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=generator) * deviation)
-        elif isinstance(layer, torch.nn.BatchNorm2d):
-            uniform(layer.weight, 0.5, 1.5)
-            uniform(layer.bias, -0.5, 1.0)
-            uniform(layer.running_mean, -0.5, 0.5)
-            uniform(layer.running_var, 0.5, 2.0)
-    return module.eval()
-
-
 @functools.cache
 def _module(name, fields):
     """The class of transformers with those fields of its config, as items."""
     import transformers
 
-    return fill(getattr(transformers, name)(config(transformers, **dict(fields))))
+    return randomize(getattr(transformers, name)(config(transformers, **dict(fields))), seed=0)
 
 
 @functools.cache
