@@ -38,6 +38,8 @@ def test_each_job_trains_a_model_of_its_own(name):
         == {
             "segmentation": "MobileNetV2ForSemanticSegmentation",
             "classification": "MobileNetV2ForImageClassification",
+            "multi_label_classification": "MobileNetV2ForImageClassification",
+            "regression": "MobileNetV2ForImageClassification",
         }[name]
     )
 

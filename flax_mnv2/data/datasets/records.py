@@ -4,12 +4,15 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Self, TypedDict
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
+
+_SHOWN = 12  # targets described in one line
 
 
 class EncodedExample(TypedDict):
@@ -25,6 +28,14 @@ class LabeledExample(TypedDict):
 
     image: bytes
     label: int
+    file_name: str
+
+
+class VectorExample(TypedDict):
+    """One stored image with a vector (C,) float32: 0 and 1 by class, or the values of a regression."""
+
+    image: bytes
+    label: np.ndarray
     file_name: str
 
 
@@ -90,7 +101,7 @@ class Dataset:
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
-      kind: of its examples, "segmentation" or "classification"; ``example`` is the TypedDict that each of them is.
+      kind: of its examples, such as "segmentation"; ``example`` is the TypedDict that each of them is.
     """
 
     name: str
@@ -99,11 +110,16 @@ class Dataset:
 
     kind: ClassVar[str]
     example: ClassVar[type]
+    targets: ClassVar[str] = "classes"  # what the labels name
 
     @property
     def split_names(self) -> tuple[str, ...]:
         """Names of the splits."""
         return tuple(self.builders)
+
+    def describe(self) -> list[str]:
+        """Returns lines about the labels for a person, beyond their names."""
+        return []
 
     def source(self, split: str) -> ExampleSource:
         """Returns the examples of a split in their stored order, which is that of the archive or list of ids.
@@ -121,6 +137,56 @@ class ClassificationDataset(Dataset):
 
     kind = "classification"
     example = LabeledExample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorDataset(Dataset):
+    """Images with a vector each; a source gives :class:`VectorExample`.
+
+    ``mean`` and ``std`` have those of every target by split: of classes, mean is the fraction of the images.
+    """
+
+    mean: Mapping[str, tuple[float, ...]]
+    std: Mapping[str, tuple[float, ...]]
+
+    example = VectorExample
+
+    @classmethod
+    def of(cls, name: str, builder: tfds.core.DatasetBuilder) -> Self:
+        """Returns what ``builder``, which is prepared, has."""
+        metadata = builder.info.metadata
+        return cls(
+            name=name,
+            labels=tuple(metadata["labels"]),
+            builders=opened(builder.info.splits, builder),
+            mean={split: tuple(values) for split, values in metadata["mean"].items()},
+            std={split: tuple(values) for split, values in metadata["std"].items()},
+        )
+
+    def _listed(self, split: str, form: str) -> str:
+        values = list(zip(self.labels, self.mean[split], self.std[split], strict=True))
+        shown = ", ".join(f"{label} {form.format(mean, std)}" for label, mean, std in values[:_SHOWN])
+        return shown + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
+
+
+class MultiLabelDataset(VectorDataset):
+    """Images of any number of classes each."""
+
+    kind = "multi_label_classification"
+
+    def describe(self) -> list[str]:
+        """Returns a line for each split: how often each class occurs."""
+        return [f"{split:<11} {self._listed(split, '{:.1%}')}" for split in self.mean]
+
+
+class RegressionDataset(VectorDataset):
+    """Images with one or several numbers each."""
+
+    kind, targets = "regression", "targets"
+
+    def describe(self) -> list[str]:
+        """Returns a line for each split: mean and standard deviation of each target."""
+        return [f"{split:<11} {self._listed(split, '{:.4g} ± {:.4g}')}" for split in self.mean]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ _IMAGENET = "imagenet2012"
 _FIELDS = {  # of config.data: metavar and type
     "archive": ("PATH", str),
     "sbd_archive": ("PATH", str),
+    "table": ("PATH", str),
     "labels": ("NAMES", str),
     "num_classes": ("N", int),
     "ignore_label": ("N", int),
@@ -105,7 +106,7 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     dataset = load({"dataset": arguments.name, **given})
     labels = ", ".join(dataset.labels[:8]) + (" …" if len(dataset.labels) > 8 else "")
     builders = {split: builder() for split, builder in dataset.builders.items()}
-    return [*_report(builders), f"classes     {len(dataset.labels)}: {labels}"]
+    return [*_report(builders), f"{dataset.targets:<11} {len(dataset.labels)}: {labels}", *dataset.describe()]
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from flax_mnv2.checkpoint.folder import ABOUT, EMA, VARIABLES
 from flax_mnv2.checkpoint.reading import quiet, read_about, read_item
-from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config import PROBLEM_TYPES, MobileNetV2Config
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
@@ -42,6 +42,7 @@ class FlaxFormat(Format):
         if (folder / ABOUT).is_dir():
             about = read_about(folder)
             config, task = MobileNetV2Config.from_dict(about["model"]), about["config"].get("task")
+            task = "classification" if task in PROBLEM_TYPES else task  # such a run trains a classifier
             # A run that did not note it trained segmentation: images keep their size, in [-1, 1].
             settings = about["processor"] or {"do_resize": False, "do_center_crop": False}
             processor = MobileNetV2ImageProcessor.from_dict(settings)
