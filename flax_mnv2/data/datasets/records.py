@@ -175,8 +175,11 @@ class MultiLabelDataset(VectorDataset):
     kind = "multi_label_classification"
 
     def describe(self) -> list[str]:
-        """Returns a line for each split: how often each class occurs."""
-        return [f"{split:<11} {self._listed(split, '{:.1%}')}" for split in self.mean]
+        """Returns a line for each split: how often each class occurs; and which never do in the first, training."""
+        lines = [f"{split:<11} {self._listed(split, '{:.1%}')}" for split in self.mean]
+        first = next(iter(self.mean))
+        absent = [label for label, mean in zip(self.labels, self.mean[first], strict=True) if mean == 0]
+        return lines + ([f"never       in {first}: {', '.join(absent)}"] if absent else [])
 
 
 class RegressionDataset(VectorDataset):

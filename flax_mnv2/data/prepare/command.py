@@ -43,6 +43,7 @@ examples:
   {_COMMAND} imagenet2012 --manual_dir ~/ilsvrc --without_tensorflow
   {_COMMAND} convert ~/tensorflow_datasets/imagenet2012/5.1.0
   {_COMMAND} image_folder --archive photos.zip
+  {_COMMAND} image_table/multi_label --archive photos.zip --table labels.csv
   {_COMMAND} voc_segmentation/2012 --data_dir /data/tfds"""
 
 

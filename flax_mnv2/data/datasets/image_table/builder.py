@@ -39,7 +39,7 @@ class Options:
     table: str  # a name in the archive or a path; empty: what is found
     labels: tuple[str, ...]  # columns or classes, in their order; empty: all
     holdout: float  # fraction of train that becomes val where there is no other split
-    skip_bad: bool  # leave out rows without a readable image
+    max_bad: int  # rows without a readable image that may be left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> VectorDataset:
 
     ``data`` may have ``table`` (a path, or a name in the archive), ``labels`` (columns or classes to take, separated by
     commas), ``holdout`` (fraction of train that becomes ``val`` where no other split is; default 0.1, 0 is none), and
-    ``bad_examples``: with "skip" rows without a readable image are left out.
+    ``bad_examples``: with "skip" up to ``max_bad_examples`` rows without a readable image are left out.
     """
     if not data.get("archive"):
         raise ConfigError(
@@ -70,7 +70,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> VectorDataset:
         table=str(data.get("table") or ""),
         labels=tuple(label.strip() for label in (data.get("labels") or "").split(",") if label.strip()),
         holdout=holdout,
-        skip_bad=data.get("bad_examples") == "skip",
+        max_bad=data.get("max_bad_examples", 100) if data.get("bad_examples") == "skip" else 0,
     )
     kind, _ = _KINDS[name]
     return kind.of(name, prepared(lambda: _make_builder(name, options, data_dir), data_dir))
@@ -90,7 +90,7 @@ def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.Data
     outside = Path(options.table).expanduser() if options.table else None
     outside = outside.resolve() if outside is not None and outside.exists() else None
     read = (identity(path), identity(outside) if outside else options.table)
-    choices = (options.labels, options.holdout, options.skip_bad)
+    choices = (options.labels, options.holdout, options.max_bad > 0)
     config_name = f"{name.partition('/')[2]}_{archive_stem(path)}_{fingerprint(*read, *choices)}"
     target = data_dir / ImageTable.name / config_name / str(ImageTable.VERSION)
     if is_prepared(target):
@@ -105,7 +105,7 @@ def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.Data
     logging.info("%s", notes)
     config = tfds.core.BuilderConfig(name=config_name, description=f"images of {path}; {notes}")
     return ImageTable(
-        tree=tree, splits=splits, labels=labels, skip_bad=options.skip_bad, config=config, data_dir=data_dir
+        tree=tree, splits=splits, labels=labels, max_bad=options.max_bad, config=config, data_dir=data_dir
     )
 
 
@@ -127,7 +127,7 @@ def _examples(
     labels, vectors = read(tables, options.labels)
     rows = [row for table in tables for row in table.rows]
     images = Images(tree)
-    found = images.find(rows, skip_missing=options.skip_bad)
+    found = images.find(rows, may_miss=options.max_bad)
     kept = checked_splits(rows, found, [tuple(vector) for vector in vectors])
     splits: dict[str, list[Item]] = {}
     for position, name in kept.items():
@@ -172,10 +172,10 @@ class ImageTable(LocalBuilder):
         tree: FileTree,
         splits: Mapping[str, list[Item]],
         labels: tuple[str, ...],
-        skip_bad: bool,
+        max_bad: int,
         **kwargs: Any,
     ):
-        self._tree, self._splits, self._labels, self._skip_bad = tree, splits, labels, skip_bad
+        self._tree, self._splits, self._labels, self._max_bad = tree, splits, labels, max_bad
         self._bad: list[str] = []
         super().__init__(**kwargs)
 
@@ -208,7 +208,7 @@ class ImageTable(LocalBuilder):
 
     def _check_bad(self, split: str, stored: int) -> None:
         """Raises a DataError of all unreadable images once all are known, or of a split with no other."""
-        if self._bad and self._skip_bad and stored:
+        if self._bad and len(self._bad) <= self._max_bad and stored:
             logging.warning("Left out %d images that cannot be read: %s", len(self._bad), "; ".join(self._bad[:5]))
         elif self._bad and (split == list(self._splits)[-1] or not stored):
             raise refuse(

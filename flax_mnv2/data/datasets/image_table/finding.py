@@ -87,12 +87,12 @@ class Images:
             for end in {path.name, path.stem}:
                 self._by_end[end].append(name)
 
-    def find(self, rows: Sequence[Row], *, skip_missing: bool) -> dict[int, str]:
+    def find(self, rows: Sequence[Row], *, may_miss: int) -> dict[int, str]:
         """Returns the name of the file that each row means, by the row's position.
 
         A row gives a path below the table's folder, the archive's, or the end of one that no other file shares; the
-        ending of the file may be left out. A DataError lists rows without an image, unless ``skip_missing`` leaves
-        them out, and rows that fit several.
+        ending of the file may be left out. A DataError lists rows without an image where there are more than
+        ``may_miss``, which are left out, and rows that fit several.
         """
         found, missing, unclear = {}, [], []
         for position, row in enumerate(rows):
@@ -105,7 +105,7 @@ class Images:
                 unclear.append(f"{row.where}: {row.image!r} is {' or '.join(names[:3])}")
         if unclear:
             raise refuse(f"{self._tree.path}: names in the table fit several images", unclear, "Write their paths.")
-        if missing and not (skip_missing and found):
+        if len(missing) > may_miss or not found:
             raise refuse(
                 f"{self._tree.path} lacks images of the table",
                 missing,

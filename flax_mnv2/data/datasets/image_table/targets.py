@@ -1,6 +1,7 @@
 """Rows of tables → names of the targets and a vector of each row: 0 and 1 by class, or numbers."""
 
 import ast
+import collections
 import math
 import re
 import unicodedata
@@ -131,11 +132,26 @@ def _split_cells(cells: Sequence[Any], wanted: Sequence[str]) -> list[list[str]]
             "them between names."
         )
     spaced = any(" " in name for name in wanted)  # then a space is part of a name
+    if not separators and not wanted:
+        _check_spaces(texts)
     pattern = re.escape(separators[0]) if separators else r"$^" if spaced else r"\s+"
     return [
         [_clean(tag) for tag in (re.split(pattern, str(cell).strip()) if found is None else found) if str(tag).strip()]
         for cell, found in zip(cells, lists, strict=True)
     ]
+
+
+def _check_spaces(texts: Sequence[str]) -> None:
+    """Raises a DataError where cells with spaces may as well be one name each: no word of theirs stands elsewhere."""
+    cells = {tuple(sorted(text.split())) for text in texts}
+    counts = collections.Counter(word for cell in cells for word in cell)
+    several = [cell for cell in cells if len(cell) > 1]
+    if several and all(counts[word] == 1 for cell in several for word in cell):
+        example = next(text for text in texts if len(text.split()) > 1)
+        raise DataError(
+            f"The cell {example.strip()!r} may be one name or several. Put | between names, or list "
+            "all of them with --config.data.labels=a,b."
+        )
 
 
 def _as_list(text: str) -> list[str] | None:

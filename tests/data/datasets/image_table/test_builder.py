@@ -131,6 +131,8 @@ def test_all_unreadable_images_are_named_at_once_or_left_out(archives, tmp_path,
     path = archives.write(tmp_path / "y", files)
     with pytest.raises(DataError, match=r"no readable image: img/a\.jpg.*; img/d\.jpg"):
         load(path)
+    with pytest.raises(DataError, match=r"no readable image: img/a\.jpg.*; img/d\.jpg"):
+        load(tmp_path / "x", bad_examples="skip", max_bad_examples=1)
     dataset = load(tmp_path / "x", bad_examples="skip")
     assert stored(dataset, "train") == {"img/b.jpg": [0, 0]}
     assert stored(dataset, "val") == {"img/c.jpg": [1, 1]}
@@ -162,5 +164,6 @@ def test_prepare_says_what_was_read_and_how_labels_are_distributed(archives, tmp
     assert "labels.csv: 3 rows, 1 images in no row" in printed
     assert "classes     2: cat, dog" in printed
     assert "train       cat 50.0%, dog 0.0%" in printed
+    assert "never       in train: dog" in printed
     assert command.main(["image_table/regression", *arguments, "--labels", "dog"]) == 0
     assert "val         dog 1 ± 0" in capsys.readouterr().out

@@ -59,7 +59,8 @@ def test_forms_of_multi_label_tables(tmp_path, form):
 def test_names_with_spaces_need_another_separator(tmp_path):
     text = "image,labels\na.jpg,traffic light\nb.jpg,dog\n"
     found = tables(tmp_path, labels_csv=text)
-    assert targets.multi_label(found, ())[0] == ("dog", "light", "traffic")
+    with pytest.raises(DataError, match=r"cell 'traffic light' may be one name or several\. Put \| between"):
+        targets.multi_label(found, ())
     assert targets.multi_label(found, ("traffic light", "dog"))[1].tolist() == [[1, 0], [0, 1]]
     found = tables(tmp_path, labels_csv=text + "c.jpg,dog|traffic light\n")
     assert targets.multi_label(found, ())[0] == ("dog", "traffic light")
