@@ -42,6 +42,17 @@ def test_the_steps_stand_in_the_order_of_the_recipes():
         assert [type(step) for step in make_train_transform(_data(auto_augment=name)).steps] == [cls]
 
 
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (400, 31), (32, 32)])
+def test_a_whole_image_is_squashed_and_nothing_is_cut_off(size):
+    data, pixels = _png(*size)
+    transform = make_train_transform(_data(train_crop="whole", flip=False))
+    results = [transform(data, np.random.default_rng(seed)) for seed in range(5)]
+    expected = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA).astype(float)
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    assert np.corrcoef(results[0].ravel(), expected.ravel())[0, 1] > 0.8
+
+
 def test_settings_reach_the_steps():
     data = _data(
         auto_augment="timm_randaugment",

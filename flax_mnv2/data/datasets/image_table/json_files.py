@@ -49,6 +49,8 @@ def _cells(place: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in _LISTS:
         if isinstance(values.get(key), list):
             return {key: values[key]}
+    if "shapes" in values:  # labelme's, whose numbers are the image's size
+        raise DataError(f"{place} has shapes and no flags; a job on whole images needs labelme's flags.")
     skipped = (*_IMAGE_KEYS, *SPLIT_COLUMNS)
     cells = {key: value for key, value in values.items() if key not in skipped and isinstance(value, (int, float))}
     if not cells:
