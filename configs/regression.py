@@ -8,8 +8,9 @@ The CSV lies among the photos, or is named with --config.data.table=numbers.csv.
 and one or several of numbers, of which --config.data.labels=age,height chooses some; splits as for
 configs/cls_multi_label.py. In its place a JSON file for each photo will do: {"image": "a.jpg", "values": {"age": 31}}.
 
-The loss is the mean squared error of the numbers as they are, so write them in a unit in which they vary by about one:
-thousands of euros, decades. Where they say something of left and right, set --config.data.flip=False.
+The loss is the mean squared error of the numbers less their mean, by their standard deviation; what is reported, and
+what the saved weights give, is in the table's units. --config.data.target_units='' takes the numbers as they are. Where
+they say something of left and right, set --config.data.flip=False.
 
 Expected: TODO
 """

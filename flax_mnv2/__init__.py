@@ -21,6 +21,7 @@ from flax_mnv2.weights.pretrained import (
     save_pretrained,
     to_state_dict,
 )
+from flax_mnv2.weights.processors import load_processor
 
 __all__ = [
     "VARIANTS",
@@ -41,6 +42,7 @@ __all__ = [
     "from_state_dict",
     "list_models",
     "load_backbone",
+    "load_processor",
     "load_variables",
     "make_inference_fn",
     "save_pretrained",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +19,23 @@ def upsample_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jax.image.resize(logits, (batch, *size, classes), "bilinear", antialias=False)
 
 
-def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> tuple[jax.Array, jax.Array]:
+def cross_entropy_sums(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_label: int,
+    class_weights: jax.typing.ArrayLike | None = None,
+    focal_gamma: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of softmax cross-entropies, in nats, and the number of entries that it is over.
 
     Logits are (..., C), labels (...) integers in [0, C) or ``ignore_label``, which does not count. Any other makes the
     sum NaN, so that it is noticed also in a compiled program, which cannot raise. Both scalars are float32 (float64 for
     float64 logits).
+
+    With ``class_weights`` (C,) an entry counts as the weight of its class says, in both sums, so that their quotient is
+    the weighted mean of PyTorch's ``CrossEntropyLoss``. With ``focal_gamma`` each term has the factor
+    (1 - probability of the truth) ** gamma (focal loss, arXiv 1708.02002).
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     labels = labels.astype(jnp.int32)
@@ -31,8 +44,13 @@ def cross_entropy_sums(logits: jax.Array, labels: jax.Array, *, ignore_label: in
     # A one-hot selection rather than a gather: the gather's gradient is a scatter, slow on every platform.
     truth = jax.nn.one_hot(labels, num_classes, dtype=bool)
     losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(truth, logits, 0.0), axis=-1)
+    losses = _focused(losses, focal_gamma)
     losses = jnp.where((labels >= 0) & (labels < num_classes), losses, jnp.nan)
-    return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(counts, dtype=logits.dtype)
+    weights = jnp.ones((), logits.dtype)
+    if class_weights is not None:
+        weights = jnp.sum(jnp.where(truth, class_weights.astype(logits.dtype), 0.0), axis=-1)
+        losses = losses * weights
+    return jnp.sum(jnp.where(counts, losses, 0.0)), jnp.sum(jnp.where(counts, weights, 0.0), dtype=logits.dtype)
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float) -> jax.Array:
@@ -46,10 +64,23 @@ def smooth_targets(labels: jax.Array, num_classes: int, label_smoothing: float) 
     return jnp.where(in_range[:, None], targets, jnp.nan)
 
 
-def soft_cross_entropy_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the cross-entropy of logits (N, C) with probabilities (N, C), summed over the batch, in nats."""
+def soft_cross_entropy_sum(
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    class_weights: jax.typing.ArrayLike | None = None,
+    focal_gamma: float = 0.0,
+) -> jax.Array:
+    """Returns the cross-entropy of logits (N, C) with probabilities (N, C), summed over the batch, in nats.
+
+    With ``class_weights`` (C,) and ``focal_gamma`` each term of the sum over classes is weighted as in
+    ``cross_entropy_sums``.
+    """
     logits = logits.astype(at_least_float32(logits.dtype))
-    return -jnp.sum(targets.astype(logits.dtype) * jax.nn.log_softmax(logits))
+    losses = _focused(-jax.nn.log_softmax(logits), focal_gamma)
+    if class_weights is not None:
+        losses = losses * class_weights.astype(logits.dtype)[None]
+    return jnp.sum(targets.astype(logits.dtype) * losses)
 
 
 def binary_cross_entropies(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -70,11 +101,11 @@ def squared_errors(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def segmentation_cross_entropy_sums(
-    logits: jax.Array, labels: jax.Array, *, ignore_label: int
+    logits: jax.Array, labels: jax.Array, *, ignore_label: int, **weighting: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Returns ``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
     logits = upsample_logits(logits.astype(at_least_float32(logits.dtype)), labels.shape[1:])
-    return cross_entropy_sums(logits, labels, ignore_label=ignore_label)
+    return cross_entropy_sums(logits, labels, ignore_label=ignore_label, **weighting)
 
 
 def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> jax.Array:
@@ -154,6 +185,14 @@ def check_label_values(labels: jax.Array, num_classes: int, ignore_label: int) -
             f"labels must be in [0, {num_classes}) or {ignore_label} (ignored); found {wrong[:8].tolist()}"
             f"{'…' if wrong.size > 8 else ''}. Check num_labels and how the labels were made."
         )
+
+
+def _focused(losses: jax.Array, gamma: float) -> jax.Array:
+    """Returns cross-entropies, each with the factor (1 - p) ** gamma of its probability p.
+
+    1 - p is at least 1e-7, since a power below 1 has no finite slope at 0.
+    """
+    return losses * jnp.maximum(-jnp.expm1(-losses), 1e-7) ** gamma if gamma else losses
 
 
 def _check_array(labels: jax.Array) -> None:

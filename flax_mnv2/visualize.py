@@ -1,6 +1,6 @@
-"""Pictures: of segmentations palette, overlay and predictions beside the truth; contact sheets; confusion matrices.
+"""Pictures: of segmentations palette, overlay and predictions beside the truth; contact sheets; matrices and curves.
 
-The grid of predictions, the sheet and the matrix need matplotlib, which is imported when they are drawn.
+The grid of predictions, the sheet, matrix and curves need matplotlib, which is imported when they are drawn.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -308,6 +308,20 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
         text = f"{100 * fractions[row, column]:.0f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axis, label="fraction of the true class", shrink=0.8)
+    figure.savefig(path, dpi=110)
+
+
+def save_curves(path: pathlib.Path, *panels: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Writes a PNG of panels, one below the other, each with named curves of (step, value)."""
+    panels = [panel for panel in panels if panel]
+    figure = _new_figure(8.0, 3.2 * len(panels))
+    for axis, curves in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
+        for name, points in curves.items():
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, label=name, linewidth=1.5, marker="o" if len(points) <= 50 else "", markersize=3)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    axis.set_xlabel("step")
     figure.savefig(path, dpi=110)
 
 

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
+from flax_mnv2.losses import (
+    cross_entropy_sums,
+    segmentation_cross_entropy_sums,
+    smooth_targets,
+    soft_cross_entropy_sum,
+    upsample_logits,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,46 @@ def test_equals_torch(batch):
     expected = theirs_logits.grad.permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(gradient, expected, atol=1e-6 * np.abs(expected).max() + 1e-8)
     np.testing.assert_allclose(upsample_logits(logits, (33, 47)), upsampled.detach().permute(0, 2, 3, 1), atol=1e-5)
+
+
+WEIGHTS = np.array([0.2, 1.0, 3.0, 0.0, 0.5, 2.0], np.float32)
+
+
+def test_class_weights_are_torchs(batch):
+    torch = pytest.importorskip("torch")
+    logits, labels = batch
+    total, weight = segmentation_cross_entropy_sums(logits, labels, ignore_label=255, class_weights=WEIGHTS)
+    upsampled = torch.from_numpy(np.array(upsample_logits(logits, (33, 47)))).permute(0, 3, 1, 2)
+    entropy = torch.nn.CrossEntropyLoss(torch.from_numpy(WEIGHTS), ignore_index=255)
+    theirs = entropy(upsampled, torch.from_numpy(labels.astype(np.int64)))
+    np.testing.assert_allclose(total / weight, theirs.item(), rtol=1e-5)
+
+    flat, classes = logits.reshape(-1, 6), np.arange(120) % 6
+    entropy = torch.nn.CrossEntropyLoss(torch.from_numpy(WEIGHTS), label_smoothing=0.1)
+    theirs = entropy(torch.from_numpy(flat), torch.from_numpy(classes))
+    smoothed = soft_cross_entropy_sum(flat, smooth_targets(classes, 6, 0.1), class_weights=WEIGHTS)
+    np.testing.assert_allclose(smoothed / WEIGHTS[classes].sum(), theirs.item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_is_the_papers(gamma):
+    """Against the formula in float64; a probability of 1 has no infinite slope, and 0 no infinite loss."""
+    logits = np.random.default_rng(1).normal(scale=3.0, size=(50, 6)).astype(np.float32)
+    logits[0, 0], labels = 200.0, np.arange(50) % 6
+    exact = logits.astype(np.float64)
+    log_p = (
+        exact - np.log(np.exp(exact - exact.max(1, keepdims=True)).sum(1, keepdims=True)) - exact.max(1, keepdims=True)
+    )
+    log_p = log_p[np.arange(50), labels]
+    expected = (WEIGHTS[labels] * -((1 - np.exp(log_p)) ** gamma) * log_p).sum()
+    more = {"class_weights": WEIGHTS, "focal_gamma": gamma}
+    loss = lambda logits: cross_entropy_sums(logits, labels, ignore_label=255, **more)[0]  # noqa: E731
+    total, gradient = jax.value_and_grad(loss)(logits)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        soft_cross_entropy_sum(logits, smooth_targets(labels, 6, 0.0), **more), expected, rtol=1e-5
+    )
+    assert np.isfinite(gradient).all()
 
 
 def test_sums_of_parts_add_up(batch):

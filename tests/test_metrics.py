@@ -37,6 +37,12 @@ def test_absent_classes_do_not_count():
     assert metrics.mean_class_accuracy == pytest.approx(0.8)
     rows = metrics.to_dict(("a", "b", "c"))["iou_per_class"]
     assert [row["iou"] for row in rows] == [0.8, 0.0, None]
+    assert [row["precision"] for row in rows] == [1.0, 0.0, None]
+    assert [row["recall"] for row in rows] == [0.8, None, None]
+
+
+def _scores(precision, recall, f1):
+    return {"precision": precision, "recall": recall, "f1": f1}
 
 
 def test_nothing_counted_gives_no_figure():
@@ -56,6 +62,7 @@ def test_hits_are_counted_by_true_class_and_fillers_are_not():
     counts = top_k_counts(jnp.asarray(labels), jnp.asarray(top), jnp.asarray(mask), num_classes=3)
     assert {name: list(map(int, value)) for name, value in counts.items()} == {
         "examples": [1, 0, 3],
+        "predicted": [1, 1, 2],
         "top1": [0, 0, 1],
         "top5": [0, 0, 2],
     }
@@ -68,8 +75,9 @@ def test_hits_are_counted_by_true_class_and_fillers_are_not():
         "num_top1": 1,
         "num_top5": 2,
         "per_class": [
-            {"id": 0, "label": "a", "num_examples": 1, "top1": 0.0, "top5": 0.0},
-            {"id": 2, "label": "c", "num_examples": 3, "top1": 1 / 3, "top5": 2 / 3},
+            {"id": 0, "label": "a", "num_examples": 1, "num_predicted": 1, **_scores(0.0, 0.0, 0.0), "top5": 0.0},
+            {"id": 1, "label": "b", "num_examples": 0, "num_predicted": 1, **_scores(0.0, None, 0.0), "top5": None},
+            {"id": 2, "label": "c", "num_examples": 3, "num_predicted": 2, **_scores(0.5, 1 / 3, 0.4), "top5": 2 / 3},
         ],
     }
     assert "per_class" not in metrics.to_dict(("a", "b", "c"))
@@ -77,6 +85,6 @@ def test_hits_are_counted_by_true_class_and_fillers_are_not():
 
 def test_a_classifier_without_examples_has_no_figure():
     nothing = np.zeros(2, np.int64)
-    metrics = ClassificationMetrics.from_counts({"examples": nothing, "top1": nothing, "top5": nothing})
+    metrics = ClassificationMetrics.from_counts(dict.fromkeys(("examples", "predicted", "top1", "top5"), nothing))
     assert np.isnan(metrics.top1)
     assert metrics.to_dict(("a", "b"))["top5"] is None

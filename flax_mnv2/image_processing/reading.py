@@ -6,6 +6,7 @@ Segmentation maps become (H, W) with their indices untouched.
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import threading
@@ -16,14 +17,16 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flax_mnv2.errors import DataError
+from flax_mnv2.files import shown
+from flax_mnv2.image_processing.fetching import fetch, is_url
 
-CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", "none"
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 MAX_PIXELS = 2**27  # of one image: a camera of 134 megapixels, 400 MB as RGB; checked before anything is decoded
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's names; what users have photos and maps in
 _REFUSED = {b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"<svg": "SVG"}
 _OPENING = threading.Lock()  # the list of warning filters belongs to all threads
-_KINDS = "a PIL image, a path, or a NumPy, JAX, PyTorch or TensorFlow array"
+_KINDS = "a PIL image, a path, an http(s) address, or a NumPy, JAX, PyTorch or TensorFlow array"
 
 
 def flatten_batch(images: Any, *, rank: int, what: str) -> list[Any]:
@@ -38,14 +41,29 @@ def flatten_batch(images: Any, *, rank: int, what: str) -> list[Any]:
     return flat
 
 
+def layout_of(source: Any, name: str, input_data_format: str | None) -> str:
+    """Returns where an image of ``flatten_batch`` has its channels.
+
+    As ``input_data_format`` says, else as its shape does by Hugging Face's rule; last where it has one channel only,
+    and for files and PIL images. Raises a DataError where neither end can be the channels'.
+    """
+    rank = source.ndim if isinstance(source, np.ndarray) else 2
+    if input_data_format == NO_CHANNELS and rank != 2:
+        raise DataError(
+            f"{name} must be (height, width) where input_data_format='none'; found shape {source.shape}. Leave "
+            "input_data_format out, or say where the channels are."
+        )
+    return CHANNELS_LAST if rank != 3 else input_data_format or _infer_data_format(source.shape, name)
+
+
 def read_picture(source: Any, name: str, input_data_format: str | None = None) -> np.ndarray:
     """Reads one picture as RGB.
 
-    A file is one of :data:`FILE_FORMATS` with at most :data:`MAX_PIXELS`, and its EXIF orientation is honoured; of an
-    animation the first picture is read. A PIL image is taken as it stands. An array is (H, W), (H, W, C) or (C, H, W)
-    with C of 1, 3 or 4; None as ``input_data_format`` infers which from its shape, as Hugging Face does. Transparency
-    is laid on white, which is Hugging Face's rule under ``do_convert_rgb``. Returns (H, W, 3): uint8 from files and PIL
-    images, 16 bits and floats too; of an array its own type and values.
+    A file, or what an address gives, is one of :data:`FILE_FORMATS` with at most :data:`MAX_PIXELS`, and its EXIF
+    orientation is honoured; of an animation the first picture is read. A PIL image is taken as it stands. An array is
+    (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4; None as ``input_data_format`` infers which from its shape, as
+    Hugging Face does. Transparency is laid on white, which is Hugging Face's rule under ``do_convert_rgb``. Returns
+    (H, W, 3): uint8 from files and PIL images, 16 bits and floats too; of an array its own type and values.
 
     Raises:
       DataError: unreadable, truncated or too large, of another rank or channel count, empty, or not finite.
@@ -175,41 +193,46 @@ def check_pixels(width: int, height: int) -> None:
         )
 
 
-def _open(path: str | os.PathLike) -> Image.Image:
-    """Reads a whole file, and turns it as its EXIF orientation says."""
-    path = pathlib.Path(path)
+def _open(source: str | os.PathLike) -> Image.Image:
+    """Reads a whole file, or what an address gives, and turns it as its EXIF orientation says."""
+    file = io.BytesIO(fetch(source)) if is_url(source) else pathlib.Path(source)
+    name = shown(str(source))[1:-1]  # without quotes, and short where somebody gives a whole image as text
     try:
-        path = path if path.exists() else path.expanduser()
-        with _open_header(path) as image:
+        if isinstance(file, pathlib.Path) and not file.exists():
+            file = file.expanduser()
+        with _open_header(file) as image:
             check_pixels(*image.size)
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
             return image
     except FileNotFoundError:
-        raise DataError(f"No image file {path}; give the path of an image on this machine.") from None
+        raise DataError(f"No image file {name}; give the path of an image on this machine.") from None
     except UnidentifiedImageError:
         raise DataError(
-            f"Cannot read the image {path}: {_kind(path)}. Expected a file in one of the formats "
+            f"Cannot read the image {name}: {_kind(file)}. Expected a file in one of the formats "
             f"{', '.join(FILE_FORMATS)}; convert it, or leave it out."
         ) from None
     except Exception as error:  # Pillow's readers raise many types, from SyntaxError to struct.error
         raise DataError(
-            f"Cannot read the image {path}: {error or type(error).__name__}. Expected a whole image of at most "
+            f"Cannot read the image {name}: {error or type(error).__name__}. Expected a whole image of at most "
             f"{MAX_PIXELS:,} pixels; replace it or leave it out."
         ) from None
 
 
-def _open_header(path: pathlib.Path) -> Image.Image:
-    """Opens the file without decoding it. Pillow warns well below our limit, where there is nothing to warn of."""
+def _open_header(file: pathlib.Path | io.BytesIO) -> Image.Image:
+    """Opens a picture without decoding it. Pillow warns well below our limit, where there is nothing to warn of."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FILE_FORMATS)
+        return Image.open(file, formats=FILE_FORMATS)
 
 
-def _kind(path: pathlib.Path) -> str:
+def _kind(file: pathlib.Path | io.BytesIO) -> str:
     """Says what a file is that no reader of ours knows, judged by its first bytes alone."""
-    with path.open("rb") as file:
-        start = file.read(16)
+    if isinstance(file, io.BytesIO):
+        start = file.getvalue()[:16]
+    else:
+        with file.open("rb") as opened:
+            start = opened.read(16)
     if not start:
         return "it is empty"
     name = next((name for magic, name in _REFUSED.items() if start.startswith(magic)), None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import shown
-from flax_mnv2.image_processing.reading import CHANNELS_FIRST, CHANNELS_LAST
+from flax_mnv2.image_processing.reading import CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS
 from flax_mnv2.image_processing.steps import MAX_PIXELS
 
 MAX_SIDE = 65_535
@@ -30,9 +30,19 @@ def _check_flag(name: str, value: Any) -> bool:
     return check_choice(name, value, (True, False))
 
 
-def check_data_format(name: str, value: Any) -> str:
-    """Checks where the channels are: a string, or a member of transformers' ``ChannelDimension``."""
-    return check_choice(name, value, (CHANNELS_LAST, CHANNELS_FIRST))
+def check_data_format(name: str, value: Any, *, none: bool = False) -> str | None:
+    """Checks where channels are: a string or a member of transformers' ``ChannelDimension``; None stays.
+
+    ``none`` allows ``"none"``, for an image without channels.
+    """
+    choices = (CHANNELS_LAST, CHANNELS_FIRST, NO_CHANNELS)
+    return None if value is None else check_choice(name, value, choices if none else choices[:2])
+
+
+def _check_convert_rgb(name: str, value: Any) -> bool:
+    if value is not True:
+        raise ConfigError(f"{name} must be True or left out, as every image becomes RGB; found {shown(value)}.")
+    return value
 
 
 def _check_resample(name: str, value: Any) -> int:
@@ -134,4 +144,17 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "image_mean": _check_channels,
     "image_std": _check_std,
     "do_reduce_labels": _check_flag,
+    "do_convert_rgb": _check_convert_rgb,
 }
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """Returns a setting in its one form; None stays, of whatever setting."""
+    return None if value is None else CHECKS[name](name, value)
+
+
+def reject_unknown(settings: Mapping[str, Any]) -> None:
+    """Raises a ConfigError that names what is no setting of the image processor."""
+    unknown = sorted(set(settings) - set(CHECKS))
+    if unknown:
+        raise ConfigError(f"MobileNetV2ImageProcessor has no setting {', '.join(unknown)}; it has {', '.join(CHECKS)}.")

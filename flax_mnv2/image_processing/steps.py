@@ -7,7 +7,7 @@ so that results agree to the last bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -84,19 +84,37 @@ def reduce_labels(labels: np.ndarray) -> np.ndarray:
 def label_map(logits: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """Returns the class of the largest of the logits (h, w, C) per pixel, the first of equal ones, as int64.
 
-    With a ``size`` (H, W) they are upsampled to it first, in float32, bilinearly with half-pixel centres (torch's
-    ``align_corners=False``, no antialiasing).
+    With a ``size`` (H, W) they are upsampled to it first, as ``upsample`` does, a few rows at a time.
     """
     if size is None:
         return logits.argmax(-1)
+    labels = np.empty(size, np.int64)
+    for part, rows in _upsampled_rows(logits, size):
+        labels[part] = rows.argmax(-1)
+    return labels
+
+
+def upsample(logits: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Returns logits (h, w, C) at a ``size`` (H, W), float32; None leaves them as they are.
+
+    Bilinearly, with half-pixel centres (torch's ``align_corners=False``, no antialiasing).
+    """
+    if size is None:
+        return logits
+    upsampled = np.empty((*size, logits.shape[-1]), np.float32)
+    for part, rows in _upsampled_rows(logits, size):
+        upsampled[part] = rows
+    return upsampled
+
+
+def _upsampled_rows(logits: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Gives the upsampled logits by parts of their height, and which part it is."""
     rows = _interpolate(logits.astype(np.float32, copy=False).swapaxes(0, 1), *_taps(logits.shape[1], size[1]))
     rows = np.ascontiguousarray(rows.swapaxes(0, 1))  # (h, W, C)
-    labels = np.empty(size, np.int64)
     low, high, weight = _taps(logits.shape[0], size[0])
     for start in range(0, size[0], ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        labels[part] = _interpolate(rows, low[part], high[part], weight[part]).argmax(-1)
-    return labels
+        yield part, _interpolate(rows, low[part], high[part], weight[part])
 
 
 def _taps(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

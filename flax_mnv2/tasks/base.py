@@ -210,6 +210,12 @@ class Task(abc.ABC):
     def batch_shapes(cls, config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of a global training batch, of ``batch_fields``."""
 
+    @classmethod
+    def filled_in(cls, config: ml_collections.ConfigDict, dataset: Dataset) -> ml_collections.ConfigDict:
+        """Returns the config with what only the data of a run tells in its place; as it is where there is nothing."""
+        del dataset
+        return config
+
     @abc.abstractmethod
     def train_row(self, source: ExampleSource) -> Callable[[int, np.random.Generator], HostBatch]:
         """Returns what makes a row of a batch from a position in the training split and a generator.
@@ -296,7 +302,11 @@ class Task(abc.ABC):
     def loss_sums(
         self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """Returns the summed loss, with (new batch statistics, further sums, one of them ``weight``)."""
+        """Returns the summed loss, with (new batch statistics, further sums).
+
+        Of these ``weight`` is what the loss and its gradient are divided by, and ``count``, the same if it is not
+        there, what all others are.
+        """
 
     @abc.abstractmethod
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[Any, Any]:

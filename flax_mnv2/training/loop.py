@@ -12,12 +12,14 @@ from flax_mnv2.checkpoint.run import SCORE, Checkpoints
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.errors import CheckpointError, DataError
+from flax_mnv2.training.early_stopping import EarlyStopping
 from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import NanSearch
 from flax_mnv2.training.faults.run_lock import only_run
 from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.initial_weights import initial_weights
+from flax_mnv2.training.logging.learning_curve import save_curve
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
@@ -63,10 +65,16 @@ def train(
     if stopped_by is not None:
         _say(f"{stopped_by.name}: saved step {loop.step} in {folder}; the same command goes on from there")
         raise Interrupted(128 + stopped_by)
+    if loop.early_stopping.now:
+        best, at = loop.early_stopping.best, loop.early_stopping.best_step
+        patience = run.config.early_stopping.patience
+        _say(f"stopped at step {loop.step}: {patience} evaluations were no better than {best:.4f} of step {at}")
     title = run.task.titles[run.task.best_metric]
     best = f"best by {'EMA ' if run.config.ema.decay else ''}{title}: step {best_step}"
     _say(f"checkpoints: {folder} (last step {loop.step}, {best})")
     _say(f"metrics:     {run.workdir / METRICS_NAME}, and TensorBoard in {run.workdir / 'tensorboard'}")
+    if curve := save_curve(run.workdir, loop.titles):
+        _say(f"curve:       {curve}")
     if loop.log.skipped_steps:
         _say(f"skipped:     {loop.log.skipped_steps} of {run.config.num_steps} steps, which were not finite")
     return loop.state
@@ -92,7 +100,10 @@ class _Loop:
         ):
             self._stop, self._progress, self.bad_examples = stop, progress, batches.bad_examples
             self.log = self._open_log(writer, progress)
-            if self.step and self._evaluates and self.step not in writer.evaluated_steps:
+            settings, past = config.early_stopping, sorted(writer.evaluations.items())
+            scores = [(step, metrics[self._scored]) for step, metrics in past if self._scored in metrics]
+            self.early_stopping = EarlyStopping(settings.patience, settings.threshold, scores)
+            if self.step and self._evaluates and self.step not in writer.evaluations:
                 self._evaluate()  # the run was cut between the save and the end of the evaluation
             self._train_steps(batches)
             if stop.signal is not None:
@@ -107,7 +118,7 @@ class _Loop:
         run, config, stop = self._run, self._run.config, self._stop
         fields = run.task.batch_fields
         feed = prefetch(batches, lambda batch: run.parallel.put_batch({name: batch[name] for name in fields}))
-        while self.step < config.num_steps and not stop.now():
+        while self.step < config.num_steps and not self.early_stopping.now and not stop.now():
             try:
                 batch = next(feed)
             except DataError:
@@ -129,6 +140,19 @@ class _Loop:
                 self._progress.exclude(time.perf_counter() - began)
 
     @property
+    def titles(self) -> dict[str, str]:
+        """The metrics of an evaluation by name, with the words that a person reads."""
+        titles = dict(self._run.task.titles)
+        if self.state.ema is not None:
+            titles |= {f"ema_{name}": f"EMA {title}" for name, title in self._run.task.titles.items()}
+        return titles
+
+    @property
+    def _scored(self) -> str:
+        """The metric that evaluations are compared by."""
+        return f"{'' if self.state.ema is None else 'ema_'}{self._run.task.best_metric}"
+
+    @property
     def _evaluates(self) -> bool:
         """Whether the state of this step is evaluated."""
         return self.step == self._run.config.num_steps or self.step % self._run.config.eval_every_steps == 0
@@ -142,8 +166,7 @@ class _Loop:
         """Evaluates what has just been saved; given up when a stop is asked for, to be made up for later."""
         run, task, split = self._run, self._run.task, self._run.config.data.eval_split
         metrics: dict[str, float] = {}
-        titles: dict[str, str] = {}
-        for prefix, words, variables in (("", "", self.state.variables), ("ema_", "EMA ", self.state.ema)):
+        for prefix, variables in (("", self.state.variables), ("ema_", self.state.ema)):
             if variables is None:
                 continue
             evaluation = evaluate(
@@ -152,10 +175,9 @@ class _Loop:
             if evaluation is None:
                 return
             metrics |= {prefix + name: value for name, value in evaluation.evaluator.metrics().items()}
-            titles |= {prefix + name: words + title for name, title in task.titles.items()}
-        score = metrics[f"ema_{task.best_metric}" if self.state.ema is not None else task.best_metric]
-        self._checkpoints.add_score(self.step, {**metrics, SCORE: score})
-        self.log.evaluated(self.step, split, metrics, titles=titles)  # last: whoever reads it finds the score
+        self._checkpoints.add_score(self.step, {**metrics, SCORE: metrics[self._scored]})
+        self.log.evaluated(self.step, split, metrics, titles=self.titles)  # last: whoever reads it finds the score
+        self.early_stopping.add(self.step, metrics[self._scored])
 
     def _open_log(self, writer: MetricsWriter, progress: Progress) -> TrainingLog:
         run, resume_step = self._run, self._resume_step

@@ -62,8 +62,10 @@ def prepare_run(
         sizes = {what: len(dataset.source(split)) for what, split in splits.items()}
     check_enough_examples(sizes["train"], config.data.train_split)
 
-    task = get_task(config.task).for_training(config, dataset.labels, axis_name=parallel.axis_name)
-    about = {"config": config.to_dict(), "model": task.model.config.to_dict(), "processor": task.processor.to_dict()}
+    job, given = get_task(config.task), config.to_dict()
+    config = job.filled_in(config, dataset)
+    task = job.for_training(config, dataset.labels, axis_name=parallel.axis_name)
+    about = {"config": given, "model": task.model.config.to_dict(), "processor": task.processor.to_dict()}
     config = in_steps(config, sizes["train"])
     schedule, optimizer = configured_optimizer(config)
     train_step = parallel.compile_train_step(configured_train_step(config, task, schedule, optimizer, parallel))

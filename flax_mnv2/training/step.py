@@ -70,10 +70,12 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch_stats, totals = sums_of_batch(state, batch, key)
         sums, gradients = totals if axis_name is None else jax.lax.psum(totals, axis_name)
-        weight = jnp.maximum(sums.pop("weight"), 1.0)
+        weight = _at_least_something(sums.pop("weight"))
+        count = _at_least_something(sums.pop("count", weight))
         gradients = replicate(jax.tree.map(lambda value: value / weight, gradients))
         metrics = {
-            **{name: value / weight for name, value in sums.items()},
+            "loss": sums.pop("loss") / weight,
+            **{name: value / count for name, value in sums.items()},
             "gradient_norm": _norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
@@ -139,6 +141,11 @@ def _update_or_skip(
         return jax.lax.cond(_all_finite(learned.params), lambda: (learned, jnp.float32(0)), lambda: _skip(state))
 
     return jax.lax.cond(finite, learn, _skip, state)
+
+
+def _at_least_something(total: jax.Array) -> jax.Array:
+    """Returns a divisor of sums: where nothing counts they are 0, and shall stay it."""
+    return jnp.where(total > 0, total, 1.0)
 
 
 def _all_finite(tree: Any) -> jax.Array:

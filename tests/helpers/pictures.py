@@ -64,11 +64,10 @@ BOMB = png(60_000, 60_000, pixels=bytes(2_000_000))  # two kilobytes; 450 MB as 
 def make_table(root: pathlib.Path, *, train: int, val: int) -> pathlib.Path:
     """Writes photos of two colours side by side, ``labels.csv`` of which there are and ``numbers.csv`` of their areas.
 
-    Numbers are the fraction of the width that is red, and the position of the boundary in pixels; both go from the
-    left. Only two of the three colours occur in a photo, or one.
+    Numbers are the fraction of the width that is red, and a price that follows from it, from 100,000 on.
     """
     rng, names = np.random.default_rng(0), sorted(COLORS)
-    labels, numbers = ["image,labels,split"], ["image,split,red,boundary"]
+    labels, numbers = ["image,labels,split"], ["image,split,red,price"]
     (root / "img").mkdir(parents=True)
     for index in range(train + val):
         first, second, boundary = rng.integers(3), rng.integers(3), int(rng.integers(8, 40))
@@ -79,7 +78,7 @@ def make_table(root: pathlib.Path, *, train: int, val: int) -> pathlib.Path:
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / "img" / name, quality=95)
         red = sum(width for at, width in ((first, boundary), (second, 48 - boundary)) if names[at] == "red") / 48
         labels.append(f"{name},{'|'.join(sorted({names[first], names[second]}))},{split}")
-        numbers.append(f"{name},{split},{red:.4f},{boundary}")
+        numbers.append(f"{name},{split},{red:.4f},{100_000 + 30_000 * red:.0f}")
     (root / "labels.csv").write_text("\n".join(labels))
     (root / "numbers.csv").write_text("\n".join(numbers))
     return root

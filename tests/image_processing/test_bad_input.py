@@ -36,6 +36,7 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
         (Image.fromarray(np.full((8, 9), -1, np.int32)), "mode I must hold values from 0 to 65535; found -1"),
         (Image.new("La", (8, 9)), "mode La cannot become RGB"),
         ("absent.png", "No image file absent.png"),
+        ("data:image/png;base64," + "A" * 10_000, r"Cannot read the image data:image/png;base64,A{100,200}… \("),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flax_mnv2 import DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.image_processing.reading import read_picture
 
@@ -62,6 +63,28 @@ def test_channel_order_is_inferred_or_given(processor, image):
     strip = image[:3]
     given = processor(strip, input_data_format="channels_last", **RAW).pixel_values[0]
     np.testing.assert_array_equal(given, strip)
+
+
+def test_no_data_format_is_that_of_each_image_given(image):
+    first = image.transpose(2, 0, 1)
+    given = [image, first, Image.fromarray(image), image[..., 0], first[:1]]
+    shapes = [pixels.shape for pixels in MobileNetV2ImageProcessor(**RAW)(given, data_format=None).pixel_values]
+    assert shapes == [(40, 60, 3), (3, 40, 60), (40, 60, 3), (40, 60, 3), (3, 40, 60)]
+    np.testing.assert_array_equal(
+        MobileNetV2ImageProcessor(**RAW)(image[:3], data_format=None, input_data_format="channels_last").pixel_values[
+            0
+        ],
+        image[:3],
+    )
+
+
+def test_an_image_without_channels(processor, image):
+    grey = image[..., 0]
+    expected = processor(grey).pixel_values
+    np.testing.assert_array_equal(processor(grey, input_data_format="none").pixel_values, expected)
+    np.testing.assert_array_equal(processor([grey], input_data_format="none").pixel_values, expected)
+    with pytest.raises(DataError, match=r"image 0 must be \(height, width\) .*found shape \(40, 60, 3\)"):
+        processor(image, input_data_format="none")
 
 
 def test_grey_arrays_become_rgb(image):
@@ -130,8 +153,10 @@ def test_exif_orientation_counts_for_paths_only(image, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees, clockwise, to see it upright
     Image.fromarray(image).save(path, exif=exif)
-    np.testing.assert_array_equal(read_picture(path, "image"), np.rot90(image, -1))
-    np.testing.assert_array_equal(read_picture(Image.open(path), "image"), image)
+    processor = MobileNetV2ImageProcessor(**RAW)
+    for source in (path, str(path)):
+        np.testing.assert_array_equal(processor(source).pixel_values[0], np.rot90(image, -1))
+    np.testing.assert_array_equal(processor(Image.open(path)).pixel_values[0], image)
 
 
 def test_fractions_that_would_be_rescaled_again_are_noticed(processor, image):

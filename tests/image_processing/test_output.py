@@ -1,5 +1,6 @@
 """What comes out of the image processor: features, segmentation maps beside them, label maps from logits."""
 
+import pickle
 import types
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2 import MobileNetV2Config, MobileNetV2ForSemanticSegmentation, UserError
+from flax_mnv2 import ConfigError, MobileNetV2Config, MobileNetV2ForSemanticSegmentation, UserError
+from flax_mnv2.image_processing.features import BatchFeature
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 
 RAW = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
@@ -69,6 +71,57 @@ def test_tensors(processor, image, kind, module):
     np.testing.assert_array_equal(np.asarray(features.pixel_values), processor([image, image]).pixel_values)
     first = processor([image], return_tensors=kind, data_format="channels_first").pixel_values
     np.testing.assert_array_equal(np.asarray(first)[0].transpose(1, 2, 0), processor(image).pixel_values[0])
+
+
+def test_features_are_made_of_lists():
+    pairs = {"pixel_values": [np.zeros((2, 3)), np.ones((2, 3))]}
+    features = BatchFeature(pairs, tensor_type="np")
+    assert features.pixel_values.shape == (2, 2, 3)
+    assert features.data is features
+    assert len(pairs["pixel_values"]) == 2
+    assert BatchFeature(pairs).convert_to_tensors("jax").pixel_values.devices() == {jax.devices()[0]}
+    assert pickle.loads(pickle.dumps(BatchFeature(pairs))).data.keys() == {"pixel_values"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", jnp.bfloat16, np.float16, "torch.float16"])
+@pytest.mark.parametrize("kind", [None, "np", "jax", "pt"])
+def test_features_are_cast(processor, image, kind, dtype):
+    torch = pytest.importorskip("torch")
+    dtype = torch.float16 if dtype == "torch.float16" else dtype
+    features = processor(image, image[..., 0], return_tensors=kind)
+    assert features.to(dtype) is features
+    pixels, labels = (value[0] for value in (features.pixel_values, features.labels))
+    name = "bfloat16" if dtype is jnp.bfloat16 else "float16"
+    assert str(pixels.dtype).removeprefix("torch.") == name
+    assert str(labels.dtype).removeprefix("torch.") == ("int32" if kind == "jax" else "int64")
+
+
+def test_features_are_moved(processor, image):
+    torch = pytest.importorskip("torch")
+    second = jax.local_devices()[1]
+    for kind, device in (
+        ("np", "cpu:1"),
+        ("jax", second),
+        (None, 1),
+        ("jax", jax.sharding.SingleDeviceSharding(second)),
+    ):
+        features = processor(image, image[..., 0], return_tensors=kind).to(device)
+        for value in features.values():
+            assert value[0].devices() == {second}
+    for device in ("meta", torch.device("meta")):
+        features = processor(image, image[..., 0], return_tensors="pt").to(device, torch.float64)
+        assert features.pixel_values.is_meta
+        assert features.labels.is_meta
+        assert features.pixel_values.dtype == torch.float64
+    assert processor(image).to(device=torch.device("cpu"), dtype="float16").pixel_values[0].dtype == np.float16
+
+
+@pytest.mark.parametrize("kind", ["jax", "pt"])
+@pytest.mark.parametrize("options", [{"device": "moon"}, {"device": 99}, {"dtype": "float17"}, {"dtype": "cpu"}])
+def test_there_is_no_such_place(processor, image, kind, options):
+    pytest.importorskip("torch")
+    with pytest.raises(ConfigError, match="Features cannot be moved to"):
+        processor(image, return_tensors=kind).to(**options)
 
 
 @pytest.mark.parametrize(("kind", "module"), [("pt", "torch"), ("tf", "tensorflow")])
@@ -146,6 +199,12 @@ def test_label_maps_from_logits():
     np.testing.assert_array_equal(large[1][:150], 0)
     np.testing.assert_array_equal(large[1][200:], 4)
     assert large[0].dtype == np.int64
+    for sizes, expected in ((None, small), ([(6, 8), (300, 7)], large)):
+        for scored, labels in zip(post_process(outputs, sizes, return_segmentation_scores=True), expected, strict=True):
+            assert scored.segmentation_scores.shape == (*labels.shape, 5)
+            np.testing.assert_array_equal(scored.segmentation, labels)
+            np.testing.assert_array_equal(scored.segmentation_scores.argmax(-1), labels)
+    assert post_process(outputs, [(3, 4)] * 2, True)[0].segmentation_scores.tolist() == logits[0].tolist()
 
 
 @pytest.mark.parametrize(

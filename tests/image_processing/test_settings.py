@@ -37,6 +37,7 @@ from flax_mnv2.image_processing.processor import MobileNetV2FeatureExtractor, Mo
         ({"image_mean": "0.5"}, "three finite numbers"),
         ({"rescale_factor": 0}, "rescale_factor must be a positive number"),
         ({"do_resize": 1}, "do_resize must be one of True, False; found 1"),
+        ({"do_convert_rgb": False}, "do_convert_rgb must be True or left out, as every image becomes RGB; found False"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -54,8 +55,8 @@ def test_bad_settings(image, setting, message):
         ({"extra": {}}, "has no setting extra"),
         ({"return_tensors": "mlx"}, "return_tensors must be one of 'np', 'jax', 'pt', 'tf'; found 'mlx'"),
         ({"data_format": "NHWC"}, "data_format must be one of 'channels_last', 'channels_first'"),
-        ({"data_format": None}, "data_format must be one of"),
-        ({"input_data_format": 3}, "input_data_format must be one of"),
+        ({"data_format": "none"}, "data_format must be one of 'channels_last', 'channels_first'"),
+        ({"input_data_format": 3}, "input_data_format must be one of 'channels_last', 'channels_first', 'none'"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -64,7 +65,44 @@ def test_bad_options_of_a_call(image, option, message):
         MobileNetV2ImageProcessor()(image, **option)
 
 
+def test_none_switches_a_step_off_and_is_the_default_of_other_settings(image):
+    values = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
+    assert MobileNetV2ImageProcessor(**dict.fromkeys(values)) == MobileNetV2ImageProcessor()
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    for processor in (
+        MobileNetV2ImageProcessor(**dict.fromkeys(steps)),
+        MobileNetV2ImageProcessor.from_dict(dict.fromkeys(steps)),
+        MobileNetV2ImageProcessor.from_dict({}, **dict.fromkeys(steps)),
+    ):
+        assert processor(image).pixel_values[0].tolist() == image.tolist()
+        assert processor.to_dict()["do_resize"] is None
+    per_call = MobileNetV2ImageProcessor()(image, **dict.fromkeys([*steps, *values])).pixel_values[0]
+    assert per_call.tolist() == MobileNetV2ImageProcessor()(image).pixel_values[0].tolist()
+
+
+def test_printed_as_its_file():
+    processor = MobileNetV2ImageProcessor(size=99)
+    assert repr(processor) == f"MobileNetV2ImageProcessor {processor.to_json_string()}"
+
+
 # ---------------------------------------------------------------------------------- files
+
+
+def test_a_file_of_its_own(tmp_path):
+    processor = MobileNetV2ImageProcessor(size=99, do_convert_rgb=True)
+    assert processor.save_pretrained(tmp_path) == [str(tmp_path / "preprocessor_config.json")]
+    processor.to_json_file(tmp_path / "mine.json")
+    assert MobileNetV2ImageProcessor.from_json_file(tmp_path / "mine.json") == processor
+    assert MobileNetV2ImageProcessor.from_pretrained(tmp_path / "mine.json", size=98).size == {"shortest_edge": 98}
+    assert MobileNetV2ImageProcessor.from_dict(processor.to_dict()) == processor
+    with pytest.raises(CheckpointError, match=r"No yours\.json in "):
+        MobileNetV2ImageProcessor.from_json_file(tmp_path / "yours.json")
+
+
+def test_what_to_dict_gives_is_the_callers():
+    processor = MobileNetV2ImageProcessor()
+    processor.to_dict()["size"]["shortest_edge"] = 1
+    assert processor == MobileNetV2ImageProcessor()
 
 
 def test_round_trip_keeps_unknown_keys(tmp_path):
@@ -125,12 +163,20 @@ def test_an_unknown_override_is_refused(tmp_path):
         MobileNetV2ImageProcessor.from_pretrained(tmp_path, crop=5)
     with pytest.raises(ConfigError, match=r"^crop_size must be"):
         MobileNetV2ImageProcessor.from_pretrained(tmp_path, crop_size="5")
+    with pytest.raises(ConfigError, match="has no setting crop"):
+        MobileNetV2ImageProcessor.from_dict({}, crop=5)
 
 
-def test_the_former_name_is_deprecated():
-    with pytest.warns(FutureWarning, match="use MobileNetV2ImageProcessor"):
+def test_the_former_name_is_deprecated(image, tmp_path):
+    with pytest.warns(FutureWarning, match="use MobileNetV2ImageProcessor") as warned:
         processor = MobileNetV2FeatureExtractor(size=99)
-    assert processor == MobileNetV2ImageProcessor(size=99)
+    assert warned[0].filename == __file__
+    assert isinstance(processor, MobileNetV2ImageProcessor)
+    assert processor.to_dict() == MobileNetV2ImageProcessor(size=99).to_dict()
+    processor(image, crop_size=9)  # does not warn again
+    processor.save_pretrained(tmp_path)
+    with pytest.warns(FutureWarning):
+        assert type(MobileNetV2FeatureExtractor.from_pretrained(tmp_path)) is MobileNetV2FeatureExtractor
 
 
 # ---------------------------------------------------------------------------------- hub

@@ -6,12 +6,13 @@
 import warnings
 
 import config_items
+import processor_items
 import pytest
 from items import assert_same, outcome
 
 import flax_mnv2
 
-ITEMS = [*config_items.ITEMS]
+ITEMS = [*config_items.ITEMS, *processor_items.ITEMS]
 
 
 def test_each_item_has_its_name():

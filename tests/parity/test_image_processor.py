@@ -67,6 +67,46 @@ def test_settings(hf_processor, settings):
         _assert_same(hf_processor, [image, Image.fromarray(image)], **SMALL | settings)
 
 
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_reduce_labels")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_null_switches_a_step_off(hf_processor, tmp_path, step):
+    """In the constructor, in a file and over a file; per call the installed release does so, and its pages do not."""
+    image, labels = _random_image((60, 81)), np.random.default_rng(1).integers(0, 256, (60, 81)).astype(np.uint8)
+    settings = {**SMALL, "do_reduce_labels": True}
+    hf_processor(**settings).save_pretrained(tmp_path / "on")
+    hf_processor(**settings | {step: None}).save_pretrained(tmp_path / "off")
+    for make in (
+        lambda cls: cls(**settings | {step: None}),
+        lambda cls: cls.from_dict(settings | {step: None}),
+        lambda cls: cls.from_pretrained(tmp_path / "off"),
+        lambda cls: cls.from_pretrained(tmp_path / "on", **{step: None}),
+        lambda cls: cls.from_json_file(tmp_path / "off" / "preprocessor_config.json"),
+    ):
+        theirs, ours = make(hf_processor)(image, labels.copy()), make(MobileNetV2ImageProcessor)
+        assert getattr(ours, step) is None
+        found = ours(image, labels, data_format="channels_first")
+        np.testing.assert_array_equal(found.pixel_values[0], theirs.pixel_values[0], strict=True)
+        np.testing.assert_array_equal(found.labels[0], theirs.labels[0], strict=True)
+    off, own = (MobileNetV2ImageProcessor(**settings)(image, labels, **{step: flag}) for flag in (False, None))
+    assert any(not np.array_equal(off[key][0], own[key][0]) for key in off)
+
+
+def test_a_turned_photo_by_its_path_and_as_an_image(hf_processor, tmp_path):
+    path, exif = tmp_path / "turned.jpg", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(_random_image((60, 81))).save(path, exif=exif)
+    turned, lying = (
+        MobileNetV2ImageProcessor()(source, do_resize=False, do_center_crop=False, data_format="channels_first")
+        for source in (str(path), Image.open(path))
+    )
+    assert turned.pixel_values[0].shape == (3, 81, 60)
+    for ours, source in ((turned, str(path)), (lying, Image.open(path))):
+        theirs = hf_processor()(source, do_resize=False, do_center_crop=False)
+        np.testing.assert_array_equal(ours.pixel_values[0], theirs.pixel_values[0], strict=True)
+
+
 @pytest.mark.parametrize("default", ["mobilenet_v2_1.0_224", "deeplabv3_mobilenet_v2_1.0_513"])
 def test_photos_with_the_settings_of_the_weights(hf_processor, shared, default):
     folder = shared / "weights" / default
@@ -202,14 +242,14 @@ def test_a_saved_processor_is_the_same_one_there(hf_processor, tmp_path):
     assert back == ours
 
 
-def _label_maps(hf_processor, logits, target_sizes):
+def _label_maps(hf_processor, logits, target_sizes, **options):
     import torch
 
     outputs = types.SimpleNamespace(logits=torch.from_numpy(logits.transpose(0, 3, 1, 2).copy()))
-    theirs = hf_processor().post_process_semantic_segmentation(outputs, target_sizes)
+    theirs = hf_processor().post_process_semantic_segmentation(outputs, target_sizes, **options)
     outputs = types.SimpleNamespace(logits=jnp.asarray(logits))
-    ours = MobileNetV2ImageProcessor().post_process_semantic_segmentation(outputs, target_sizes)
-    return ours, [labels.numpy() for labels in theirs]
+    ours = MobileNetV2ImageProcessor().post_process_semantic_segmentation(outputs, target_sizes, **options)
+    return ours, theirs
 
 
 def test_label_maps(hf_processor):
@@ -220,11 +260,23 @@ def test_label_maps(hf_processor):
         sizes = [tuple(int(value) for value in rng.integers(1, 200, 2)) for _ in logits]
         for target_sizes in (sizes, None):
             for one, other in zip(*_label_maps(hf_processor, logits, target_sizes), strict=True):
-                np.testing.assert_array_equal(one, other, strict=True)
+                np.testing.assert_array_equal(one, other.numpy(), strict=True)
+
+
+def test_scores(hf_processor):
+    logits = np.random.default_rng(9).normal(0, 5, (2, 33, 20, 5)).astype(np.float32)
+    for sizes in ([(70, 91), (12, 150)], None):
+        for ours, theirs in zip(
+            *_label_maps(hf_processor, logits, sizes, return_segmentation_scores=True), strict=True
+        ):
+            assert list(ours) == list(theirs)
+            np.testing.assert_array_equal(ours.segmentation, theirs.segmentation.numpy(), strict=True)
+            expected = theirs.segmentation_scores.numpy().transpose(1, 2, 0)
+            np.testing.assert_array_equal(ours.segmentation_scores, expected, strict=True)
 
 
 def test_label_maps_round_as_torch_where_logits_tie(hf_processor):
     logits = np.random.default_rng(9).integers(0, 3, (4, 33, 33, 21)).astype(np.float32)
     sizes = [(513, 513), (375, 500), (321, 67), (90, 211)]
     for one, other in zip(*_label_maps(hf_processor, logits, sizes), strict=True):
-        np.testing.assert_array_equal(one, other, strict=True)
+        np.testing.assert_array_equal(one, other.numpy(), strict=True)

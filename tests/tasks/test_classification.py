@@ -181,14 +181,16 @@ def test_counts_of_batches_add_up_in_the_table():
     assert not evaluator.needs_examples({})
     for examples, top1, top5 in (([0, 3, 0], [0, 1, 0], [0, 2, 0]), ([0, 1, 0], [0, 0, 0], [0, 1, 0])):
         counts = {"examples": np.array(examples), "top1": np.array(top1), "top5": np.array(top5)}
+        counts["predicted"] = counts["top1"] + [0, 0, 1]
         evaluator.add({}, counts, None)
     assert evaluator.metrics() == {"top1": 0.25, "top5": 0.75}
     totals = ["top-1 accuracy  0.2500  (1 of 4 images)", "top-5 accuracy  0.7500  (3 of 4 images)"]
     assert evaluator.format_table(per_class=False).splitlines() == totals
     lines = evaluator.format_table(per_class=True).splitlines()
-    assert lines[0].split() == ["class", "top-1", "top-5", "images"]
-    assert lines[2].split() == ["1", "ant", "0.2500", "0.7500", "4"]
-    assert lines[4:] == totals
+    assert lines[0].split() == ["class", "precision", "recall", "F1", "top-5", "images"]
+    assert lines[2].split() == ["1", "ant", "1.0000", "0.2500", "0.4000", "0.7500", "4"]
+    assert lines[3].split()[2:] == ["0.0000", "-", "0.0000", "-", "0"]
+    assert lines[5:] == totals
 
 
 def test_a_whole_image_can_be_evaluated():

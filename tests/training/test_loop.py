@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from harness import compiling_once
+from PIL import Image
 
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
 from flax_mnv2.checkpoint.run import Checkpoints
@@ -70,18 +71,23 @@ def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_pat
     assert _without_rates(read_metrics(tmp_path)) == _without_rates(before)
 
 
-def test_best_and_last_checkpoints_are_kept(tiny_config, tmp_path, monkeypatch):
+def test_best_and_last_checkpoints_are_kept_and_patience_ends_the_run(tiny_config, tmp_path, monkeypatch, capsys):
     scores = iter([0.2, 0.9, 0.3, 0.4, 0.1])
 
     original = SegmentationEvaluator.metrics
     monkeypatch.setattr(SegmentationEvaluator, "metrics", lambda self: {**original(self), "mean_iou": next(scores)})
-    tiny_config.num_steps = 5
+    tiny_config.num_steps = 7
+    tiny_config.early_stopping.patience = 3
     tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
     tiny_config.checkpoint.keep_last = 1
-    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
-    assert checkpoints.steps() == [2, 5]
-    assert checkpoints.best_step() == 2
+    for _ in range(2):  # the same command again does nothing more
+        train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
+        checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+        assert checkpoints.steps() == [2, 5]
+        assert checkpoints.best_step() == 2
+        assert "stopped at step 5: 3 evaluations were no better than 0.9000 of step 2" in capsys.readouterr().out
+    with Image.open(tmp_path / "learning_curve.png") as curve:
+        assert min(curve.size) > 400
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tiny_config, tmp_path, monkeypatch):

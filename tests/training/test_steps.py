@@ -23,7 +23,8 @@ class _Line:
         weight = jnp.sum(batch["valid"])
         seen = weight if axis_name is None else jax.lax.psum(weight, axis_name)
         statistics = {"seen": variables["batch_stats"]["seen"] + seen}
-        return jnp.sum(batch["valid"] * error**2), (statistics, {"weight": weight, "error": jnp.sum(error)})
+        sums = {"weight": weight, "count": jnp.float32(len(error)), "error": jnp.sum(error)}
+        return jnp.sum(batch["valid"] * error**2), (statistics, sums)
 
 
 def _batch():

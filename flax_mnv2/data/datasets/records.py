@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self, TypedDict
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flax_mnv2.data.decode import decode_mask
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
 
@@ -130,6 +131,17 @@ class Dataset:
             raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
         return ExampleSource(self.builders[split](), split, example=self.example)
 
+    def class_counts(self, split: str) -> np.ndarray:
+        """Returns the number of images, or of pixels, of each class in a split, (C,) int64; all of it is read."""
+        source, counts = self.source(split), np.zeros(len(self.labels), np.int64)
+        for index in range(len(source)):
+            counts += self._count(source[index])
+        return counts
+
+    def _count(self, example: Any) -> np.ndarray:
+        """Returns how often each class occurs in one example."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationDataset(Dataset):
@@ -137,6 +149,9 @@ class ClassificationDataset(Dataset):
 
     kind = "classification"
     example = LabeledExample
+
+    def _count(self, example: LabeledExample) -> np.ndarray:
+        return np.arange(len(self.labels)) == example["label"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +189,9 @@ class MultiLabelDataset(VectorDataset):
 
     kind = "multi_label_classification"
 
+    def _count(self, example: VectorExample) -> np.ndarray:
+        return example["label"].astype(np.int64)
+
     def describe(self) -> list[str]:
         """Returns a line for each split: how often each class occurs; and which never do in the first, training."""
         lines = [f"{split:<11} {self._listed(split, '{:.1%}')}" for split in self.mean]
@@ -202,6 +220,9 @@ class SegmentationDataset(Dataset):
 
     kind = "segmentation"
     example = EncodedExample
+
+    def _count(self, example: EncodedExample) -> np.ndarray:
+        return np.bincount(decode_mask(example["segmentation_mask"]).ravel(), minlength=256)[: len(self.labels)]
 
     @classmethod
     def of(cls, builder: tfds.core.DatasetBuilder) -> "SegmentationDataset":

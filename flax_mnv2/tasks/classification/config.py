@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.tasks import rules
+from flax_mnv2.tasks import class_weights, rules
 from flax_mnv2.tasks.rules import Rule
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def add_defaults(config: ml_collections.ConfigDict) -> None:
     """Adds the fields with their defaults and meanings."""
     config.label_smoothing = 0.0
+    config.focal_gamma = 0.0  # of the focal loss (arXiv 1708.02002); 0: cross-entropy
     config.data.dataset = "imagenet2012"
+    config.data.class_weights = ""  # in the loss: balanced (by their examples), or numbers with commas
     add_image_defaults(config.data)
 
 
@@ -134,4 +136,9 @@ IMAGE_RULES: Mapping[str, Rule] = {
     "data.eval_crop": rules.at_least(32),
     "data.eval_interpolation": rules.one_of("bilinear", "bicubic"),
 }
-RULES: Mapping[str, Rule] = {"label_smoothing": rules.BELOW_1, **IMAGE_RULES}
+RULES: Mapping[str, Rule] = {
+    "label_smoothing": rules.BELOW_1,
+    "focal_gamma": rules.at_least(0),
+    "data.class_weights": class_weights.RULE,
+    **IMAGE_RULES,
+}

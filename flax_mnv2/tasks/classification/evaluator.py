@@ -47,7 +47,7 @@ class ClassificationEvaluator(Evaluator):
         return self._computed().to_dict(self._labels, per_class=per_class)
 
     def format_table(self, *, per_class: bool) -> str:
-        """Returns an aligned table; ``per_class`` puts a row above for each class that occurs.
+        """Returns an aligned table; ``per_class`` puts a row above for each class that occurs or is predicted.
 
         Classes have their index, because names repeat, and of several names the first.
         """
@@ -55,10 +55,13 @@ class ClassificationEvaluator(Evaluator):
         if per_class:
             rows = [(f"{row['id']:>4} {row['label'].split(',')[0]}", row) for row in values["per_class"]]
             width = max(len("     class"), *(len(name) for name, _ in rows))
-            rule = "-" * (width + 24)
-            lines = [f"{'     class':<{width}}  {'top-1':>6}  {'top-5':>6}  images", rule]
-            lines += [f"{name:<{width}}  {r['top1']:6.4f}  {r['top5']:6.4f}  {r['num_examples']:6}" for name, r in rows]
-            lines.append(rule)
+            columns = ("precision", "recall", "f1", "top5")
+            head = f"{'     class':<{width}}  {'precision':>9}  {'recall':>9}  {'F1':>9}  {'top-5':>9}  images"
+            lines = [head, "-" * len(head)]
+            for name, row in rows:
+                numbers = "  ".join(f"{'-':>9}" if row[key] is None else f"{row[key]:9.4f}" for key in columns)
+                lines.append(f"{name:<{width}}  {numbers}  {row['num_examples']:6}")
+            lines.append("-" * len(head))
         computed = self._computed()
         lines.append(f"top-1 accuracy  {computed.top1:.4f}  ({values['num_top1']} of {computed.num_examples} images)")
         lines.append(f"top-5 accuracy  {computed.top5:.4f}  ({values['num_top5']} of {computed.num_examples} images)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import smooth_targets, soft_cross_entropy_sum
 from flax_mnv2.metrics import confusion_matrix, top_k_counts
 from flax_mnv2.mixing import mix
+from flax_mnv2.tasks import class_weights
 from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.classification import config as own_config
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
@@ -54,9 +55,9 @@ class ClassificationTask(Task):
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)
     check_config = staticmethod(own_config.check_config)
+    filled_in = staticmethod(class_weights.filled_in)
     describe_augmentation = staticmethod(own_config.describe_augmentation)
     predictor = ClassificationPredictor
-    problem_type: ClassVar[str | None] = None  # of the model's config
 
     def __init__(
         self,
@@ -65,13 +66,17 @@ class ClassificationTask(Task):
         *,
         processor: MobileNetV2ImageProcessor,
         label_offset: int = 0,
+        weights: np.ndarray | None = None,
         axis_name: str | None = None,
     ):
-        """Builds the models; ``processor`` belongs to the weights, ``label_offset`` is added to labels of the data."""
+        """Builds the models; ``processor`` belongs to the weights, ``label_offset`` is added to labels of the data.
+
+        ``weights`` (C,) are those of the classes in the loss, None for 1 each.
+        """
         super().__init__(config, model_config, processor=processor, axis_name=axis_name)
         self._size = output_size(processor)
         self._label_offset, self._num_data_classes = label_offset, len(self.labels) - label_offset
-        self._mixes = self.mixes_pairs(config)
+        self._mixes, self._class_weights = self.mixes_pairs(config), weights
 
     @classmethod
     def load_dataset(cls, data: Mapping[str, Any]) -> ClassificationDataset:
@@ -86,12 +91,10 @@ class ClassificationTask(Task):
     ) -> ClassificationTask:
         """Returns the task of a training run."""
         model_config = MobileNetV2Config(
-            **config.model.to_dict(),
-            id2label=dict(enumerate(labels)),
-            image_size=config.data.eval_crop,
-            problem_type=cls.problem_type,
+            **config.model.to_dict(), id2label=dict(enumerate(labels)), image_size=config.data.eval_crop
         )
-        return cls(config, model_config, processor=make_processor(config.data), axis_name=axis_name)
+        weights = class_weights.parse(config, labels)
+        return cls(config, model_config, processor=make_processor(config.data), weights=weights, axis_name=axis_name)
 
     @classmethod
     def for_evaluation(
@@ -137,11 +140,14 @@ class ClassificationTask(Task):
         images, targets = self.train_inputs(batch, key)
         dropout_key, _ = jax.random.split(key)
         logits, statistics = self.train_outputs(variables, images, dropout_key, axis_name=axis_name)
-        labels = batch["label"] + self._label_offset
+        labels, weights = batch["label"] + self._label_offset, self._class_weights
         sums = {"weight": jnp.float32(len(labels))}
+        if weights is not None:  # mixing exchanges rows' labels, and leaves the sum of their weights as it is
+            sums |= {"weight": jnp.sum(jnp.asarray(weights)[labels]), "count": sums["weight"]}
         if not self._mixes:
             sums["accuracy"] = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
-        return soft_cross_entropy_sum(logits, targets), (statistics, sums)
+        loss = soft_cross_entropy_sum(logits, targets, class_weights=weights, focal_gamma=self.config.focal_gamma)
+        return loss, (statistics, sums)
 
     def train_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns images float32 (N, H, W, 3), normalised, and targets (N, C), smoothed; both mixed if asked for.

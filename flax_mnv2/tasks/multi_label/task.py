@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from flax_mnv2.losses import binary_cross_entropies
@@ -31,7 +32,6 @@ class MultiLabelTask(VectorTask):
     }
     rules: Mapping[str, Rule] = {**VectorTask.rules, "eval.threshold": FRACTION}
     dataset_kind = "MultiLabelDataset"
-    losses = staticmethod(binary_cross_entropies)
     predictor = MultiLabelPredictor
 
     @staticmethod
@@ -39,6 +39,10 @@ class MultiLabelTask(VectorTask):
         """Adds the fields that only this job has, with their defaults and meanings."""
         shared_config.add_defaults(config, "image_table/multi_label")
         config.eval.threshold = 0.5  # a class is predicted from this probability on; mAP does not depend on it
+
+    def losses(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Returns the binary cross-entropy of every class, (N, C) float32."""
+        return binary_cross_entropies(logits, targets)
 
     def evaluator(self, *, report: bool) -> MultiLabelEvaluator:
         """Returns what keeps every output of an evaluation."""

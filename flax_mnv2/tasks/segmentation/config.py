@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flax_mnv2.tasks import rules
+from flax_mnv2.tasks import class_weights, rules
 from flax_mnv2.tasks.rules import Rule
 
 if TYPE_CHECKING:
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 def add_defaults(config: ml_collections.ConfigDict) -> None:
     """Adds the fields with their defaults and meanings."""
+    config.focal_gamma = 0.0  # of the focal loss (arXiv 1708.02002); 0: cross-entropy
     data = config.data
     data.dataset = "voc_segmentation/2012"
     data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
     data.ignore_label = 255
+    data.class_weights = ""  # in the loss: balanced (by their pixels), or numbers with commas
     data.crop_size = (513, 513)  # height, width
     data.min_scale = 0.5
     data.max_scale = 2.0
@@ -48,6 +50,8 @@ def describe_augmentation(config: ml_collections.ConfigDict) -> str:
 
 
 RULES: Mapping[str, Rule] = {
+    "focal_gamma": rules.at_least(0),
+    "data.class_weights": class_weights.RULE,
     "data.crop_size": rules.pair_from(32),
     "data.min_scale": rules.POSITIVE,
     "data.scale_step": rules.at_least(0),

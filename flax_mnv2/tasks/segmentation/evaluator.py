@@ -62,19 +62,23 @@ class SegmentationEvaluator(Evaluator):
         return self._computed().to_dict(self._labels)
 
     def format_table(self, *, per_class: bool) -> str:
-        """Returns an aligned table, always with every class; one that does not occur shows a dash."""
+        """Returns an aligned table, always with every class; what is not defined for it shows a dash."""
         metrics, labels = self._computed(), self._labels
         width = max(len("mean class accuracy"), *map(len, labels))
-        classes = zip(labels, metrics.iou, strict=True)
-        rows = [
-            *((label, "-" if np.isnan(value) else f"{value:.4f}") for label, value in classes),
-            ("mean IoU", f"{metrics.mean_iou:.4f}"),
-            ("pixel accuracy", f"{metrics.pixel_accuracy:.4f}"),
-            ("mean class accuracy", f"{metrics.mean_class_accuracy:.4f}"),
+        head = f"{'class':<{width}}  {'IoU':>6}  precision  recall"
+        lines = [head, "-" * len(head)]
+        for row in metrics.to_dict(labels)["iou_per_class"]:
+            iou, precision, recall = (
+                "-" if row[name] is None else f"{row[name]:.4f}" for name in ("iou", "precision", "recall")
+            )
+            lines.append(f"{row['label']:<{width}}  {iou:>6}  {precision:>9}  {recall:>6}")
+        lines += [
+            "-" * len(head),
+            f"{'mean IoU':<{width}}  {metrics.mean_iou:.4f}",
+            f"{'pixel accuracy':<{width}}  {metrics.pixel_accuracy:.4f}",
+            f"{'mean class accuracy':<{width}}  {metrics.mean_class_accuracy:.4f}",
         ]
-        lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
-        rule = "-" * (width + 8)
-        return "\n".join([f"{'class':<{width}}  {'IoU':>6}", rule, *lines[: len(labels)], rule, *lines[len(labels) :]])
+        return "\n".join(lines)
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
         """Writes ``confusion_matrix.png`` and, where there are pictures, ``predictions.png``."""

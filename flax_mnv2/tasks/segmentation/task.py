@@ -14,6 +14,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
 from flax_mnv2.metrics import confusion_matrix
+from flax_mnv2.tasks import class_weights
 from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.segmentation import config as own_config
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
@@ -43,19 +44,25 @@ class SegmentationTask(Task):
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)
     check_config = staticmethod(own_config.check_config)
+    filled_in = staticmethod(class_weights.filled_in)
     describe_augmentation = staticmethod(own_config.describe_augmentation)
     predictor = SegmentationPredictor
 
     def __init__(
-        self, config: ml_collections.ConfigDict, model_config: MobileNetV2Config, *, axis_name: str | None = None
+        self,
+        config: ml_collections.ConfigDict,
+        model_config: MobileNetV2Config,
+        *,
+        weights: np.ndarray | None = None,
+        axis_name: str | None = None,
     ):
-        """Builds the models; images keep their size."""
+        """Builds the models; images keep their size, ``weights`` (C,) are of the classes in the loss, None for 1."""
         processor = MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
         output_stride = config.eval.output_stride
         super().__init__(
             config, model_config, processor=processor, eval_output_stride=output_stride, axis_name=axis_name
         )
-        self.ignore_label = model_config.semantic_loss_ignore_index
+        self.ignore_label, self._class_weights = model_config.semantic_loss_ignore_index, weights
 
     @classmethod
     def load_dataset(cls, data: Mapping[str, Any]) -> SegmentationDataset:
@@ -75,7 +82,7 @@ class SegmentationTask(Task):
             image_size=tuple(config.data.crop_size),
             semantic_loss_ignore_index=config.data.ignore_label,
         )
-        return cls(config, model_config, axis_name=axis_name)
+        return cls(config, model_config, weights=class_weights.parse(config, labels), axis_name=axis_name)
 
     @classmethod
     def for_evaluation(
@@ -108,7 +115,13 @@ class SegmentationTask(Task):
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         """Returns the summed cross-entropy over the valid pixels, new statistics and the sums behind the metrics."""
         logits, statistics = self.train_outputs(variables, normalize(batch["image"]), key, axis_name=axis_name)
-        loss, weight = segmentation_cross_entropy_sums(logits, batch["label"], ignore_label=self.ignore_label)
+        loss, weight = segmentation_cross_entropy_sums(
+            logits,
+            batch["label"],
+            ignore_label=self.ignore_label,
+            class_weights=self._class_weights,
+            focal_gamma=self.config.focal_gamma,
+        )
         return loss, (statistics, {"weight": weight})
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:

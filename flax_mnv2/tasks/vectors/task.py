@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -40,10 +40,13 @@ class VectorTask(ClassificationTask, abc.ABC):
     problem_type: ClassVar[str]
     dataset_kind: ClassVar[str]  # class of its data sets in ``data.datasets.records``
 
-    @staticmethod
     @abc.abstractmethod
-    def losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of every target, (N, C) float32."""
+
+    def outputs(self, logits: jax.Array) -> jax.Array:
+        """Returns what is compared with the labels, (N, C) float32; the logits unless a job says otherwise."""
+        return logits.astype(jnp.float32)
 
     @classmethod
     def load_dataset(cls, data: Mapping[str, Any]) -> VectorDataset:
@@ -52,6 +55,32 @@ class VectorTask(ClassificationTask, abc.ABC):
         from flax_mnv2.data.datasets.registry import load
 
         return load(data, getattr(records, cls.dataset_kind))
+
+    @classmethod
+    def filled_in(cls, config: ml_collections.ConfigDict, dataset: VectorDataset) -> ml_collections.ConfigDict:
+        """Returns the config as it is."""
+        del dataset
+        return config
+
+    @classmethod
+    def extra(cls, config: ml_collections.ConfigDict, num_targets: int) -> dict[str, Any]:
+        """Returns what the model's config notes beside the architecture."""
+        del config, num_targets
+        return {}
+
+    @classmethod
+    def for_training(
+        cls, config: ml_collections.ConfigDict, labels: Sequence[str], *, axis_name: str | None = None
+    ) -> VectorTask:
+        """Returns the task of a training run."""
+        model_config = MobileNetV2Config(
+            **config.model.to_dict(),
+            id2label=dict(enumerate(labels)),
+            image_size=config.data.eval_crop,
+            problem_type=cls.problem_type,
+            extra=cls.extra(config, len(labels)),
+        )
+        return cls(config, model_config, processor=make_processor(config.data), axis_name=axis_name)
 
     @classmethod
     def make_model(cls, model_config: MobileNetV2Config, **attributes: Any) -> MobileNetV2ForImageClassification:
@@ -112,7 +141,7 @@ class VectorTask(ClassificationTask, abc.ABC):
         """Returns the number of examples, and of each ``label`` and ``output``, (N, C) float32."""
         logits = self.eval_model.apply(variables, self._normalize(batch["image"])).logits
         count = jnp.sum(batch["mask"], dtype=jnp.int32)
-        return {"examples": count}, {"label": batch["label"], "output": logits.astype(jnp.float32)}
+        return {"examples": count}, {"label": batch["label"], "output": self.outputs(logits)}
 
     # ---- on the host -----------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ _AT_LEAST_0 = (
     *("optimizer.base_batch_size", "optimizer.decay_every_steps", "optimizer.decay_every_epochs"),
     *("optimizer.warmup_steps", "optimizer.warmup_epochs", "optimizer.weight_decay", "optimizer.clip_norm"),
     *("ema.start_steps", "ema.start_epochs", "eval_every_epochs", "checkpoint.every_epochs", "checkpoint.keep_best"),
-    "non_finite.max_skips",
+    *("non_finite.max_skips", "early_stopping.patience", "early_stopping.threshold"),
 )
 _UP_TO_1: Rule = (lambda value: 0 < value <= 1, "above 0, at most 1")
 _RULES: dict[str, Rule] = {

@@ -27,6 +27,7 @@ CHANGEABLE = (
     "eval_every_steps",
     "eval_every_epochs",
     "checkpoint",
+    "early_stopping",
     "eval",
     "non_finite",
     "data.bad_examples",
@@ -162,6 +163,9 @@ def _add_evaluation_and_checkpoints(config: ml_collections.ConfigDict) -> None:
     config.log_every_steps = 20
     config.eval_every_steps = 1000
     config.eval_every_epochs = 0.0
+    config.early_stopping = ml_collections.ConfigDict()
+    config.early_stopping.patience = 0  # evaluations without a better one that end the run; 0: never
+    config.early_stopping.threshold = 0.0  # of the task's best metric: what a better one has more than the best
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.every_epochs = 0.0

@@ -20,7 +20,7 @@ class MetricsWriter:
     """Appends to ``metrics.jsonl`` and to event files in a folder. A context manager.
 
     A run that goes on from step k drops what an interrupted one wrote after k, so no line is doubled.
-    ``evaluated_steps`` are those that have been evaluated already.
+    ``evaluations`` are the metrics of those that there have been, by step.
     """
 
     def __init__(self, folder: pathlib.Path, *, resume_step: int, tolerant: bool = False):
@@ -30,7 +30,8 @@ class MetricsWriter:
         """
         kept = [line for line in read_metrics(folder) if line["step"] <= resume_step]
         # What shall be evaluated again, all must agree on, whatever a host's copy of the file says.
-        self.evaluated_steps = set(from_leader(lambda: [line["step"] for line in kept if line["split"] != "train"]))
+        evaluations = from_leader(lambda: [line for line in kept if line["split"] != "train"])
+        self.evaluations = {line["step"]: line for line in evaluations}
         self._leads = jax.process_index() == 0
         if not self._leads:
             return

@@ -18,6 +18,7 @@ from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
 from flax_mnv2.weights.source import Checkpoint, Source, stated_task
+from flax_mnv2.weights.target_units import in_target_units
 from flax_mnv2.weights.tensor_files import read_tensor_file, write_tensor_file
 from flax_mnv2.weights.tensors import FLAX_NAMING, StateDict, write_state
 
@@ -53,6 +54,7 @@ class FlaxFormat(Format):
         complete = (folder / EXTRA_NAME).is_file()
         if complete:
             state |= read_tensor_file(folder / EXTRA_NAME).state
+        config, state = in_target_units(config, state)
         return Source(
             format=self.name,
             where=folder,

@@ -208,7 +208,7 @@ def test_lines_that_are_none_of_ours_are_left_out(tmp_path, line):
     (tmp_path / METRICS_NAME).write_text(f"{line}\n{GOOD}\n")
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [3]
     with MetricsWriter(tmp_path, resume_step=5) as writer:
-        assert writer.evaluated_steps == set()
+        assert writer.evaluations == {}
     assert (tmp_path / METRICS_NAME).read_text() == GOOD + "\n"
 
 
