@@ -1,9 +1,10 @@
 """A CSV as people's tools write it → rows: any delimiter, byte order marks, quotes, index columns of pandas."""
 
 import csv
+import dataclasses
 import io
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from flax_mnv2.data.archives.tree import FileTree
@@ -15,7 +16,8 @@ _IMAGE_COLUMNS = (  # in the order of preference; else the first column names th
     *("file_name", "filename", "fname", "image", "image_path", "img_path", "path", "file", "filepath", "img"),
     *("image_name", "image_id", "imageid"),
 )
-_IS_VALID = {"true": VAL, "1": VAL, "false": TRAIN, "0": TRAIN}  # fastai's column is_valid
+_IS_VALID = "is_valid"  # fastai's column
+_IS_VALID_WORDS = {"true": VAL, "1": VAL, "false": TRAIN, "0": TRAIN}
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -27,44 +29,60 @@ def read_csv(tree: FileTree, name: str) -> Table:
     (_, header), *records = lines
     header = [unicodedata.normalize("NFC", cell.strip()) for cell in header]
     _check_header(place, header)
+    if not records:
+        raise DataError(f"{place} has column names and no rows.")
     wrong = [f"line {at} has {len(cells)}" for at, cells in records if len(cells) != len(header)]
     if wrong:
-        raise refuse(
-            f"{place} has {len(header)} columns, but rows of other lengths",
-            wrong,
-            "Quote cells that hold commas.",
+        what = f"{place} has {len(header)} columns, but rows of other lengths"
+        raise refuse(what, wrong, "Quote cells that hold commas.")
+    columns = _Columns.of(header)
+    splits = _splits(place, name, columns, records)
+    rows = [
+        Row(
+            where=f"{name}, line {at}",
+            folder=folder_of(name),
+            image=cells[columns.image].strip(),
+            split=split,
+            cells={column: cells[place].strip() for place, column in columns.targets.items()},
         )
-    lowered = [cell.casefold() for cell in header]
-    used = {at for at, cell in enumerate(lowered) if not cell or cell.startswith("unnamed:")}  # pandas' index
-    image = next(
-        (lowered.index(column) for column in _IMAGE_COLUMNS if column in lowered),
-        next(at for at in range(len(header)) if at not in used),
-    )
-    used.add(image)
-    split_at, read_split = _split_column(lowered)
-    used.add(split_at)
-    targets = {at: cell for at, cell in enumerate(header) if at not in used}
-    of_file = split_of_file(name)
-    rows, wrong = [], []
-    for at, cells in records:
-        split = of_file if split_at is None else read_split(cells[split_at])
-        if split_at is not None and not split:
-            wrong.append(f"line {at}: {cells[split_at]!r}")
-        rows.append(
-            Row(
-                where=f"{PurePosixPath(name).name}, line {at}",
-                folder=folder_of(name),
-                image=cells[image].strip(),
-                split=split,
-                cells={column: cells[place].strip() for place, column in targets.items()},
-            )
-        )
+        for (at, cells), split in zip(records, splits, strict=True)
+    ]
+    return Table(name, tuple(columns.targets.values()), rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """What the columns of a table are, by position."""
+
+    image: int
+    split: int | None
+    split_name: str
+    targets: Mapping[int, str]  # all others, with their names
+
+    @classmethod
+    def of(cls, header: Sequence[str]) -> "_Columns":
+        lowered = [cell.casefold() for cell in header]
+        no_targets = {at for at, cell in enumerate(lowered) if not cell or cell.startswith("unnamed:")}  # pandas' index
+        named = (lowered.index(column) for column in _IMAGE_COLUMNS if column in lowered)
+        image = next(named, next(at for at in range(len(header)) if at not in no_targets))
+        split_name = next((column for column in (*SPLIT_COLUMNS, _IS_VALID) if column in lowered), "")
+        split = lowered.index(split_name) if split_name else None
+        no_targets |= {image, split}
+        return cls(image, split, split_name, {at: cell for at, cell in enumerate(header) if at not in no_targets})
+
+
+def _splits(place: str, name: str, columns: _Columns, records: Sequence[tuple[int, Sequence[str]]]) -> list[str]:
+    """Returns the split of every row: by its own cell, else that of the file."""
+    if columns.split is None:
+        return [split_of_file(name)] * len(records)
+    cells = [own[columns.split].strip() for _, own in records]
+    fastai = columns.split_name == _IS_VALID
+    splits = [_IS_VALID_WORDS.get(cell.casefold(), "") if fastai else split_of(cell) for cell in cells]
+    wrong = [f"line {records[at][0]}: {cells[at]!r}" for at, split in enumerate(splits) if not split]
     if wrong:
-        words = "true or false" if read_split is _read_is_valid else "train, val or test"
-        raise refuse(f"{place}: the column {header[split_at]} has other words than {words}", wrong, "Correct them.")
-    if not rows:
-        raise DataError(f"{place} has column names and no rows.")
-    return Table(name, tuple(targets.values()), rows)
+        words = "true or false" if fastai else "train, val or test"
+        raise refuse(f"{place}: the column {columns.split_name} has other words than {words}", wrong, "Correct them.")
+    return splits
 
 
 def folder_of(name: str) -> str:
@@ -116,15 +134,3 @@ def _check_header(place: str, header: Sequence[str]) -> None:
     repeated = sorted({cell for cell in named if named.count(cell) > 1})
     if repeated:
         raise DataError(f"{place} has the column {repeated[0]!r} more than once. Rename or remove one.")
-
-
-def _split_column(lowered: Sequence[str]) -> tuple[int | None, Callable[[str], str]]:
-    """Returns where the split of a row stands, if anywhere, and what reads it."""
-    for column in SPLIT_COLUMNS:
-        if column in lowered:
-            return lowered.index(column), split_of
-    return (lowered.index("is_valid"), _read_is_valid) if "is_valid" in lowered else (None, split_of)
-
-
-def _read_is_valid(cell: str) -> str:
-    return _IS_VALID.get(cell.strip().casefold(), "")
