@@ -13,7 +13,9 @@ flags.
 Photos are squashed to a square, not cropped, since a crop may leave out what the labels name;
 --config.data.train_crop=inception with --config.data.crop_area=0.5,1 crops a little.
 
-Expected: TODO
+Expected: of 800 drawn pictures with one to three shapes of three kinds, at 96 pixels in 8 epochs
+(--config.data.train_size=96 --config.data.eval_crop=96 --config.num_epochs=8), mAP 0.995 and micro F1 0.971 on 200
+others (seed 0). Ten minutes on two busy CPU cores.
 """
 
 from flax_mnv2.training.config.defaults import default_config

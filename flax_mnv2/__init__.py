@@ -3,16 +3,16 @@
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
 from flax_mnv2.image_processing.processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
-from flax_mnv2.models import (
-    MobileNetV2Backbone,
-    MobileNetV2ForImageClassification,
-    MobileNetV2ForSemanticSegmentation,
-    MobileNetV2Model,
-    fold_batch_norm,
-)
+from flax_mnv2.models import MobileNetV2Backbone, fold_batch_norm
 from flax_mnv2.models.inference import make_inference_fn
 from flax_mnv2.models.variants import VARIANTS, list_models, variant_config
 from flax_mnv2.version import __version__
+from flax_mnv2.weights.models import (
+    MobileNetV2ForImageClassification,
+    MobileNetV2ForSemanticSegmentation,
+    MobileNetV2Model,
+    MobileNetV2PreTrainedModel,
+)
 from flax_mnv2.weights.pretrained import (
     from_pretrained,
     from_state_dict,
@@ -35,6 +35,7 @@ __all__ = [
     "MobileNetV2ForSemanticSegmentation",
     "MobileNetV2ImageProcessor",
     "MobileNetV2Model",
+    "MobileNetV2PreTrainedModel",
     "UserError",
     "__version__",
     "fold_batch_norm",

@@ -1,13 +1,17 @@
 """The config: round trips, validation, and the layer plan against the published architecture."""
 
+import copy
+import dataclasses
 import json
+import pickle
 
+import jax.numpy as jnp
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
-from flax_mnv2.config import ACTIVATIONS
+from flax_mnv2.config.checks import ACTIVATIONS
 from flax_mnv2.layer_plan import make_divisible
-from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS
+from flax_mnv2.models.ops.activations import ACTIVATION_FUNCTIONS, activation
 
 
 def test_defaults_are_those_of_transformers():
@@ -17,7 +21,7 @@ def test_defaults_are_those_of_transformers():
         if name not in ("id2label", "label2id"):
             assert theirs[name] == value, name
     # transformers writes no labels that are generic; it has these
-    assert {str(k): v for k, v in transformers.MobileNetV2Config().id2label.items()} == ours["id2label"]
+    assert transformers.MobileNetV2Config().id2label == ours["id2label"]
 
 
 def test_json_round_trip_keeps_unknown_keys(tmp_path):
@@ -41,7 +45,7 @@ def test_real_configs_round_trip(shared):
     paths = sorted((shared / "weights").glob("*/config.json"))
     assert paths
     for path in paths:
-        assert MobileNetV2Config.from_json_file(path).to_dict() == json.loads(path.read_text())
+        assert json.loads(MobileNetV2Config.from_json_file(path).to_json_string()) == json.loads(path.read_text())
 
 
 def test_own_fields_are_written_only_where_they_differ():
@@ -75,11 +79,18 @@ def test_labels_follow_from_each_other():
         ("depth_divisible_by", 0, "an integer from 1"),
         ("min_depth", -8, "an integer from 1"),
         ("expand_ratio", float("inf"), "a number"),
-        ("output_stride", 12, "one of 2, 4, 8, 16, 32"),
-        ("output_stride", 16.0, "one of"),
+        ("output_stride", 0, "an integer from 1"),
+        ("output_stride", 16.0, "an integer"),
         ("first_layer_is_expansion", 1, "one of True, False"),
         ("tf_padding", "yes", "one of True, False"),
         ("hidden_act", "relu7", "one of 'relu6'"),
+        ("hidden_act", "prelu", "has parameters of its own"),
+        ("hidden_act", dict, "one of 'relu6'"),
+        ("return_dict", "no", "one of True, False"),
+        ("label2id", {"a": "x"}, "a mapping from name to class index"),
+        ("label2id", {"a": "9" * 4000}, "a mapping from name to class index"),
+        ("label2id", ["a"], "a mapping from name to class index"),
+        ("architectures", {1}, "must be what JSON can hold"),
         ("classifier_dropout_prob", 1.5, "from 0"),
         ("initializer_range", -0.1, "from 0"),
         ("layer_norm_eps", None, "a number"),
@@ -103,6 +114,11 @@ def test_disagreeing_labels_are_refused():
         MobileNetV2Config(num_labels=3, id2label={0: "a", 1: "b"})
 
 
+def test_cross_entropy_over_one_class_is_refused():
+    with pytest.raises(ConfigError, match="needs at least two classes"):
+        MobileNetV2Config(num_labels=1, problem_type="single_label_classification")
+
+
 def test_unknown_override_is_named():
     with pytest.raises(ConfigError, match="no field output_strid;"):
         MobileNetV2Config().replace(output_strid=8)
@@ -115,6 +131,7 @@ def test_unknown_override_is_named():
         ("[1]", "must be a JSON object"),
         ('{"model_type": "resnet"}', "model_type 'resnet'"),
         ('{"output_stride": "16"}', "output_stride must be"),
+        ('{"output_hidden_states": 1}', "output_hidden_states must be"),
         ("[" * 100_000, "Cannot read"),
         ('{"x": ' + "9" * 5000 + "}", "Cannot read"),
         ('{"depth_multiplier": ' + "9" * 400 + "}", "depth_multiplier must be"),
@@ -128,6 +145,90 @@ def test_bad_files_are_named(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         MobileNetV2Config.from_json_file(path)
     assert str(path) in str(caught.value)
+
+
+# ---------------------------------------------------------------------- as a config of transformers
+
+
+def test_common_keywords_are_kept_read_and_written_back(tmp_path):
+    given = {"architectures": ["A"], "output_attentions": True, "dtype": jnp.bfloat16, "torchscript": True}
+    config = MobileNetV2Config(**given)
+    assert (config.architectures, config.output_attentions, config.torchscript) == (["A"], True, True)
+    assert config.dtype == config.torch_dtype == "bfloat16"
+    config.save_pretrained(tmp_path / "new")
+    assert MobileNetV2Config.from_pretrained(tmp_path / "new") == config
+    written = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert written.items() >= {**given, "dtype": "bfloat16"}.items()
+    assert MobileNetV2Config(output_attentions=False, architectures=None) == MobileNetV2Config()
+    assert MobileNetV2Config().architectures is None
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(AttributeError, match="no attribute 'num_layers'"):
+        config.num_layers  # noqa: B018
+
+
+def test_unknown_keywords_are_kept_with_one_warning():
+    with pytest.warns(UserWarning, match="no field my_note, output_strid; kept") as caught:
+        config = MobileNetV2Config(output_strid=8, my_note={"a": 1}, extra={"more": 2})
+    assert len(caught) == 1
+    assert (config.my_note, config.more, config.output_stride) == ({"a": 1}, 2, 32)
+    assert config.replace(my_note=3, dtype="float16").to_diff_dict()["my_note"] == 3  # known by then, and silent
+
+
+def test_an_assignment_names_replace():
+    config = MobileNetV2Config()
+    with pytest.raises(dataclasses.FrozenInstanceError, match=r"config = config\.replace\(num_labels=3\)"):
+        config.num_labels = 3
+    assert config.num_labels == 2
+
+
+def test_labels_may_have_indices_as_strings():
+    config = MobileNetV2Config(id2label={"0": "cat", "1": "dog"}, label2id={"cat": "0", "dog": "1"})
+    assert config.label2id == {"cat": 0, "dog": 1}
+
+
+def test_defaults_for_calls_are_fields_and_null_is_off():
+    config = MobileNetV2Config.from_dict({"output_hidden_states": True, "return_dict": False})
+    assert (config.output_hidden_states, config.return_dict, config.use_return_dict) == (True, False, False)
+    assert json.loads(config.to_json_string()).items() >= {"output_hidden_states": True, "return_dict": False}.items()
+    assert MobileNetV2Config.from_dict({"output_hidden_states": None}).output_hidden_states is False
+    assert "return_dict" not in MobileNetV2Config().to_diff_dict()
+    assert MobileNetV2Config().to_dict()["return_dict"] is True
+    assert MobileNetV2Config.from_dict(config.to_dict()) == config
+
+
+def test_from_pretrained_takes_a_folder_or_the_file_and_overrides(tmp_path):
+    MobileNetV2Config(depth_multiplier=0.5, image_size=[96, 128]).save_pretrained(tmp_path)
+    config = MobileNetV2Config.from_pretrained(tmp_path, tf_padding=False, num_labels=5, torch_dtype="auto")
+    assert (config.depth_multiplier, config.tf_padding, config.num_labels) == (0.5, False, 5)
+    assert config.image_size == (96, 128)
+    assert MobileNetV2Config.from_pretrained(tmp_path / "config.json").depth_multiplier == 0.5
+    config, unused = MobileNetV2Config.from_pretrained(tmp_path, foo=1, min_depth=4, return_unused_kwargs=True)
+    assert (config.min_depth, unused) == (4, {"foo": 1})
+    with pytest.warns(UserWarning, match="no field foo; left out"):
+        MobileNetV2Config.from_pretrained(tmp_path, foo=1)
+    with pytest.raises(ConfigError, match=r"config\.json: min_depth must be"):
+        MobileNetV2Config.from_pretrained(tmp_path, min_depth="4")
+    with pytest.raises(ConfigError, match="is a file, where a folder is needed"):
+        config.save_pretrained(tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="No model config at"):
+        MobileNetV2Config.from_pretrained(tmp_path)
+
+
+def test_an_activation_may_be_a_function(tmp_path):
+    config = MobileNetV2Config(hidden_act=jnp.sin)
+    assert hash(config) == hash(MobileNetV2Config(hidden_act=jnp.sin))
+    assert activation(config.hidden_act) is jnp.sin
+    with pytest.raises(ConfigError, match="hidden_act is a function"):
+        config.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("output_stride", [1, 5, 64])
+def test_an_output_stride_that_is_never_reached_warns_and_runs_at_32(output_stride):
+    with pytest.warns(UserWarning, match=f"output_stride {output_stride} is none that the network reaches"):
+        config = MobileNetV2Config(output_stride=output_stride)
+    assert config.layer_plan == MobileNetV2Config(output_stride=32).layer_plan
 
 
 def test_every_activation_has_a_function():

@@ -174,7 +174,7 @@ class MobileNetV2ImageProcessor:
         """Returns label maps from a segmentation model's output.
 
         Args:
-          outputs: anything with ``logits`` of shape (N, h, w, C), such as this library's ``HeadOutput``.
+          outputs: anything with ``logits`` of shape (N, h, w, C), such as ``SemanticSegmenterOutput``.
           target_sizes: (height, width) per image, to which its logits are upsampled first (bilinear, half-pixel
             centres, as in Hugging Face's); None leaves the logits' size.
           return_segmentation_scores: whether to give the upsampled logits too.

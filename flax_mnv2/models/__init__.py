@@ -7,14 +7,19 @@ from flax_mnv2.models.mobilenet_v2 import (
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
 )
-from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
+from flax_mnv2.models.outputs import (
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+    SemanticSegmenterOutput,
+)
 
 __all__ = [
-    "BackboneOutput",
-    "HeadOutput",
+    "BaseModelOutputWithPoolingAndNoAttention",
+    "ImageClassifierOutputWithNoAttention",
     "MobileNetV2Backbone",
     "MobileNetV2ForImageClassification",
     "MobileNetV2ForSemanticSegmentation",
     "MobileNetV2Model",
+    "SemanticSegmenterOutput",
     "fold_batch_norm",
 ]

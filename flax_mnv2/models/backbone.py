@@ -11,7 +11,8 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.models.blocks import InvertedResidual, Stem
 from flax_mnv2.models.endpoints import LAST_CONV, check_endpoint, endpoint_names
-from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, ConvNormAct, DropPath, ModuleDef
+from flax_mnv2.models.layers import ConvNormAct, DropPath, ModuleDef
+from flax_mnv2.models.ops.activations import activation
 
 
 class Backbone(nn.Module):
@@ -73,8 +74,7 @@ class Backbone(nn.Module):
         norm = self.norm
         if norm is not None and name in frozen:
             norm = functools.partial(norm, use_running_average=True)
-        act = ACTIVATION_FUNCTIONS[self.config.hidden_act]
-        return functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=act)
+        return functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=activation(self.config.hidden_act))
 
     def _maybe_stopped(self, x: jax.Array, name: str) -> jax.Array:
         return jax.lax.stop_gradient(x) if name == self.freeze_until else x

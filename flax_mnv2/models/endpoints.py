@@ -39,7 +39,7 @@ def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
 
 def names_layers(selection: Selection) -> bool:
     """Says whether ``selection`` may name the inside of a block; True stands for whole blocks, False for none."""
-    return not isinstance(selection, bool | None)
+    return not isinstance(selection, bool)
 
 
 def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: LayerPlan) -> tuple[jax.Array, ...] | None:
@@ -49,8 +49,13 @@ def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: Layer
     indices (negative ones count from the end of the network) and endpoint names; False none. Raises a ConfigError for
     what does not exist or was not computed.
     """
-    if selection is False or selection is None:
+    if selection is False:
         return None
+    if getattr(selection, "ndim", 0):
+        raise ConfigError(
+            "output_hidden_states must be True, False or a sequence of indices and names; found an array. Labels of a "
+            "classifier are its third argument, as in transformers: labels=."
+        )
     blocks = [block.name for block in plan.blocks]
     if selection is True:
         return tuple(endpoints[name] for name in blocks if name in endpoints)

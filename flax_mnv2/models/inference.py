@@ -11,12 +11,12 @@ from flax import linen as nn
 from flax_mnv2.models.fold import fold_batch_norm
 from flax_mnv2.models.ops.platforms import by_platform
 from flax_mnv2.models.ops.slices import map_slices
-from flax_mnv2.models.outputs import HeadOutput
+from flax_mnv2.models.outputs import ModelOutput
 
 _IMAGES_PER_SLICE = 2  # on CPU: of 1, 2, 4 and 16, measured; two images keep both cores busy and stay in the cache
 
 
-def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[jax.Array], HeadOutput]:
+def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[jax.Array], ModelOutput]:
     """Compiles a model for inference: batch norm folded, weights on the device, and on CPU two images at a time.
 
     The outputs equal ``model.apply(variables, pixel_values)`` to rounding.
@@ -26,7 +26,7 @@ def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[
       variables: ``params`` and ``batch_stats`` of it.
 
     Returns:
-      ``function(pixel_values)`` → the model's output; compiled once for each shape.
+      ``function(pixel_values)`` → the model's output, as its config says it; compiled once for each shape.
 
     Raises:
       ConfigError: the model's batch norm is folded already.

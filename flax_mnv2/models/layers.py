@@ -13,27 +13,14 @@ from jax import lax
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.models.numerics import at_least_float32
+from flax_mnv2.models.ops.activations import Activation
 from flax_mnv2.models.ops.depthwise import depthwise_conv
 from flax_mnv2.models.ops.platforms import Implementation
-from flax_mnv2.models.ops.pointwise import Activation, Moments, affine_act, moments, pointwise
+from flax_mnv2.models.ops.pointwise import Moments, affine_act, moments, pointwise
 from flax_mnv2.models.ops.shifts import Padding
 
 Dtype = Any
 ModuleDef = Callable[..., nn.Module]  # a partial of a module, bound once at the root of a model
-
-# One entry for each of flax_mnv2.config.ACTIVATIONS.
-ACTIVATION_FUNCTIONS: dict[str, Activation] = {
-    "relu6": lambda x: lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype)),
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "swish": nn.silu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "hardswish": nn.hard_swish,
-    "elu": nn.elu,
-    "sigmoid": nn.sigmoid,
-    "tanh": nn.tanh,
-    "linear": lambda x: x,
-}
 
 
 def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation: int, tf_padding: bool) -> Padding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,9 +21,14 @@ from flax_mnv2.models.heads.classification import ClassificationHead
 from flax_mnv2.models.heads.deeplab import DeepLabV3Head
 from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, average_pool
 from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
-from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
+from flax_mnv2.models.outputs import (
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+    SemanticSegmenterOutput,
+)
 
 MIN_SIZE_PX = 32
+_Value = TypeVar("_Value")
 
 
 class _MobileNetV2(nn.Module):
@@ -50,6 +55,8 @@ class _MobileNetV2(nn.Module):
         plain XLA convolutions, each followed by its normalisation, for comparison; ``"cpu"``, ``"gpu"`` or ``"tpu"``
         for what ``"auto"`` takes there.
     """
+
+    main_input_name: ClassVar[str] = "pixel_values"
 
     config: MobileNetV2Config
     dtype: Dtype = dataclasses.field(default=jnp.float32, kw_only=True)
@@ -106,33 +113,38 @@ class MobileNetV2Model(_MobileNetV2):
     @nn.compact
     def __call__(
         self,
-        pixel_values: jax.Array,
+        pixel_values: jax.Array | None = None,
+        output_hidden_states: Selection | None = None,
+        return_dict: bool | None = None,
         *,
         train: bool = False,
-        output_hidden_states: Selection = False,
         run_to: str | None = None,
-    ) -> BackboneOutput:
-        """Runs the network.
+    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple[Any, ...]:
+        """Runs the network; under ``jit`` all arguments but ``pixel_values`` are static.
 
         Args:
           pixel_values: normalised images, floating point (N, H, W, num_channels), H and W at least 32.
-          train: use and update batch statistics.
           output_hidden_states: True for the outputs of all blocks, or a sequence of indices of blocks and of names such
-            as ``"layer_10/expansion"`` (``flax_mnv2.models.endpoints.endpoint_names`` lists them).
+            as ``"layer_10/expansion"`` (``flax_mnv2.models.endpoints.endpoint_names`` lists them); None for the
+            config's.
+          return_dict: False for the outputs as a plain tuple, without what is None; None for the config's.
+          train: use and update batch statistics.
           run_to: name of the layer to stop at; it becomes ``last_hidden_state``, and nothing later is computed.
 
         Raises:
-          ValueError: the images do not fit. ConfigError: no such layer.
+          ValueError: the images do not fit, or there are none. ConfigError: no such layer.
         """
         check_images(pixel_values, self.config)
+        output_hidden_states = _asked(output_hidden_states, self.config.output_hidden_states)
         backbone = self._backbone(train=train, run_to=run_to, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         last = endpoints[run_to or LAST_CONV]
-        return BackboneOutput(
+        output = BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=last,
             pooler_output=average_pool(last, self.config.pool_window) if self.add_pooling_layer else None,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
+        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
 
 
 class MobileNetV2Backbone(_MobileNetV2):
@@ -187,12 +199,13 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
     @nn.compact
     def __call__(
         self,
-        pixel_values: jax.Array,
+        pixel_values: jax.Array | None = None,
+        output_hidden_states: Selection | None = None,
         labels: jax.Array | None = None,
+        return_dict: bool | None = None,
         *,
         train: bool = False,
-        output_hidden_states: Selection = False,
-    ) -> HeadOutput:
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
         """Normalised images (N, H, W, num_channels) → logits (N, num_labels), and with ``labels`` the loss.
 
         With ``config.pool_window`` the logits are a map (N, h', w', num_labels), 1×1 at the size the network was made
@@ -200,15 +213,17 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         arguments ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
+        output_hidden_states = _asked(output_hidden_states, self.config.output_hidden_states)
         backbone = self._backbone(train=train, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
         logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
-        return HeadOutput(
+        output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
+        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
 
     def _loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         if logits.ndim == 4:
@@ -227,19 +242,23 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
     @nn.compact
     def __call__(
         self,
-        pixel_values: jax.Array,
+        pixel_values: jax.Array | None = None,
         labels: jax.Array | None = None,
+        output_hidden_states: Selection | None = None,
+        return_dict: bool | None = None,
         *,
         train: bool = False,
-        output_hidden_states: Selection = False,
-    ) -> HeadOutput:
+    ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Normalised images (N, H, W, num_channels) → logits (N, h, w, num_labels), and with ``labels`` the loss.
 
         ``labels`` are integers (N, H', W'), usually at the size of the images; the loss is the mean cross-entropy of
-        the logits resized to them, without pixels of ``config.semantic_loss_ignore_index``. For the other arguments
-        see ``MobileNetV2Model``.
+        the logits resized to them, without pixels of ``config.semantic_loss_ignore_index``; a network of one class has
+        none, and a ConfigError says so. For the other arguments see ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
+        if labels is not None and self.config.num_labels == 1:
+            raise ConfigError("A segmentation loss needs at least two classes; found num_labels=1. Leave labels out.")
+        output_hidden_states = _asked(output_hidden_states, self.config.output_hidden_states)
         backbone = self._backbone(
             train=train, include_last_conv=False, keep_expansions=names_layers(output_hidden_states)
         )
@@ -249,13 +268,21 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         loss = None
         if labels is not None:
             loss = segmentation_loss(logits, labels, ignore_label=self.config.semantic_loss_ignore_index)
-        return HeadOutput(
+        output = SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan)
         )
+        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
 
 
-def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
-    """Raises a ValueError for images that the network cannot take, by their shape and type."""
+def _asked(by_call: _Value | None, by_config: _Value) -> _Value:
+    """What a call says, or the config where it says nothing."""
+    return by_config if by_call is None else by_call
+
+
+def check_images(images: jax.Array | None, config: MobileNetV2Config) -> None:
+    """Raises a ValueError for images that the network cannot take, by their shape and type, or where there are none."""
+    if images is None:
+        raise ValueError(f"pixel_values is missing; give normalised images (N, H, W, {config.num_channels}).")
     if not isinstance(images, (jax.Array, np.ndarray)):
         raise ValueError(f"images must be a JAX or NumPy array; found {type(images).__name__}.")
     expected = f"(N, H, W, {config.num_channels}) with H and W at least {MIN_SIZE_PX}"

@@ -54,7 +54,7 @@ class ModelOutput:
 
 
 @flax.struct.dataclass
-class BackboneOutput(ModelOutput):
+class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
     """What ``MobileNetV2Model`` returns.
 
     Attributes:
@@ -70,17 +70,32 @@ class BackboneOutput(ModelOutput):
 
 
 @flax.struct.dataclass
-class HeadOutput(ModelOutput):
-    """What a model with a head returns.
+class ImageClassifierOutputWithNoAttention(ModelOutput):
+    """What ``MobileNetV2ForImageClassification`` returns.
 
     Attributes:
       loss: scalar, float32, if labels were given.
-      logits: float32; (N, num_labels) for classification, or (N, h', w', num_labels) with
-        ``config.pool_window``; (N, h, w, num_labels) for segmentation with h and w ``output_stride`` times
-        smaller than the image.
+      logits: (N, num_labels), float32; with ``config.pool_window`` (N, h', w', num_labels).
       hidden_states: the layers that ``output_hidden_states`` selects, if any.
     """
 
     loss: jax.Array | None = None
     logits: jax.Array = dataclasses.field(kw_only=True)
     hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class SemanticSegmenterOutput(ModelOutput):
+    """What ``MobileNetV2ForSemanticSegmentation`` returns.
+
+    Attributes:
+      loss: scalar, float32, if labels were given.
+      logits: (N, h, w, num_labels), float32, with h and w ``output_stride`` times smaller than the image.
+      hidden_states: the layers that ``output_hidden_states`` selects, if any.
+      attentions: None; the network has none.
+    """
+
+    loss: jax.Array | None = None
+    logits: jax.Array = dataclasses.field(kw_only=True)
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: None = None

@@ -33,6 +33,7 @@ INITIALIZERS = {
     "normal": None,  # the model's own
     "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He's, torchvision's and timm's
 }
+_FOR_CALLERS = {"return_dict": True, "output_hidden_states": False}  # whatever the config of the weights says
 MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
 
 
@@ -61,6 +62,10 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def format_table(self, *, per_class: bool) -> str:
         """Returns the metrics for a terminal."""
+
+    def remarks(self) -> list[str]:
+        """Returns what the main metrics do not show and a reader of them has to know, as lines."""
+        return []
 
     @abc.abstractmethod
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -162,6 +167,7 @@ class Task(abc.ABC):
         """Builds the models; ``eval_output_stride`` 0 is the architecture's, ``axis_name`` that of ``pmap``."""
         self.config, self.processor = config, processor
         dtype = jnp.dtype(config.dtype)
+        model_config = model_config.replace(**_FOR_CALLERS)
         eval_config = model_config.replace(output_stride=eval_output_stride or model_config.output_stride)
         self.eval_model = self.make_model(eval_config, dtype=dtype)
         self.model = self.make_model(
@@ -257,7 +263,7 @@ class Task(abc.ABC):
     @classmethod
     def load_pretrained(cls, source: Source, *, dtype: Any = jnp.float32) -> tuple[nn.Module, dict[str, Any]]:
         """Returns the job's model with its weights, from what ``open_weights`` gave, all tensors of which must fit."""
-        return from_pretrained(source, task=cls.name, dtype=dtype)
+        return from_pretrained(source, task=cls.name, dtype=dtype, **_FOR_CALLERS)
 
     @classmethod
     @abc.abstractmethod

@@ -36,8 +36,8 @@ def jsonable(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
-def one_of(*choices: str) -> Rule:
-    """Returns the rule for one of a few words."""
+def one_of(*choices: Any) -> Rule:
+    """Returns the rule for one of a few words or numbers."""
     return (lambda value: value in choices), "one of " + ", ".join(map(repr, choices))
 
 

@@ -104,8 +104,11 @@ def preview(
     num_images: int = 24,
     step: int = 0,
     recipe: str = "",
-) -> None:
-    """Writes the contact sheet of ``num_images`` examples from a step on; ``recipe`` is a name for its title."""
+) -> list[str]:
+    """Writes the contact sheet of ``num_images`` examples from a step on; ``recipe`` is a name for its title.
+
+    Returns what was read, and how often each class occurs in it, as lines.
+    """
     check_config(config)
     output = _writable(output)
     job = get_task(config.task)
@@ -125,6 +128,7 @@ def preview(
         save_contact_sheet(output, title=title, **sheet)
     except OSError as error:
         raise DataError(f"Cannot write {output}: {error.strerror or error}.") from None
+    return [*dataset.notes(), *dataset.histogram()]
 
 
 def _writable(output: str | pathlib.Path) -> pathlib.Path:
@@ -152,8 +156,8 @@ def main(_: Sequence[str]) -> None:
     """Writes the sheet and says where."""
     values = flags.FLAGS
     recipe = config_flags.get_config_filename(values["config"])
-    preview(values.config, values.output, num_images=values.num_images, step=values.step, recipe=recipe)
-    print(f"written: {values.output}")
+    lines = preview(values.config, values.output, num_images=values.num_images, step=values.step, recipe=recipe)
+    print("\n".join([*lines, f"written: {values.output}"]))
 
 
 if __name__ == "__main__":

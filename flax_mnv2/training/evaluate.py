@@ -133,9 +133,11 @@ def evaluate_run(
     parallel = make_parallel(config.parallel)
     check_divisible(parallel, config.eval.batch_size, "eval.batch_size")
     split = split or config.data.eval_split
-    job = get_task(config.task)
+    job, data = get_task(config.task), dict(config.data)
+    if split not in (data["train_split"], data["eval_split"]):
+        data |= {"train_split": split, "eval_split": split}  # some data sets read only what these name
     with leader_first():  # what is not prepared yet is prepared once where hosts share a disk
-        dataset = job.load_dataset(config.data)
+        dataset = job.load_dataset(data)
         dataset.source(split)  # fails early on an unknown split
     if pretrained:
         subject = _pretrained(pretrained, job)
@@ -161,7 +163,7 @@ def evaluate_run(
     if evaluation.bad_examples:
         print(report(evaluation.bad_examples))  # on every process, of its part
     if leads:
-        print(evaluation.evaluator.format_table(per_class=per_class))
+        print("\n".join([evaluation.evaluator.format_table(per_class=per_class), *evaluation.evaluator.remarks()]))
     _write_report(pathlib.Path(output or subject.report_folder), metrics, evaluation)
     return metrics
 

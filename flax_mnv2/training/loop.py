@@ -166,6 +166,7 @@ class _Loop:
         """Evaluates what has just been saved; given up when a stop is asked for, to be made up for later."""
         run, task, split = self._run, self._run.task, self._run.config.data.eval_split
         metrics: dict[str, float] = {}
+        remarks: list[str] = []
         for prefix, variables in (("", self.state.variables), ("ema_", self.state.ema)):
             if variables is None:
                 continue
@@ -175,8 +176,11 @@ class _Loop:
             if evaluation is None:
                 return
             metrics |= {prefix + name: value for name, value in evaluation.evaluator.metrics().items()}
+            remarks += [f"{remark}{' (EMA)' if prefix else ''}" for remark in evaluation.evaluator.remarks()]
         self._checkpoints.add_score(self.step, {**metrics, SCORE: metrics[self._scored]})
         self.log.evaluated(self.step, split, metrics, titles=self.titles)  # last: whoever reads it finds the score
+        for remark in remarks:
+            self._progress.write(remark)
         self.early_stopping.add(self.step, metrics[self._scored])
 
     def _open_log(self, writer: MetricsWriter, progress: Progress) -> TrainingLog:
@@ -221,6 +225,8 @@ def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[
         f"{dataset.name}: {run.sizes['train']} training and {run.sizes['eval']} evaluation examples, "
         f"{len(dataset.labels)} {dataset.targets}"
     )
+    for note in dataset.notes():
+        _say(f"  {note}")
     _say(
         f"MobileNetV2 {model.depth_multiplier:g}, output stride {model.output_stride}: {num_params:,} parameters "
         f"on {len(devices)} {devices[0].platform} device(s), {config.parallel}"

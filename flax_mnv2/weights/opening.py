@@ -24,14 +24,19 @@ _SHOWN = 5
 
 
 def open_weights(
-    weights: str | pathlib.Path | Source, *, revision: str | None = None, cache_dir: str | pathlib.Path | None = None
+    weights: str | pathlib.Path | Source,
+    *,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    config: MobileNetV2Config | None = None,
 ) -> Source:
     """Opens weights of any format, which it recognises by files, config and names, or raises a UserError.
 
     They are a folder of Hugging Face, timm or the flax format; a checkpoint of a run, ``WORKDIR/checkpoints/step_N``; a
     ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its ``config.json`` beside it),
     torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, with ``revision`` and ``cache_dir`` as for
-    ``from_pretrained``; or a source that is open already, which is given back.
+    ``from_pretrained``; or a source that is open already, which is given back. Of transformers' weights ``config`` goes
+    before the ``config.json`` that lies there.
     """
     if isinstance(weights, Source):
         return weights
@@ -48,7 +53,7 @@ def open_weights(
     folder, tensors = (path.parent if is_file else path), None
     if is_file and (path.suffix in FILE_SUFFIXES or not is_file_name(path)):
         tensors = read_tensor_file(path)  # an error where no format has the suffix
-    found = Found(path, folder, _peek(folder / CONFIG_NAME), tensors)
+    found = Found(path, folder, _peek(folder / CONFIG_NAME), tensors, config)
     return _recognise(found).open(found)
 
 

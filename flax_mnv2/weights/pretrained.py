@@ -17,13 +17,15 @@ from flax import traverse_util
 from flax_mnv2.checkpoint.comparing import check_same_tensors
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
+from flax_mnv2.files import shown
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats import FORMATS
+from flax_mnv2.weights.models import MODEL_CLASSES, task_of_class
 from flax_mnv2.weights.opening import open_state_dict, open_weights
 from flax_mnv2.weights.source import (
-    MODEL_CLASSES,
     Checkpoint,
     Source,
+    class_of,
     config_text,
     make_model,
     task_of,
@@ -38,45 +40,73 @@ Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
 
 
 def from_pretrained(
-    weights: Weights,
+    pretrained_model_name_or_path: Weights,
     *,
+    task: str | None = None,
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
+    config: MobileNetV2Config | None = None,
     dtype: Any = jnp.float32,
-    task: str | None = None,
-    num_labels: int | None = None,
+    torch_dtype: Any = None,
     ignore_mismatched_sizes: bool = False,
-    **config_overrides: Any,
+    **changes: Any,
 ) -> tuple[nn.Module, Variables]:
     """Loads a MobileNetV2 checkpoint.
 
     Args:
-      weights: a hub id, a folder or a file of any library, or a checkpoint of a training run
+      pretrained_model_name_or_path: a hub id, a folder or a file of any library, or a checkpoint of a training run
         (``WORKDIR/checkpoints/step_N``; its moving average, where it has one); as ``open_weights`` takes or gives it.
-      revision: branch, tag or commit of a hub id.
-      cache_dir: where downloads are kept; None is huggingface_hub's default.
-      dtype: type of the computation; the variables are float32.
       task: ``"segmentation"``, ``"classification"`` or ``"backbone"``; None reads it from the config. A backbone is
         taken from a checkpoint with any head.
-      num_labels: classes of the head; None keeps the checkpoint's.
+      revision: branch, tag or commit of a hub id.
+      cache_dir: where downloads are kept; None is huggingface_hub's default.
+      config: in place of that of the checkpoint.
+      dtype: type of the computation; the variables are float32. ``"auto"`` is that of the stored weights, as the config
+        says it, or else the tensors.
+      torch_dtype: former name of ``dtype``.
       ignore_mismatched_sizes: start tensors of the head afresh (from a fixed seed) where the checkpoint has them in
         another shape, with a warning that names them.
-      **config_overrides: other fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``.
+      **changes: other fields of the config, such as ``output_stride=8``, ``output_hidden_states=True`` or
+        ``num_labels=10`` (names of the checkpoint's classes stay where there are as many), or attributes of the model,
+        such as ``remat=True``.
 
     Returns:
       The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
 
     Raises:
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
-      ConfigError: the config is not a MobileNetV2's, or an override is unknown or out of range.
+      ConfigError: the config is not a MobileNetV2's, or a change is unknown or out of range.
     """
-    source = open_weights(weights, revision=revision, cache_dir=cache_dir)
-    config = source.config
-    if num_labels is not None and num_labels != config.num_labels:
-        config_overrides["num_labels"] = num_labels
-    config = config.replace(**config_overrides)
-    task = task or source.task or task_of(config)
-    model = make_model(config, task, dtype=dtype)
+    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config)
+    if task is None:
+        task = source.task or (task_of(source.config) if config is None else source.task_of_names())
+    options = {"dtype": dtype, "torch_dtype": torch_dtype, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+    return load(class_of(task), source, config=config, **options, **changes)
+
+
+def load(
+    model_class: type[nn.Module],
+    pretrained_model_name_or_path: Weights,
+    *,
+    revision: str | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    config: MobileNetV2Config | None = None,
+    dtype: Any = jnp.float32,
+    torch_dtype: Any = None,
+    ignore_mismatched_sizes: bool = False,
+    **changes: Any,
+) -> tuple[nn.Module, Variables]:
+    """Loads a checkpoint into a model of one of ``MODEL_CLASSES`` or a subclass; otherwise as ``from_pretrained``."""
+    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config)
+    task = task_of_class(model_class)
+    if task is None:
+        raise ConfigError(f"A {model_class.__name__} has no pretrained weights; {_known_classes()} have.")
+    config = source.config if config is None else config
+    attributes = _pop(changes, *(model_class.__dataclass_fields__.keys() - {"config", "parent", "name"}))
+    if changes.get("num_labels") in (None, config.num_labels):
+        changes.pop("num_labels", None)
+    dtype = _compute_dtype(dtype if torch_dtype is None else torch_dtype, source)
+    model = model_class(config.replace(**changes), dtype=dtype, **attributes)
     shapes = variable_shapes(model)
     mismatched = _mismatched_head(source, shapes)
     afresh = mismatched if ignore_mismatched_sizes else {}
@@ -93,9 +123,25 @@ def from_pretrained(
         warnings.warn(
             f"{source.where}: these tensors have another shape than the model's and were started afresh; train the "
             f"head before using it: {', '.join(names)}.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return model, traverse_util.unflatten_dict(flat)
+
+
+def _compute_dtype(dtype: Any, source: Source) -> Any:
+    """Returns a type that JAX knows for its name, for PyTorch's, or for ``"auto"``."""
+    name = source.dtype if isinstance(dtype, str) and dtype == "auto" else dtype
+    try:
+        found = jnp.dtype(str(name).removeprefix("torch.") if str(name).startswith("torch.") else name)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ConfigError(f"dtype must be 'auto' or a floating-point type such as jnp.bfloat16; found {shown(name)}.")
+    return found
+
+
+def _pop(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def from_state_dict(
@@ -205,7 +251,7 @@ def save_pretrained(
     """
     if layout not in ("hf", "flax"):
         raise ConfigError(f"layout must be one of 'hf', 'flax'; found {layout!r}.")
-    own = layout == "flax" and type(model) not in MODEL_CLASSES.values()
+    own = layout == "flax" and _task_of_model(model) is None
     checkpoint = (_checkpoint_of_own if own else _checkpoint_of)(model, variables)
     if processor is not None:
         checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
@@ -255,12 +301,11 @@ def _advice(source: Source, task: str, *, mismatched: bool) -> str:
 
 def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
     """Returns the model and exactly its variables; every difference is named."""
-    task = next((task for task, cls in MODEL_CLASSES.items() if type(model) is cls), None)
+    task = _task_of_model(model)
     if task is None:
-        known = ", ".join(cls.__name__ for cls in MODEL_CLASSES.values())
         raise ConfigError(
-            f"A {type(model).__name__} cannot be saved as another library's model; the models that can are {known}. "
-            'Others are saved with layout="flax".'
+            f"A {type(model).__name__} cannot be saved as another library's model; {_known_classes()} can, and "
+            'subclasses with no other variables. Others are saved with layout="flax".'
         )
     flat = traverse_util.flatten_dict(dict(variables))
     collections = {str(path[0]) for path in flat}
@@ -275,6 +320,18 @@ def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint
     )
     flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
     return Checkpoint(model.config, task, with_pytorch_extras(model.config, task, flat))
+
+
+def _task_of_model(model: nn.Module) -> str | None:
+    """Returns the task of a model whose variables are those of the library's own for that task, else None."""
+    task = task_of_class(type(model))
+    if task is None or type(model) is MODEL_CLASSES[task]:
+        return task
+    return task if variable_shapes(model) == variable_shapes(make_model(model.config, task)) else None
+
+
+def _known_classes() -> str:
+    return ", ".join(known.__name__ for known in MODEL_CLASSES.values())
 
 
 def _checkpoint_of_own(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:

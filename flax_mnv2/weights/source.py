@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -16,34 +15,34 @@ import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.common import DTYPE_KEYS
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.layer_plan import LayerPlan
-from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.models.endpoints import LAST_CONV
+from flax_mnv2.weights.models import MODEL_CLASSES
 from flax_mnv2.weights.tensors import Naming, Path, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
 
-MODEL_CLASSES: dict[str, type[nn.Module]] = {
-    "backbone": MobileNetV2Model,
-    "classification": MobileNetV2ForImageClassification,
-    "segmentation": MobileNetV2ForSemanticSegmentation,
-}
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
-_DTYPE_FIELDS = ("dtype", "torch_dtype")  # what transformers calls the type of the stored weights, now and before
+
+
+def class_of(task: str) -> type[nn.Module]:
+    """Returns the class of a task's models; a ConfigError where there is no such task."""
+    if task not in MODEL_CLASSES:
+        raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
+    return MODEL_CLASSES[task]
 
 
 def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
     """Returns the model of a task, with attributes such as ``dtype``."""
-    if task not in MODEL_CLASSES:
-        raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
-    return MODEL_CLASSES[task](config, **attributes)
+    return class_of(task)(config, **attributes)
 
 
 def stated_task(config: MobileNetV2Config) -> str | None:
     """Returns the task that a config's ``architectures`` names; None if it names none."""
-    stated = config.extra.get("architectures")
+    stated = config.architectures
     tasks = {cls.__name__: task for task, cls in MODEL_CLASSES.items()}
     names = [stated] if isinstance(stated, str) else stated if isinstance(stated, (list, tuple)) else []
     return next((tasks[name] for name in names if isinstance(name, str) and name in tasks), None)
@@ -103,8 +102,8 @@ class Checkpoint:
 
 def config_text(config: MobileNetV2Config, architecture: str) -> str:
     """Returns the ``config.json`` of a model whose class has this name."""
-    config = config.replace(extra={**config.extra, "architectures": [architecture]})
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    config = config.replace(architectures=[architecture])
+    return config.to_json_string()
 
 
 def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
@@ -207,9 +206,15 @@ class Source:
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text
         if widened(self.state):
-            stated = {name: "float32" for name in _DTYPE_FIELDS if name in config.extra}
-            config, config_text = config.replace(extra={**config.extra, **stated}), None
+            stated = {name: "float32" for name in DTYPE_KEYS if name in config.extra}
+            config, config_text = config.replace(**stated), None
         return Checkpoint(config, task, tensors, config_text, self.processor_text)
+
+    @property
+    def dtype(self) -> str:
+        """Returns the name of the stored weights' type: as the config says it, else that of the first of them."""
+        types = (array.dtype.name for array in self.state.values() if array.dtype.kind not in "biu")
+        return self.config.dtype or next(types, "float32")
 
     def task_of_names(self) -> str:
         """Returns the task of the head that the tensors have; ``"backbone"`` where there is none."""

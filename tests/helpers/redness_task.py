@@ -13,7 +13,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.data.decode import decode_rgb
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.models import HeadOutput, MobileNetV2Model
+from flax_mnv2.models import ImageClassifierOutputWithNoAttention, MobileNetV2Model
 from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import Evaluator, Example, Predictor, Task
 from flax_mnv2.visualize import Panel
@@ -31,7 +31,7 @@ class RednessModel(nn.Module):
     def __call__(self, images, *, train=False):
         features = MobileNetV2Model(self.config, dtype=self.dtype, name="backbone")(images, train=train).pooler_output
         kernel = self.param("kernel", nn.initializers.normal(0.1), (features.shape[-1], 1))
-        return HeadOutput(logits=(features @ kernel)[:, 0])
+        return ImageClassifierOutputWithNoAttention(logits=(features @ kernel)[:, 0])
 
 
 @dataclasses.dataclass(frozen=True)

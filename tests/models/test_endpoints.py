@@ -198,8 +198,8 @@ def test_the_window_of_the_whole_map_is_global_pooling(tiny_blocks):
     variables, images = _tiny(model)
     windowed = MobileNetV2ForImageClassification(config.replace(pool_window=8, num_labels=5))
     labels = np.array([1, 4])
-    expected = jax.jit(lambda v, x: model.apply(v, x, labels))(variables, images)
-    output = jax.jit(lambda v, x: windowed.apply(v, x, labels))(variables, images)
+    expected = jax.jit(lambda v, x: model.apply(v, x, labels=labels))(variables, images)
+    output = jax.jit(lambda v, x: windowed.apply(v, x, labels=labels))(variables, images)
     np.testing.assert_allclose(output.logits[:, 0, 0], expected.logits, atol=1e-6)
     np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-6)
 
@@ -217,7 +217,7 @@ def test_remat_computes_more_keeps_less_and_changes_nothing(monkeypatch):
 
         def loss(params, variables=variables, model=model, images=images):
             output, updated = model.apply(
-                {**variables, "params": params}, images, np.array([1, 4]), train=True, mutable=["batch_stats"]
+                {**variables, "params": params}, images, labels=np.array([1, 4]), train=True, mutable=["batch_stats"]
             )
             return output.loss, updated
 

@@ -166,7 +166,7 @@ def test_nnx_bridge_trains_a_step():
     @nnx.jit
     def step(model, optimizer):
         def loss(model):
-            return model(IMAGES, np.array([0, 2]), train=True, mutable=["batch_stats"]).loss
+            return model(IMAGES, labels=np.array([0, 2]), train=True, mutable=["batch_stats"]).loss
 
         value, gradients = nnx.value_and_grad(loss)(model)
         optimizer.update(model, gradients)

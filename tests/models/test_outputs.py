@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flax_mnv2.models import BackboneOutput, HeadOutput
+from flax_mnv2.models import BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
 
 
 def test_three_ways_of_reading_agree():
-    output = HeadOutput(loss=jnp.float32(2.0), logits=jnp.ones((1, 3)))
+    output = ImageClassifierOutputWithNoAttention(loss=jnp.float32(2.0), logits=jnp.ones((1, 3)))
     assert output["loss"] is output.loss is output[0] is output.to_tuple()[0]
     loss, logits = output
     assert (loss, logits) == (output.loss, output.logits)
@@ -20,7 +20,7 @@ def test_three_ways_of_reading_agree():
 
 
 def test_what_is_none_is_left_out():
-    output = HeadOutput(logits=jnp.ones((1, 3)))
+    output = ImageClassifierOutputWithNoAttention(logits=jnp.ones((1, 3)))
     assert output[0] is output.logits
     assert len(output) == 1
     assert "loss" not in output
@@ -34,6 +34,8 @@ def test_what_is_none_is_left_out():
 
 
 def test_outputs_pass_through_jit():
-    output = jax.jit(lambda x: BackboneOutput(last_hidden_state=x, hidden_states=(x, x)))(jnp.ones(2))
+    output = jax.jit(lambda x: BaseModelOutputWithPoolingAndNoAttention(last_hidden_state=x, hidden_states=(x, x)))(
+        jnp.ones(2)
+    )
     assert output.keys() == ("last_hidden_state", "hidden_states")
     assert len(output["hidden_states"]) == 2

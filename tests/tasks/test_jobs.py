@@ -26,8 +26,6 @@ def test_problem_type_tells_the_jobs_of_a_classifier_apart():
     assert task_for("segmentation", MobileNetV2Config(num_labels=1)) == "segmentation"
     for problem in ("regression", "multi_label_classification"):
         assert task_for("classification", MobileNetV2Config(num_labels=3, problem_type=problem)) == problem
-    config = MobileNetV2Config(num_labels=1, problem_type="single_label_classification")
-    assert task_for("classification", config) == "classification"
 
 
 def test_segmentation_weights_must_have_the_classes_of_the_data():

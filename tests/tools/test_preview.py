@@ -289,6 +289,8 @@ def test_the_command(photos, tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"written: {tmp_path / 'sheet.png'}"
+    assert re.search(r"^train: 18 images, the rest of train\n", result.stdout, re.MULTILINE)
+    assert re.search(r"class +train +val\n", result.stdout)
     config = _recipe(photos, tmp_path / "tfds")
     config.data.cutmix_alpha = 1.0
     sheet = _read(tmp_path / "sheet.png")

@@ -9,13 +9,14 @@ from safetensors.numpy import load_file
 
 from flax_mnv2 import (
     CheckpointError,
+    MobileNetV2ForSemanticSegmentation,
     MobileNetV2ImageProcessor,
+    MobileNetV2Model,
     from_pretrained,
     from_state_dict,
     load_backbone,
     to_state_dict,
 )
-from flax_mnv2.models import MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.weights import opening, tensor_files
 from flax_mnv2.weights.formats import FORMATS
 from flax_mnv2.weights.formats.base import Format

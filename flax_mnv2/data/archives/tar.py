@@ -3,6 +3,7 @@
 ``tarfile`` reads the headers; the bytes of a member are read from its place in the file, by any number of threads.
 """
 
+import contextlib
 import io
 import os
 import tarfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from flax_mnv2.data.archives.links import follow, target_of
 from flax_mnv2.data.archives.tree import FileTree, Keep, check_size, damage_named, usable_name
 
 _PIECE_BYTES = 1 << 20
@@ -20,7 +22,8 @@ class TarTree(FileTree):
     """The files of a tar.
 
     ``decompress`` opens a compressed file, as ``gzip.open`` does. The kept members of a compressed tar are copied into
-    an anonymous temporary file, so that they can be read in any order.
+    an anonymous temporary file, so that they can be read in any order; where a kept name is a link to a file that was
+    not kept, the tar is read a second time.
     """
 
     def __init__(self, path: Path, keep: Keep, decompress: Callable[[Path], IO[bytes]] | None):
@@ -30,33 +33,53 @@ class TarTree(FileTree):
     def _list(self) -> None:
         if self._decompress:
             self._file = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (entered)
-            with self._decompress(self.path) as stream:
-                self._copy_from(stream)
         else:
             self._file = self._open.enter_context(open(self.path, "rb"))  # noqa: SIM115 (entered)
-            for name, member in self._kept(self._file):
-                self._add_file(name, (member.offset_data, member.size))
+        links: dict[str, str] = {}
+        others: set[str] = set()  # files of no interest by their own names
+        for name, place in self._places(self._keep, links, others):
+            self._add_file(name, place)
+        if not links:
+            return
+        linked = follow(self.path, links, others | set(self._files), self._folders)
+        sources = {name: source for name, source in linked.items() if self._keep(name)}
+        wanted = set(sources.values()) - set(self._files)
+        places = self._files | dict(self._places(wanted.__contains__, {}, set()) if wanted else ())
+        for name, source in sources.items():
+            self._add_file(name, places[source])
 
-    def _copy_from(self, stream: IO[bytes]) -> None:
-        for name, member in self._kept(stream):
-            data = stream.read(member.size)
-            if len(data) < member.size:
-                raise EOFError(f"{name[:80]!a} is cut short")
-            self._add_file(name, (self._file.tell(), member.size))
-            self._file.write(data)
-        while stream.read(_PIECE_BYTES):  # to the end, where the checksum is
-            pass
-        self._file.flush()
+    def _places(self, keep: Keep, links: dict[str, str], others: set[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yields the files that ``keep`` takes, each with offset and size in ``self._file``.
 
-    def _kept(self, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-        """Returns the plain files of interest; the folders between them are noted."""
-        for member in _members(file):
-            name = usable_name(self.path, member.name)
-            if name and member.isdir():
-                self._folders.add(name)
-            elif name and self._keep(name):
-                check_size(self.path, name, member.size)
-                yield name, member
+        The folders are noted, and in ``links`` and ``others`` the links, with their targets, and the files left out.
+        """
+        with self._decompress(self.path) if self._decompress else contextlib.nullcontext(self._file) as stream:
+            stream.seek(0)
+            for member in _members(stream):
+                name = usable_name(self.path, member.name)
+                if name is None:
+                    continue
+                if member.isdir():
+                    self._folders.add(name)
+                elif not member.isreg():
+                    links[name] = target_of(self.path, name, member.linkname, symbolic=member.issym())
+                elif keep(name):
+                    check_size(self.path, name, member.size)
+                    yield name, self._copied(stream, name, member) if self._decompress else _place(member)
+                else:
+                    others.add(name)
+            while self._decompress and stream.read(_PIECE_BYTES):  # to the end, where the checksum is
+                pass
+        if self._decompress:
+            self._file.flush()
+
+    def _copied(self, stream: IO[bytes], name: str, member: tarfile.TarInfo) -> tuple[int, int]:
+        data = stream.read(member.size)
+        if len(data) < member.size:
+            raise EOFError(f"{name[:80]!a} is cut short")
+        offset = self._file.tell()
+        self._file.write(data)
+        return offset, member.size
 
     def read(self, name: str) -> bytes:
         """See ``FileTree``."""
@@ -78,8 +101,12 @@ def inner_files(tree: FileTree, name: str) -> Iterator[tuple[str, bytes]]:
                 yield inner, data[member.offset_data : member.offset_data + member.size]
 
 
+def _place(member: tarfile.TarInfo) -> tuple[int, int]:
+    return member.offset_data, member.size
+
+
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Returns the plain files and folders of a tar in their order; links, devices and the like are passed over.
+    """Returns the plain files, folders and links of a tar in their order; devices and the like are passed over.
 
     Before the next one is asked for, the caller may read the member's bytes, which begin at the file's position.
     """
@@ -91,7 +118,7 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError("a member has a negative size")
             if member.issparse():
                 raise tarfile.ReadError(f"{member.name[:80]!a} is stored as a sparse file, which is not supported")
-            if member.isreg() or member.isdir():
+            if member.isreg() or member.isdir() or member.issym() or member.islnk():
                 yield member
     if any(reader.last):  # tarfile takes a damaged header, or half of one, for the end
         raise tarfile.ReadError("a header is damaged or cut short")

@@ -1,10 +1,12 @@
 """What a folder, a tar and a zip have in common: files addressed by relative POSIX names, only ever read."""
 
 import abc
+import codecs
 import contextlib
 import errno
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 from flax_mnv2.errors import DataError, UserError
 
 MAX_MEMBER_BYTES = 1 << 30  # of one file, which is read into memory as a whole
+# What computers leave beside files: macOS, Synology, Windows, Linux.
+_CLUTTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 Keep = Callable[[str], bool]
@@ -20,8 +24,11 @@ Keep = Callable[[str], bool]
 class FileTree(abc.ABC):
     """The plain files of a folder or archive, by name; a context manager that closes what is open.
 
-    Names that lead outside are absent, and so is what is no plain file, or not of interest by ``keep``. Nothing is ever
-    written to a path that an archive gives.
+    Names that lead outside are absent, and so is what is no plain file, or not of interest by ``keep``. A link is the
+    file that it leads to. Nothing is ever written to a path that an archive gives.
+
+    Names are in Unicode's composed form (NFC): macOS writes the accents of file names apart from their letters, others
+    do not, and the two look alike.
     """
 
     def __init__(self, path: Path, keep: Keep):
@@ -61,7 +68,7 @@ class FileTree(abc.ABC):
     def read_lines(self, name: str) -> list[str]:
         """Returns the lines of a list, without spaces around them; empty ones are left out."""
         try:
-            lines = self.read(name).decode("utf-8-sig").splitlines()
+            lines = decode_text(self.read(name)).splitlines()
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.path}: {name} is not UTF-8 text ({error.reason}). Write one id per line, or get it again."
@@ -86,22 +93,31 @@ class FileTree(abc.ABC):
         self._files[name] = where
 
 
+def decode_text(data: bytes) -> str:
+    """Returns a text file's text in composed form: UTF-8, or UTF-16 with a mark, as Windows's PowerShell writes.
+
+    A UnicodeDecodeError where it is neither.
+    """
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return unicodedata.normalize("NFC", data.decode(encoding))
+
+
 def usable_name(path: Path, name: str) -> str | None:
-    """Returns a member's name in normal form, or None if it leads outside its archive or is clutter of macOS.
+    """Returns a member's name in normal form, or None if it leads outside its archive or is clutter of a system.
 
     A DataError where it has control characters, which would garble messages and lists.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
         return None
-    if "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] == "Icon\r":
+    if not _CLUTTER.isdisjoint(parts) or parts[-1].startswith("._") or parts[-1] == "Icon\r":
         return None
     if _CONTROL.search(name):
         raise DataError(
             f"{path}: the member {name[:80]!a} has control characters or line ends in its name. Rename it and pack "
             "again."
         )
-    return str(PurePosixPath(name))
+    return unicodedata.normalize("NFC", str(PurePosixPath(name)))
 
 
 def check_size(path: Path, name: str, size: int) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
-from flax_mnv2.data.decode import FORMATS, check_encoded, check_mask, decode_mask, decode_rgb
+from flax_mnv2.data.decode import FORMATS, check_encoded, check_mask, decode_rgb
+from flax_mnv2.data.labels.histogram import LabelHistogram
+from flax_mnv2.data.labels.masks import MaskRule
 from flax_mnv2.errors import DataError
 
 
@@ -35,7 +37,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return super()._create_builder_config(builder_config, version)
 
     def _classification_info(
-        self, *, labels: tuple[str, ...], encoding_format: str | None = None, **description: str
+        self, *, labels: tuple[str, ...], encoding_format: str | None = None, **description: Any
     ) -> tfds.core.DatasetInfo:
         """Features of images with one label each, which are those of TFDS's ``imagenet2012``.
 
@@ -61,13 +63,16 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _segmentation_info(
         self, *, labels: tuple[str, ...], ignore_label: int, **description: str
     ) -> tfds.core.DatasetInfo:
-        """Features and metadata of images with masks; :meth:`_store_pairs` fills in ``max_size``."""
+        """Features and metadata of images with masks; :meth:`_store_pairs` fills in ``max_size``
+        and ``histogram``."""
         features = {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
             "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
             "image_id": tfds.features.Text(),
         }
-        metadata = tfds.core.MetadataDict(labels=list(labels), ignore_label=ignore_label, max_size={})
+        metadata = tfds.core.MetadataDict(
+            labels=list(labels), ignore_label=ignore_label, max_size={}, histogram={}, read={}, shared=[], unread=[]
+        )
         return self._described(features, ("image", "segmentation_mask"), metadata=metadata, **description)
 
     def _described(self, features: dict[str, Any], supervised_keys: tuple[str, str], **kwargs: Any) -> LocalInfo:
@@ -84,11 +89,15 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Examples of (id, encoded image, mask of uint8 (H, W)), which becomes a grey PNG."""
         height = width = 0
+        metadata = self.info.metadata
+        histogram = LabelHistogram(len(metadata["labels"]), metadata["ignore_label"])
         for index, (image_id, image, mask) in enumerate(pairs):
             height, width = max(height, mask.shape[0]), max(width, mask.shape[1])
+            histogram.add(mask)
             png = cv2.imencode(".png", mask)[1].tobytes()
             yield index, {"image": image, "segmentation_mask": png, "image_id": image_id}
-        self.info.metadata["max_size"][split] = [height, width]
+        metadata["max_size"][split] = [height, width]
+        metadata["histogram"][split] = histogram.to_dict()
 
 
 def check_image(data: bytes, name: str) -> None:
@@ -110,9 +119,9 @@ def check_image(data: bytes, name: str) -> None:
 
 
 def checked_mask(
-    *, image: bytes, image_name: str, mask: bytes | np.ndarray, mask_name: str, num_classes: int, ignore_label: int
+    *, image: bytes, image_name: str, mask: bytes | np.ndarray, mask_name: str, rule: MaskRule
 ) -> np.ndarray:
-    """Decodes a pair completely and returns its mask, uint8 (H, W), which may come as PNG or decoded.
+    """Decodes a pair completely and returns its mask, uint8 (H, W), which may come as PNG or as class indices.
 
     The names are for messages: a DataError tells which of the two is damaged, or that they do not fit each other.
     """
@@ -121,8 +130,8 @@ def checked_mask(
     except DataError as error:
         raise DataError(f"{image_name}: {error}, or remove its id from the split files.") from error
     try:
-        mask = decode_mask(mask) if isinstance(mask, bytes) else mask
-        check_mask(mask, (height, width), num_classes=num_classes, ignore_label=ignore_label)
+        mask = rule.classes(mask) if isinstance(mask, bytes) else mask
+        check_mask(mask, (height, width), num_classes=len(rule.labels.names), ignore_label=rule.ignore_label)
     except DataError as error:
         raise DataError(f"{mask_name}: {error}.") from error
     return mask

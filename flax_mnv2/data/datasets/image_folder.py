@@ -1,11 +1,11 @@
 """TFDS builder for images of the user's own, in folders by split and class; it needs no TensorFlow."""
 
+import collections
 import concurrent.futures
 import functools
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -13,17 +13,11 @@ import tensorflow_datasets as tfds
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
+from flax_mnv2.data.datasets.folder_layout import HELD_OUT, TRAIN, Layout, find_layout
 from flax_mnv2.data.datasets.prepared import is_prepared, prepared
 from flax_mnv2.data.datasets.records import ClassificationDataset, opened
 from flax_mnv2.errors import ConfigError, DataError
 
-_TRAIN = "train"
-_HELD_OUT = "val"  # the split that is taken from train where there is no other
-_SPLITS = (_TRAIN, "val", "validation", "test")
-_LIKE_TRAIN, _LIKE_EVALUATION = {"train", "training"}, {"val", "valid", "validation", "test", "testing", "dev", "eval"}
-_CLUTTER = {"thumbs.db", "desktop.ini"}  # and whatever begins with a dot
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
-_LAYOUT = "train/CLASS/IMAGE and val|validation|test/CLASS/IMAGE, or CLASS/IMAGE"
 _READ_AHEAD = 256  # images read and checked together
 
 
@@ -31,7 +25,8 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
     """Opens the images at ``data["archive"]``, and stores them first if they are not yet; see ``registry.Entry.load``.
 
     ``data["holdout"]`` is the fraction of train that becomes ``val`` where there is no split for evaluation (default
-    0.1; 0 is none).
+    0.1; 0 is none). A split that cannot be used is left out unless ``data["train_split"]`` or ``data["eval_split"]``
+    name it.
     """
     archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
     if not archive:
@@ -41,12 +36,22 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
         )
     if not 0 <= holdout < 1:
         raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
-    builder = prepared(lambda: _make_builder(archive, data_dir, holdout), data_dir)
-    labels = tuple(builder.info.features["label"].names)
-    return ClassificationDataset(name=name, labels=labels, builders=opened(builder.info.splits, builder))
+    asked = {data.get("train_split") or TRAIN, data.get("eval_split") or HELD_OUT}
+    builder = prepared(lambda: _make_builder(archive, data_dir, holdout, asked), data_dir)
+    metadata = builder.info.metadata or {}  # an older version wrote none
+    left_out = metadata.get("left_out", {})
+    for split in sorted(asked & left_out.keys()):
+        raise DataError(left_out[split])
+    return ClassificationDataset(
+        name=name,
+        labels=tuple(builder.info.features["label"].names),
+        builders=opened(builder.info.splits, builder),
+        read=metadata.get("read", {}) | {split: f"left out. {reason}" for split, reason in left_out.items()},
+        images=metadata.get("images", {}),
+    )
 
 
-def _make_builder(archive: str, data_dir: Path, holdout: float) -> tfds.core.DatasetBuilder:
+def _make_builder(archive: str, data_dir: Path, holdout: float, asked: Collection[str]) -> tfds.core.DatasetBuilder:
     """Returns the builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
 
     Its config is named after a digest of the archive's path, size and time of change (of all files, for a folder) and
@@ -64,28 +69,38 @@ def _make_builder(archive: str, data_dir: Path, holdout: float) -> tfds.core.Dat
         return tfds.builder_from_directory(target)
     tree = open_tree(path)
     try:
-        splits = _find_layout(tree, holdout)
+        layout = find_layout(tree, holdout, asked)
     except BaseException:
         tree.close()
         raise
     config = tfds.core.BuilderConfig(name=name, description=f"images of {path}")
-    return ImageFolder(tree=tree, splits=splits, config=config, data_dir=data_dir)
+    return ImageFolder(tree=tree, layout=layout, config=config, data_dir=data_dir)
 
 
 class ImageFolder(LocalBuilder):
     """Images, as they are, with the names of their folders as labels.
 
-    ``splits`` has the path in ``tree`` and the class of every image; ``tree`` is closed when the data set is built.
+    ``layout`` has the path in ``tree`` and the class of every image; ``tree`` is closed when the data set is built.
     """
 
-    def __init__(self, *, tree: FileTree, splits: Mapping[str, list[tuple[str, str]]], **kwargs: Any):
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Splits inside classes are no classes."}  # noqa: RUF012 (as in the base class)
+
+    def __init__(self, *, tree: FileTree, layout: Layout, **kwargs: Any):
         self._tree = tree
-        self._splits = splits
+        self._layout = layout
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        labels = tuple(sorted({label for _, label in self._splits[_TRAIN]}))
-        return self._classification_info(description=f"Images of {len(labels)} classes.", labels=labels)
+        layout = self._layout
+        counts = {split: collections.Counter(label for _, label in found) for split, found in layout.splits.items()}
+        metadata = tfds.core.MetadataDict(
+            read=layout.read,
+            left_out=layout.left_out,
+            images={split: [count[label] for label in layout.labels] for split, count in counts.items()},
+        )
+        description = f"Images of {len(layout.labels)} classes."
+        return self._classification_info(description=description, labels=layout.labels, metadata=metadata)
 
     def download_and_prepare(self, **kwargs: Any) -> None:
         """Builds the data set unless it is there; nothing is left behind where a file is no image."""
@@ -94,7 +109,7 @@ class ImageFolder(LocalBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # the images are the user's own
-        return {split: self._generate_examples(images) for split, images in self._splits.items()}
+        return {split: self._generate_examples(images) for split, images in self._layout.splits.items()}
 
     def _generate_examples(self, images: list[tuple[str, str]]) -> Iterator[tuple[int, dict]]:
         read = functools.partial(_read_image, self._tree)
@@ -110,141 +125,3 @@ def _read_image(tree: FileTree, name: str) -> bytes:
     data = tree.read(name)
     check_image(data, f"{tree.path}: {name}")
     return data
-
-
-def _find_layout(tree: FileTree, holdout: float) -> dict[str, list[tuple[str, str]]]:
-    """(path in the archive, class) of every image by split, sorted by class and path; every class is in train.
-
-    The layout is ``train/CLASS/…`` or, with all in train, ``CLASS/…``; both may lie below folders that hold nothing
-    else. Hidden files and those that desktops leave behind are skipped; all other files of a class are taken for
-    images, at any depth. ``holdout`` is the fraction of each class of train that becomes ``val`` where there is no
-    split for evaluation. Which images depends on their class and name alone; a class of one image keeps it in train.
-    """
-    repeated = tree.repeated()
-    if repeated:
-        raise DataError(f"{tree.path} holds {repeated[0]} more than once{_more(repeated)}. Pack it again.")
-    names = [name for name in tree.names() if not _is_clutter(name)]
-    folders = [name for name in tree.folders() if not _is_clutter(name)]
-    for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no UTF-8
-            raise DataError(f"{tree.path} holds the file {name!a}, whose name is not UTF-8. Rename it.")
-    root = _root(folders)
-    found = _children(folders, root)
-    if set(found) & set(_SPLITS):
-        splits, classes_in = _named_splits(tree, names, folders, root), f"{root}{_TRAIN}/"
-    else:
-        lower = {name.lower() for name in found}
-        if lower & _LIKE_TRAIN and lower & _LIKE_EVALUATION:
-            raise DataError(
-                f"{tree.path} holds the folders {', '.join(found[:8])}, which look like splits. Name them "
-                f"{', '.join(_SPLITS)}, in lower case."
-            )
-        splits, classes_in = {_TRAIN: _classes(tree, names, folders, root)}, root
-    labels = sorted(splits[_TRAIN])
-    if len(labels) < 2:
-        raise DataError(
-            f"{tree.path} has {len(labels)} class folder{'s' if not labels else f' ({labels[0]})'}, expected two or "
-            f"more in the layout {_LAYOUT}."
-        )
-    for label in labels:
-        if label != label.strip() or len(label.splitlines()) > 1:
-            raise DataError(f"{tree.path}: the class folder {label!r} has spaces around its name. Rename it.")
-    for split, classes in splits.items():
-        unknown = sorted(classes.keys() - set(labels))
-        if unknown:
-            raise DataError(
-                f"{tree.path} has the class {unknown[0]} in {split}{_more(unknown)}, which {_TRAIN} has not; its "
-                f"classes are {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}. Correct the folder's name, or "
-                f"remove it from {split}."
-            )
-    if len(splits) == 1 and holdout:
-        splits = _hold_out(tree, splits[_TRAIN], classes_in, holdout)
-    return {
-        split: [(name, label) for label in labels for name in sorted(classes.get(label, ()))]
-        for split, classes in splits.items()
-    }
-
-
-def _root(folders: list[str]) -> str:
-    """Returns the folder that the layout begins in, as a prefix of names: down while there is one way to go."""
-    root = ""
-    while True:
-        children = _children(folders, root)
-        if len(children) != 1 or children[0] in _SPLITS or not _children(folders, f"{root}{children[0]}/"):
-            return root
-        root += f"{children[0]}/"
-
-
-def _children(folders: Iterable[str], prefix: str) -> list[str]:
-    """Names of the folders right below ``prefix``, sorted."""
-    below = (name.removeprefix(prefix) for name in folders if name.startswith(prefix))
-    return sorted(name for name in below if name and "/" not in name)
-
-
-def _named_splits(tree: FileTree, names: list[str], folders: list[str], root: str) -> dict[str, dict[str, list[str]]]:
-    found = _children(folders, root)
-    if _TRAIN not in found:
-        raise DataError(
-            f"{tree.path} holds the folder{'s' if len(found) > 1 else ''} {', '.join(found[:8])}, but no folder "
-            f"{_TRAIN}. Expected {_LAYOUT}."
-        )
-    for name in names:
-        split = name.removeprefix(root).partition("/")[0]
-        if split not in _SPLITS and _is_named_like_an_image(name):
-            raise DataError(
-                f"{tree.path} holds {name}, which is in none of the splits {', '.join(_SPLITS)}. Move it into one, or "
-                "remove it."
-            )
-    return {split: _classes(tree, names, folders, f"{root}{split}/") for split in _SPLITS if split in found}
-
-
-def _classes(tree: FileTree, names: list[str], folders: list[str], prefix: str) -> dict[str, list[str]]:
-    """Returns the files of every class folder below ``prefix``."""
-    classes: dict[str, list[str]] = {label: [] for label in _children(folders, prefix)}
-    for name in names:
-        if not name.startswith(prefix):
-            continue
-        label, _, inner = name.removeprefix(prefix).partition("/")
-        if inner:
-            classes[label].append(name)
-        elif _is_named_like_an_image(name):
-            raise DataError(f"{tree.path} holds {name}, which is in no class folder. Expected {_LAYOUT}.")
-    if not any(classes.values()):
-        where = f" in {prefix.rstrip('/')}" if prefix else ""
-        raise DataError(f"{tree.path} holds no images{where}. Expected {_LAYOUT}.")
-    empty = [label for label, files in classes.items() if not files]
-    if empty:
-        raise DataError(
-            f"{tree.path}: the class folder {prefix}{empty[0]} holds no images{_more(empty)}. Fill it, or remove it."
-        )
-    return classes
-
-
-def _hold_out(
-    tree: FileTree, classes: dict[str, list[str]], prefix: str, fraction: float
-) -> dict[str, dict[str, list[str]]]:
-    """Train without, and ``val`` with, the images of each class whose digests come first."""
-    train, held_out = {}, {}
-    for label, names in classes.items():
-        count = min(max(1, round(fraction * len(names))), len(names) - 1)
-        ranked = sorted(names, key=lambda name: hashlib.sha256(name.removeprefix(prefix).encode()).digest())
-        held_out[label], train[label] = ranked[:count], ranked[count:]
-    if not any(held_out.values()):
-        raise DataError(
-            f"{tree.path} has no split for evaluation, and one image per class, so that none can be held out of "
-            f"{_TRAIN}. Add images, or set --config.data.holdout=0 to train without an evaluation."
-        )
-    return {_TRAIN: train, _HELD_OUT: held_out}
-
-
-def _is_clutter(name: str) -> bool:
-    parts = name.split("/")
-    return any(part.startswith(".") for part in parts) or parts[-1].lower() in _CLUTTER
-
-
-def _is_named_like_an_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

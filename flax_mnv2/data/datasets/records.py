@@ -3,17 +3,18 @@
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypedDict
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.decode import decode_mask
+from flax_mnv2.data.labels.histogram import absent, format_table
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
 
-_SHOWN = 12  # targets described in one line
+_SHOWN = 12  # classes named in one line
 
 
 class EncodedExample(TypedDict):
@@ -102,12 +103,18 @@ class Dataset:
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
+      read: by split, what of the archive it was read from, in words; empty where that is fixed.
+      unread: splits that are there and were not asked for.
+      shared: a line for every two splits that have examples in common.
       kind: of its examples, such as "segmentation"; ``example`` is the TypedDict that each of them is.
     """
 
     name: str
     labels: tuple[str, ...]
     builders: Mapping[str, Callable[[], tfds.core.DatasetBuilder]] = dataclasses.field(repr=False, compare=False)
+    read: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     kind: ClassVar[str]
     example: ClassVar[type]
@@ -118,40 +125,68 @@ class Dataset:
         """Names of the splits."""
         return tuple(self.builders)
 
-    def describe(self) -> list[str]:
-        """Returns lines about the labels for a person, beyond their names."""
-        return []
-
     def source(self, split: str) -> ExampleSource:
         """Returns the examples of a split in their stored order, which is that of the archive or list of ids.
 
         A DataError where there is no such split, its archive is damaged, or prepared files are missing.
         """
         if split not in self.builders:
-            raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
+            there = "".join(f", and {name}, which was not asked for" for name in self.unread[:4])
+            raise DataError(
+                f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}{there}. Choose with "
+                "--config.data.train_split and --config.data.eval_split."
+            )
         return ExampleSource(self.builders[split](), split, example=self.example)
 
     def class_counts(self, split: str) -> np.ndarray:
-        """Returns the number of images, or of pixels, of each class in a split, (C,) int64; all of it is read."""
+        """Returns the number of images, or of pixels, of each class in a split, (C,) int64.
+
+        Where nobody counted them when the data set was prepared, all of it is read.
+        """
+        counted = self._counted(split)
+        if counted is not None:
+            return np.asarray(counted, np.int64)
         source, counts = self.source(split), np.zeros(len(self.labels), np.int64)
         for index in range(len(source)):
             counts += self._count(source[index])
         return counts
 
+    def _counted(self, split: str) -> Sequence[int] | None:
+        """Returns what was counted when the data set was prepared."""
+        return None
+
     def _count(self, example: Any) -> np.ndarray:
         """Returns how often each class occurs in one example."""
         raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """Returns what was read and what is odd about it, a line each."""
+        lines = [f"{split}: {what}" for split, what in self.read.items()] + list(self.shared)
+        return lines + ([f"not read: {', '.join(self.unread)}"] if self.unread else [])
+
+    def histogram(self) -> list[str]:
+        """Returns a table of how often each class occurs in each split, as lines; none where nobody counted."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationDataset(Dataset):
     """Images with one label each; a source gives :class:`LabeledExample`."""
 
+    images: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)  # by split, of every class
+
     kind = "classification"
     example = LabeledExample
 
+    def _counted(self, split: str) -> Sequence[int] | None:
+        return self.images.get(split)
+
     def _count(self, example: LabeledExample) -> np.ndarray:
         return np.arange(len(self.labels)) == example["label"]
+
+    def histogram(self) -> list[str]:
+        """Returns a table of the fraction of images that each class has in each split; none where nobody counted."""
+        return format_table(self.labels, self.images, {}) if self.images else []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,10 +213,13 @@ class VectorDataset(Dataset):
             std={split: tuple(values) for split, values in metadata["std"].items()},
         )
 
-    def _listed(self, split: str, form: str) -> str:
-        values = list(zip(self.labels, self.mean[split], self.std[split], strict=True))
-        shown = ", ".join(f"{label} {form.format(mean, std)}" for label, mean, std in values[:_SHOWN])
-        return shown + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
+    def _table(self, columns: Mapping[str, Sequence[str]]) -> list[str]:
+        """Returns lines of the targets with a cell for each split."""
+        width = max(map(len, (*self.labels, "target")))
+        rows = [("target", list(columns))] + [
+            (label, [cells[at] for cells in columns.values()]) for at, label in enumerate(self.labels)
+        ]
+        return [f"{name:<{width}}" + "".join(f"  {cell:>18}" for cell in cells) for name, cells in rows]
 
 
 class MultiLabelDataset(VectorDataset):
@@ -192,12 +230,18 @@ class MultiLabelDataset(VectorDataset):
     def _count(self, example: VectorExample) -> np.ndarray:
         return example["label"].astype(np.int64)
 
-    def describe(self) -> list[str]:
-        """Returns a line for each split: how often each class occurs; and which never do in the first, training."""
-        lines = [f"{split:<11} {self._listed(split, '{:.1%}')}" for split in self.mean]
-        first = next(iter(self.mean))
-        absent = [label for label, mean in zip(self.labels, self.mean[first], strict=True) if mean == 0]
-        return lines + ([f"never       in {first}: {', '.join(absent)}"] if absent else [])
+    def notes(self) -> list[str]:
+        """Returns what was read, and the classes that have no image in a split."""
+        lines = super().notes()
+        for split, means in self.mean.items():
+            names = [label for label, mean in zip(self.labels, means, strict=True) if mean == 0]
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines += [f"no image in {split}: {', '.join(names[:_SHOWN])}{more}"] if names else []
+        return lines
+
+    def histogram(self) -> list[str]:
+        """Returns a table of the fraction of images that each class has in each split."""
+        return self._table({split: [f"{mean:.1%}" for mean in means] for split, means in self.mean.items()})
 
 
 class RegressionDataset(VectorDataset):
@@ -205,9 +249,13 @@ class RegressionDataset(VectorDataset):
 
     kind, targets = "regression", "targets"
 
-    def describe(self) -> list[str]:
-        """Returns a line for each split: mean and standard deviation of each target."""
-        return [f"{split:<11} {self._listed(split, '{:.4g} ± {:.4g}')}" for split in self.mean]
+    def histogram(self) -> list[str]:
+        """Returns a table of mean and standard deviation of each target in each split."""
+        columns = {
+            split: [f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean[split], self.std[split], strict=True)]
+            for split in self.mean
+        }
+        return self._table(columns)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,9 +265,14 @@ class SegmentationDataset(Dataset):
     ignore_label: int  # mask value of pixels without a class
     max_size: Mapping[str, tuple[int, int]]  # largest height and largest width by split
     num_examples: Mapping[str, int]  # by split
+    # By split, as ``labels.histogram.LabelHistogram.to_dict`` gives it; empty for what an older version has prepared.
+    pixels: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     kind = "segmentation"
     example = EncodedExample
+
+    def _counted(self, split: str) -> Sequence[int] | None:
+        return self.pixels.get(split, {}).get("pixels")
 
     def _count(self, example: EncodedExample) -> np.ndarray:
         return np.bincount(decode_mask(example["segmentation_mask"]).ravel(), minlength=256)[: len(self.labels)]
@@ -235,7 +288,26 @@ class SegmentationDataset(Dataset):
             ignore_label=metadata["ignore_label"],
             max_size={split: tuple(size) for split, size in metadata["max_size"].items()},
             num_examples={split: info.num_examples for split, info in builder.info.splits.items()},
+            pixels=metadata.get("histogram", {}),
+            read=metadata.get("read", {}),
+            unread=tuple(metadata.get("unread", ())),
+            shared=tuple(metadata.get("shared", ())),
         )
+
+    def notes(self) -> list[str]:
+        """Returns what was read, and the classes that have no pixel in a split."""
+        missing = {split: absent(self.labels, counts, self.ignore_label) for split, counts in self.pixels.items()}
+        return super().notes() + [
+            f"no pixel in {split}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+            for split, names in missing.items()
+            if names
+        ]
+
+    def histogram(self) -> list[str]:
+        """Returns a table of the fraction of pixels that each class has in each split, and that is ignored."""
+        columns = {split: counts["pixels"] for split, counts in self.pixels.items()}
+        ignored = [counts["ignored"] for counts in self.pixels.values()]
+        return format_table(self.labels, columns, {"(ignored)": ignored}) if columns else []
 
 
 def opened(

@@ -62,6 +62,7 @@ DATASETS: dict[str, Entry] = {
         fields={
             "archive": "folder, tar or zip of train/CLASS/IMAGE …",
             "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
+            "eval_split": "split to evaluate on (default: val); others are left out where they cannot be used",
         },
     ),
     image_table.MULTI_LABEL: Entry(
@@ -96,9 +97,13 @@ DATASETS: dict[str, Entry] = {
         summary="images and class masks in VOC's layout, of your own",
         fields={
             "archive": "folder, tar or zip in VOC's layout",
-            "labels": "a text file with one name per line, or a,b,c",
+            "labels": "a label file (a name per line, CVAT's, labelme's, CSV, JSON), or a,b,c",
             "num_classes": "in place of --labels",
             "ignore_label": "pixels without a class (default: 255)",
+            "label_map": "what values in masks mean, such as 0:0,255:1; as_is: they are classes, ask no more",
+            "reduce_labels": "0 in masks has no class, and others count from 1",
+            "train_split": "list to train on (default: train); no other than this and the next is read",
+            "eval_split": "list to evaluate on (default: val)",
         },
     ),
     "shapes_segmentation": Entry(

@@ -19,6 +19,9 @@ from flax_mnv2.data.datasets.prepared import prepared
 from flax_mnv2.data.datasets.records import SegmentationDataset
 from flax_mnv2.data.datasets.sbd import SbdMasks
 from flax_mnv2.data.datasets.voc_files import VocFiles
+from flax_mnv2.data.labels.histogram import check_convention
+from flax_mnv2.data.labels.masks import AS_IS, MaskRule, parse_label_map
+from flax_mnv2.data.labels.names import LabelNames, read_labels
 from flax_mnv2.data.prepare.download import OfficialFile, obtain
 from flax_mnv2.errors import ConfigError, DataError
 
@@ -56,6 +59,7 @@ _CITATION = """@misc{pascal-voc-2012,
   title = {The {PASCAL} {V}isual {O}bject {C}lasses {C}hallenge 2012 {(VOC2012)} {R}esults}}"""
 # What people call the ready-made masks when they keep them; looked for beside benchmark.tgz.
 _AUG_NAMES = ("SegmentationClassAug", "SegmentationClassAug.zip")
+_ASKED = {"train_split": "train", "eval_split": "val"}  # fields of config.data, and their defaults
 _CUSTOM, _AUGMENTED = "custom", "2012_aug"
 _OFFICIAL = {"2012": "VOC 2012: train, val, trainval.", _AUGMENTED: "VOC 2012 and SBD: train, val, trainval, trainaug."}
 
@@ -63,11 +67,13 @@ _OFFICIAL = {"2012": "VOC 2012: train, val, trainval.", _AUGMENTED: "VOC 2012 an
 def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationDataset:
     """Opens VOC 2012 or an archive in its layout, and stores it first where it is not yet; see ``registry.Entry.load``.
 
-    ``data`` has for ``custom`` the ``archive`` (or folder), ``labels`` (a text file with one name per line, or names
-    separated by commas), ``num_classes`` (0 is the number of labels; with no labels, names become class_0, class_1, …)
-    and ``ignore_label`` (mask value without a class, default 255); for the others optionally ``archive``, the path of
-    the official VOC tar (default: ``downloads/manual`` in ``data_dir``, else fetched), and ``sbd_archive``, that of
-    SBD's benchmark.tgz or of SegmentationClassAug masks, which are checked example by example, not by digest.
+    ``data`` has for ``custom`` the ``archive`` (or folder), ``labels`` (a label file, or names separated by commas; see
+    ``labels.names``), ``num_classes`` (0 is the number of labels; with no labels, names become class_0, class_1, …),
+    ``ignore_label`` (mask value without a class, default 255), ``label_map`` or ``reduce_labels`` (what values in masks
+    mean; see ``labels.masks``), and ``train_split`` and ``eval_split``, the lists that are read. For the others it has
+    optionally ``archive``, the path of the official VOC tar (default: ``downloads/manual`` in ``data_dir``, else
+    fetched), and ``sbd_archive``, that of SBD's benchmark.tgz or of SegmentationClassAug masks, which are checked
+    example by example, not by digest.
     """
     name = name.partition("/")[2]
     if name == _CUSTOM:
@@ -78,39 +84,15 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
     return SegmentationDataset.of(prepared(lambda: VocSegmentation(config=config, data_dir=data_dir), data_dir))
 
 
-def _labels(text: str, num_classes: int) -> tuple[str, ...]:
-    """Returns label names from a file or a list in one string, or made up from their number."""
-    if not text:
-        if num_classes <= 0:
-            raise ConfigError(
-                "config.data.labels and config.data.num_classes are both empty. Give the label names (a text "
-                "file with one name per line, or names separated by commas), or at least their number."
-            )
-        labels = tuple(f"class_{index}" for index in range(num_classes))
-    else:
-        path = Path(text).expanduser()
-        if "," not in text and not path.is_file():
-            raise ConfigError(
-                f"config.data.labels is {text!r}, which is neither a file nor several names separated by commas."
-            )
-        names = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else text.split(",")
-        labels = tuple(name.strip() for name in names if name.strip())
-    if num_classes and num_classes != len(labels):
-        raise ConfigError(
-            f"config.data.num_classes is {num_classes}, but config.data.labels names {len(labels)} classes "
-            f"({', '.join(labels)}). Correct one of them, or set num_classes to 0."
-        )
-    if not 1 <= len(labels) <= 256:
-        raise ConfigError(f"config.data.labels names {len(labels)} classes; masks of 8 bits hold 1 to 256.")
-    return labels
+_VOC_RULE = MaskRule(labels=LabelNames(VOC_LABELS), ignore_label=VOC_IGNORE_LABEL, as_is=True)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class VocConfig(tfds.core.BuilderConfig):
     """Which images and masks to build, and the paths that the user gave."""
 
-    labels: tuple[str, ...] = VOC_LABELS
-    ignore_label: int = VOC_IGNORE_LABEL
+    rule: MaskRule = _VOC_RULE
+    splits: tuple[str, ...] | None = None  # those to read; None: all
     archive: str = ""
     sbd_archive: str = ""
 
@@ -127,21 +109,39 @@ def _custom_config(data: Mapping[str, Any]) -> VocConfig:
             "config.data.archive is empty, but voc_segmentation/custom needs the path of an archive or "
             "folder in VOC layout. Set --config.data.archive=PATH."
         )
-    labels = _labels(data.get("labels") or "", data.get("num_classes") or 0)
     if not 0 <= ignore_label <= 255:
         raise ConfigError(f"config.data.ignore_label is {ignore_label}, expected a pixel value from 0 to 255.")
+    rule = _rule(data, ignore_label)
+    splits = tuple(dict.fromkeys(data.get(key) or name for key, name in _ASKED.items()))
     path = Path(archive).expanduser().resolve()
     return VocConfig(
-        name=f"{archive_stem(path)}_{fingerprint(identity(path), ignore_label, *labels)}",
-        description=f"{len(labels)} classes from {path}",
-        labels=labels,
-        ignore_label=ignore_label,
+        name=f"{archive_stem(path)}_{fingerprint(identity(path), rule, *splits)}",
+        description=f"{len(rule.labels.names)} classes from {path}",
+        rule=rule,
+        splits=splits,
         archive=str(path),
     )
 
 
+def _rule(data: Mapping[str, Any], ignore_label: int) -> MaskRule:
+    label_map, reduce_labels = data.get("label_map") or "", bool(data.get("reduce_labels"))
+    if label_map and reduce_labels:
+        raise ConfigError(
+            f"config.data.label_map is {label_map!r} and config.data.reduce_labels is True; only one can say what "
+            "masks mean. Leave one out."
+        )
+    labels = read_labels(data.get("labels") or "", data.get("num_classes") or 0, first_id=int(reduce_labels))
+    return MaskRule(
+        labels=labels,
+        ignore_label=ignore_label,
+        values=parse_label_map(label_map, labels.names, ignore_label),
+        reduce_labels=reduce_labels,
+        as_is=label_map == AS_IS,
+    )
+
+
 class VocSegmentation(LocalBuilder):
-    """Images and class masks of PASCAL VOC 2012, or of an archive in its layout with every split found there.
+    """Images and class masks of PASCAL VOC 2012, or of an archive in its layout with the splits that are asked for.
 
     ``2012`` has the splits train (1464 examples), val (1449) and trainval (2913); ``2012_aug`` adds trainaug (10,582):
     VOC train and SBD, without VOC val; masks are VOC's own where it has one.
@@ -150,8 +150,8 @@ class VocSegmentation(LocalBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return self._segmentation_info(
             description="Images and class masks in the layout of PASCAL VOC segmentation.",
-            labels=self.builder_config.labels,
-            ignore_label=self.builder_config.ignore_label,
+            labels=self.builder_config.rule.labels.names,
+            ignore_label=self.builder_config.rule.ignore_label,
             homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
             citation=_CITATION,
         )
@@ -166,13 +166,28 @@ class VocSegmentation(LocalBuilder):
         manual = Path(dl_manager.download_dir) / "manual"
         path = _find_voc(config.archive, manual) if config.name in _OFFICIAL else config.archive
         voc = self._open_files.enter_context(VocFiles(path))
-        splits = voc.splits()
+        splits = voc.splits(config.splits)
+        self.info.metadata["read"] = {
+            name: f"{len(ids):,} ids of {voc.list_name(name)}" for name, ids in splits.items()
+        }
+        self.info.metadata["shared"] = _in_common(splits) if config.name not in _OFFICIAL else []
+        self.info.metadata["unread"] = [name for name in voc.split_names if name not in splits]
         masks: SbdMasks | None = None
         if config.name == _AUGMENTED:
             masks = self._open_files.enter_context(SbdMasks(_find_sbd(config, manual)))
             splits["trainaug"] = sorted((set(splits["train"]) | masks.ids()) - set(splits["val"]))
         pairs = {name: self._generate_examples(ids, voc, masks) for name, ids in splits.items()}
+        self._last = list(pairs)[-1]
         return {name: self._store_pairs(name, each) for name, each in pairs.items()}
+
+    def _store_pairs(
+        self, split: str, pairs: Iterable[tuple[str, bytes, np.ndarray]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Also asks, in the end, whether masks can mean what the user says they do, if nothing was said."""
+        yield from super()._store_pairs(split, pairs)
+        config, metadata = self.builder_config, self.info.metadata
+        if split == self._last and not config.rule.is_explicit:
+            check_convention(config.archive, metadata["labels"], metadata["ignore_label"], metadata["histogram"])
 
     def _generate_examples(
         self, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None
@@ -188,10 +203,19 @@ class VocSegmentation(LocalBuilder):
                 image_name=voc.image_name(image_id),
                 mask=mask,
                 mask_name=mask_name,
-                num_classes=len(self.builder_config.labels),
-                ignore_label=self.builder_config.ignore_label,
+                rule=self.builder_config.rule,
             )
             yield image_id, image, mask
+
+
+def _in_common(splits: Mapping[str, list[str]]) -> list[str]:
+    """Returns a line for every two splits that list the same ids, which would be trained and evaluated on."""
+    lines = []
+    for (first, ids), (second, others) in itertools.combinations(splits.items(), 2):
+        common = sorted(set(ids) & set(others))
+        if common:
+            lines.append(f"{first} and {second} have {len(common)} ids in common, such as {common[0]}")
+    return lines
 
 
 def _find_voc(archive: str, manual: Path) -> Path:

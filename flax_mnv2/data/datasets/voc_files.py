@@ -3,12 +3,14 @@
 import collections
 import os
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from flax_mnv2.data.archives.archive import open_tree
 from flax_mnv2.errors import DataError
 
 _SPLITS, _IMAGES, _MASKS = "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"
+_INDEX_MASKS = "SegmentationClassPNG"  # where labelme puts them; its SegmentationClass has NumPy arrays
 _IMAGE_SUFFIXES, _MASK_SUFFIXES = (".jpg", ".jpeg", ".png"), (".png",)
 _PREFERRED = "VOC2012"
 
@@ -16,8 +18,9 @@ _PREFERRED = "VOC2012"
 class VocFiles:
     """Splits, images and masks of a folder or archive that holds, at any depth, one folder with
 
-    ``ImageSets/Segmentation/*.txt`` (one image id per line), ``JPEGImages/ID.{jpg,jpeg,png}`` and
-    ``SegmentationClass/ID.png``. Where several years lie side by side, VOC2012 is taken.
+    ``ImageSets/Segmentation/*.txt``, ``JPEGImages/ID.{jpg,jpeg,png}`` and ``SegmentationClass/ID.png``. A line of a
+    list is an image id, with or without an extension, or the paths of an image and its mask, as lists for DeepLab and
+    mmsegmentation have them. Lists in folders below are none. Where several years lie side by side, VOC2012 is taken.
 
     Use it as a context manager. All methods raise :class:`DataError` that names the archive and member.
     """
@@ -28,11 +31,14 @@ class VocFiles:
         try:
             names = self._tree.names()
             self.root = _find_root(self.path, names)
-            self._split_files = {
-                Path(name).stem: name for name in _below(names, self.root, _SPLITS, (".txt",)).values()
-            }
+            self._names = set(names)
+            lists = _below(names, self.root, _SPLITS, (".txt",))
+            self._split_files = {name: file for name, file in lists.items() if "/" not in name and name[0] != "."}
+            self._nested = sorted(file for name, file in lists.items() if "/" in name and "/." not in f"/{name}")
             self._images = _below(names, self.root, _IMAGES, _IMAGE_SUFFIXES)
-            self._masks = _below(names, self.root, _MASKS, _MASK_SUFFIXES)
+            self._pairs: dict[str, tuple[str, str]] = {}  # image and mask by id, of lists with two columns
+            masks = _below(names, self.root, _MASKS, _MASK_SUFFIXES)
+            self._masks = masks or _below(names, self.root, _INDEX_MASKS, _MASK_SUFFIXES)
         except BaseException:
             self._tree.close()
             raise
@@ -43,12 +49,30 @@ class VocFiles:
     def __exit__(self, *_: object) -> None:
         self._tree.close()
 
-    def splits(self) -> dict[str, list[str]]:
-        """Returns the image ids of every split, in the order of its file.
+    @property
+    def split_names(self) -> list[str]:
+        """Names of the lists that lie directly in ``ImageSets/Segmentation``, sorted."""
+        return sorted(self._split_files)
 
-        That each id is a file's is seen when it is read: ids are only ever looked up among the archive's own names.
+    def list_name(self, split: str) -> str:
+        """Returns the member that lists a split."""
+        return self._split_files[split]
+
+    def splits(self, wanted: Iterable[str] | None = None) -> dict[str, list[str]]:
+        """Returns the image ids of the wanted splits that there are, in the order of their files; None is all.
+
+        No other list is read. That each id is a file's is seen when it is read: ids are only ever looked up among the
+        archive's own names. A DataError where none of the wanted is there.
         """
-        return {name: self._ids(name, file) for name, file in sorted(self._split_files.items())}
+        names = self.split_names if wanted is None else list(wanted)
+        found = [name for name in names if name in self._split_files]
+        if names and not found:
+            below = f"; lists in folders below are not read: {', '.join(self._nested[:4])}" if self._nested else ""
+            raise DataError(
+                f"{self.path} has no list {' or '.join(f'{self.root}{_SPLITS}/{name}.txt' for name in names)}. It has "
+                f"{', '.join(self.split_names) or 'none'}{below}. Set --config.data.train_split and .eval_split."
+            )
+        return {name: self._ids(name, self._split_files[name]) for name in found}
 
     def read_image(self, image_id: str) -> bytes:
         """Returns the encoded image (JPEG or PNG)."""
@@ -74,13 +98,36 @@ class VocFiles:
         where = f"{self.path}: {file}"
         if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
             raise DataError(f"{where}: {split!r} cannot name a split. Use letters, digits and underscores.")
-        ids = self._tree.read_lines(file)
+        ids = [self._id(line) for line in self._tree.read_lines(file)]
         if not ids:
             raise DataError(f"{where} lists no image ids. Write one id per line, or remove the file.")
         most, times = collections.Counter(ids).most_common(1)[0]
         if times > 1:
             raise DataError(f"{where} lists {most!r} more than once. Remove the repeated lines.")
         return ids
+
+    def _id(self, line: str) -> str:
+        """Returns the id that a line means; one of two paths is known from then on."""
+        if line in self._images:
+            return line
+        columns = [part.strip() for part in re.split(r"[,;\t]" if re.search(r"[,;\t]", line) else r"\s+", line)]
+        image, mask = self._member(columns[0]), self._member(columns[-1])
+        if len(columns) == 2 and image and mask:
+            image_id = str(PurePosixPath(image.removeprefix(f"{self.root}{_IMAGES}/")).with_suffix(""))
+            if self._pairs.setdefault(image_id, (image, mask)) != (image, mask):
+                raise DataError(f"{self.path}: lists give {image} two masks, {mask} and {self._masks[image_id]}.")
+            self._images[image_id], self._masks[image_id] = image, mask
+            return image_id
+        stem = _without_suffix(line)
+        if stem not in self._images and image and len(columns) == 1:
+            stem = _without_suffix(image.removeprefix(f"{self.root}{_IMAGES}/"))
+        return stem if stem in self._images else line
+
+    def _member(self, path: str) -> str | None:
+        """Returns the file that a path in a list means, whatever stands before the data set's own folders."""
+        parts = PurePosixPath(path.replace("\\", "/")).parts
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((f"{self.root}{end}" for end in ends if f"{self.root}{end}" in self._names), None)
 
     def _lookup(self, files: dict[str, str], image_id: str, folder: str, suffixes: tuple[str, ...]) -> str:
         if image_id not in files:
@@ -93,7 +140,7 @@ class VocFiles:
 
 
 def _is_of_interest(name: str) -> bool:
-    return any(f"/{folder}/" in f"/{name}" for folder in (_SPLITS, _IMAGES, _MASKS))
+    return f"/{_MASKS}" in f"/{name}" or any(f"/{folder}/" in f"/{name}" for folder in (_SPLITS, _IMAGES))
 
 
 def _find_root(path: Path, names: list[str]) -> str:
@@ -135,3 +182,8 @@ def _below(names: list[str], root: str, folder: str, suffixes: tuple[str, ...]) 
             if name.startswith(prefix) and name.lower().endswith(suffix):
                 found.setdefault(name[len(prefix) : -len(suffix)], name)
     return found
+
+
+def _without_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in _IMAGE_SUFFIXES else name

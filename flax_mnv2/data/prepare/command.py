@@ -30,6 +30,10 @@ _FIELDS = {  # of config.data: metavar and type
     "labels": ("NAMES", str),
     "num_classes": ("N", int),
     "ignore_label": ("N", int),
+    "label_map": ("VALUE:CLASS,…", str),
+    "reduce_labels": ("", bool),
+    "train_split": ("SPLIT", str),
+    "eval_split": ("SPLIT", str),
     "holdout": ("FRACTION", float),
 }
 _DESCRIPTION = """\
@@ -107,7 +111,12 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     dataset = load({"dataset": arguments.name, **given})
     labels = ", ".join(dataset.labels[:8]) + (" …" if len(dataset.labels) > 8 else "")
     builders = {split: builder() for split, builder in dataset.builders.items()}
-    return [*_report(builders), f"{dataset.targets:<11} {len(dataset.labels)}: {labels}", *dataset.describe()]
+    return [
+        *_report(builders),
+        *(f"read        {note}" for note in dataset.notes()),
+        f"{dataset.targets:<11} {len(dataset.labels)}: {labels}",
+        *dataset.histogram(),
+    ]
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:
@@ -144,6 +153,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             metavar, kind = _FIELDS[field]
             needed = field == "archive" and not entry.fixed  # there is nothing but the user's own data
             options = {"type": kind, "metavar": metavar, "help": what, "required": needed}
+            if kind is bool:
+                options = {"action": "store_true", "help": what}
             command.add_argument(f"--{field}", default=argparse.SUPPRESS, **options)
     command = _add(names, "convert", "a data set that TFDS prepared as TFRecord, to ArrayRecord", _convert)
     command.add_argument(

@@ -15,9 +15,10 @@ from jax import lax
 
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops import shifts
+from flax_mnv2.models.ops.activations import Activation
 from flax_mnv2.models.ops.depthwise import native_depthwise
 from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op, vary_like
-from flax_mnv2.models.ops.pointwise import Activation, Moments, affine_act, contraction, matrix_product, moments
+from flax_mnv2.models.ops.pointwise import Moments, affine_act, contraction, matrix_product, moments
 from flax_mnv2.models.ops.shifts import Padding, Window
 from flax_mnv2.models.ops.slices import images_per_slice, map_slices, over_slices
 

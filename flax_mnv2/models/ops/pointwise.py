@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from flax_mnv2.models.numerics import at_least_float32
+from flax_mnv2.models.ops.activations import Activation
 from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op
 
-Activation = Callable[[jax.Array], jax.Array]
 Moments = tuple[jax.Array, jax.Array]
 
 

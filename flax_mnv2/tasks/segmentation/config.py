@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flax_mnv2.config.checks import OUTPUT_STRIDES
 from flax_mnv2.tasks import class_weights, rules
 from flax_mnv2.tasks.rules import Rule
 
@@ -21,6 +22,8 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
     data.ignore_label = 255
     data.class_weights = ""  # in the loss: balanced (by their pixels), or numbers with commas
+    data.label_map = ""  # of voc_segmentation/custom: what values in masks mean, such as 0:0,255:1; as_is: classes
+    data.reduce_labels = False  # of voc_segmentation/custom: 0 in masks has no class, and others count from 1
     data.crop_size = (513, 513)  # height, width
     data.min_scale = 0.5
     data.max_scale = 2.0
@@ -58,4 +61,5 @@ RULES: Mapping[str, Rule] = {
     "data.eval_size": rules.pair_from(0),
     "eval.scales": (lambda value: bool(value) and all(scale > 0 for scale in value), "positive numbers"),
     "eval.num_pictures": rules.at_least(0),
+    "eval.output_stride": rules.one_of(0, *OUTPUT_STRIDES),
 }

@@ -58,8 +58,26 @@ class SegmentationEvaluator(Evaluator):
         return {"mean_iou": computed.mean_iou, "pixel_accuracy": computed.pixel_accuracy}
 
     def to_dict(self, *, per_class: bool) -> dict[str, Any]:
-        """Returns the metrics, always with those of every class."""
-        return self._computed().to_dict(self._labels)
+        """Returns the metrics, always with those of every class, and the names of classes that never occurred."""
+        in_truth, in_predictions = self.confusion.any(axis=1), self.confusion.any(axis=0)
+        return self._computed().to_dict(self._labels) | {
+            "never_in_truth": self._named(~in_truth),
+            "never_in_predictions": self._named(~in_predictions),
+            "never_in_either": self._named(~in_truth & ~in_predictions),
+        }
+
+    def remarks(self) -> list[str]:
+        """Returns which classes never occurred: in neither, the mean IoU leaves them out."""
+        found, total = self.to_dict(per_class=True), len(self._labels)
+        parts = (
+            ("the masks", found["never_in_truth"]),
+            ("the predictions", found["never_in_predictions"]),
+            ("either, so not in the mean IoU", found["never_in_either"]),
+        )
+        said = [
+            f"{len(names)} of {total} classes never in {where}: {_shortened(names)}" for where, names in parts if names
+        ]
+        return [f"  {line}" for line in said]
 
     def format_table(self, *, per_class: bool) -> str:
         """Returns an aligned table, always with every class; what is not defined for it shows a dash."""
@@ -91,5 +109,12 @@ class SegmentationEvaluator(Evaluator):
             save_predictions(written["pictures"], self.pictures, self._labels, ignore_label=self._ignore_label)
         return written
 
+    def _named(self, chosen: np.ndarray) -> list[str]:
+        return [label for label, is_chosen in zip(self._labels, chosen, strict=True) if is_chosen]
+
     def _computed(self) -> SegmentationMetrics:
         return SegmentationMetrics.from_confusion(self.confusion)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from flax_mnv2.config.checks import OUTPUT_STRIDES
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import INITIALIZERS
@@ -94,6 +95,7 @@ _RULES: dict[str, Rule] = {
     "init_scope": rules.one_of("backbone", "all"),
     "initializer": rules.one_of(*INITIALIZERS),
     "model.classifier_dropout_prob": rules.BELOW_1,
+    "model.output_stride": rules.one_of(*OUTPUT_STRIDES),
     "drop_path_rate": rules.BELOW_1,
     "data.bad_examples": rules.one_of("fail", "skip"),
     "data.timeout": rules.POSITIVE,

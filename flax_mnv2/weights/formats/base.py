@@ -8,14 +8,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.mobilenet_v2 import CONFIG_NAME, MobileNetV2Config
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.source import Checkpoint, Source
 from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, SAFETENSORS_NAME, WEIGHT_NAMES, TensorFile
 from flax_mnv2.weights.tensors import StateDict
-
-CONFIG_NAME = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Found:
     folder: pathlib.Path | None  # where a config.json lies if there is one; None of a state dict
     values: Mapping[str, Any]  # of that config.json; empty where there is none, or none that can be read
     tensors: TensorFile | None = None  # read already, but where only the format knows how
-    config: MobileNetV2Config | None = None  # what a caller gave with a state dict
+    config: MobileNetV2Config | None = None  # what a caller gave
 
     @property
     def is_file(self) -> bool:

@@ -13,7 +13,8 @@ from flax import traverse_util
 
 from flax_mnv2.checkpoint.folder import ABOUT, EMA, VARIABLES
 from flax_mnv2.checkpoint.reading import quiet, read_about, read_item
-from flax_mnv2.config import PROBLEM_TYPES, MobileNetV2Config
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.checks import PROBLEM_TYPES
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found

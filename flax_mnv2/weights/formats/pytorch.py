@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from flax_mnv2.config import MAX_WIDTH_FACTOR, MobileNetV2Config
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.checks import MAX_WIDTH_FACTOR
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.layer_plan import LayerPlan

@@ -130,10 +130,10 @@ def test_a_tar_in_a_tar(tmp_path):
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-def test_names_outside_links_and_devices_are_absent(tmp_path, packing):
+def test_names_outside_and_devices_are_absent(tmp_path, packing):
     """And a pipe or device in a tar is not waited for; nothing appears beside the archive."""
-    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
-    data = b"".join(header(f"s{kind.decode()}", kind=kind, linkname="/etc/passwd") for kind in kinds)
+    kinds = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+    data = b"".join(header(f"s{kind.decode()}", kind=kind) for kind in kinds)
     data += b"".join(header(name) for name in ("../up", "/abs", "a/../../b", "./../c", "..", "/"))
     data += header("kept", size=2) + padded(b"ok") + END
     tree = open_tree(write(tmp_path / "x.tar", PACKERS[packing](data)))
@@ -142,17 +142,6 @@ def test_names_outside_links_and_devices_are_absent(tmp_path, packing):
     assert tree.read("kept") == b"ok"
     tree.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.tar"]
-
-
-def test_link_then_file_through_it(tmp_path):
-    """The classic way out of a target: a link to a folder outside, then a member below the link's name."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    data = header("way", kind=tarfile.SYMTYPE, linkname=str(outside)) + header("way/out", size=2) + padded(b"no")
-    tree = open_tree(write(tmp_path / "x.tar", data + END))
-    assert tree.read("way/out") == b"no"  # a name, of bytes in this tar: there is no target to leave
-    tree.close()
-    assert list(outside.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["x.tar", "x.zip"])
@@ -200,10 +189,8 @@ def test_zip_members_that_lie_about_their_size(tmp_path, declared):
         tree.read("a")
 
 
-def test_zip_links_encrypted_and_outside(tmp_path):
-    link = zipfile.ZipInfo("link")
-    link.external_attr = 0o120777 << 16
-    data = zip_bytes((link, "/etc/passwd"), ("../up", b""), ("/abs", b""), ("a/../../b", b""), ("secret", b"x" * 50))
+def test_zip_members_encrypted_and_outside(tmp_path):
+    data = zip_bytes(("../up", b""), ("/abs", b""), ("a/../../b", b""), ("secret", b"x" * 50))
     for place in [*(line + 8 for line in lines(data)[-1:]), data.rfind(b"PK\x03\x04") + 6]:
         data[place] |= 1
     tree = open_tree(write(tmp_path / "x.zip", bytes(data)))
@@ -221,7 +208,7 @@ def test_pipes_and_devices_are_never_waited_for(tmp_path):
     (tmp_path / "elsewhere.jpg").write_bytes(b"y")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "zero.jpg").symlink_to("/dev/zero")
-    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / ".#gone.jpg").symlink_to("an editor's lock")
     (folder / "linked.jpg").symlink_to(tmp_path / "elsewhere.jpg")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "socket.jpg"))

@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 from flax_mnv2.data.archives.archive import open_tree
 from flax_mnv2.data.datasets.examples import checked_mask
 from flax_mnv2.data.datasets.voc_files import VocFiles
+from flax_mnv2.data.labels.masks import MaskRule
+from flax_mnv2.data.labels.names import LabelNames
 from flax_mnv2.errors import DataError
 
 CASES = cases(2000)
+RULE = MaskRule(labels=LabelNames(("x", "y", "z")), ignore_label=255)
 FILES = {
     f"V/{folder}": data
     for folder, data in {
@@ -174,8 +177,7 @@ def outcome(path):
                         image_name=voc.image_name(image_id),
                         mask=mask,
                         mask_name=voc.mask_name(image_id),
-                        num_classes=3,
-                        ignore_label=255,
+                        rule=RULE,
                     )
                     assert mask.ndim == 2
                 except DataError:

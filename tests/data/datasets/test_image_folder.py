@@ -192,7 +192,7 @@ def test_what_is_wrong_is_named_and_nothing_is_left(archives, tmp_path, load, ca
         added = {"train/cat/a.png": buffer.getvalue()}
     path = archives.write(tmp_path / "x.tar", {**files(), **added})
     with pytest.raises(DataError, match=message):
-        load(path)
+        load(path, eval_split="test")
     assert not left_behind(tmp_path)
     archives.write(path, files())
     assert len(load(path).source("train")) == 4
@@ -204,8 +204,6 @@ def test_what_is_wrong_is_named_and_nothing_is_left(archives, tmp_path, load, ca
         ({"README": b"hello"}, "has 0 class folders|holds no images"),
         ({"train/cat/.keep": b""}, "holds no images in train"),
         (files(("test",)), "holds the folder test, but no folder train"),
-        (files(("Train", "Test")), "holds the folders Test, Train, which look like splits.*lower case"),
-        (files(("training", "valid")), "which look like splits"),
         (files(("train",), ("cat",)), r"has 1 class folder \(cat\), expected two or more"),
         (files(("",), ("cat", "dog"), 1), "none can be held out of train"),
     ],

@@ -93,17 +93,21 @@ def test_custom_archive(archives, tmp_path, load, kind):
     dataset = load(archive=str(archives.write(tmp_path / kind, files)))
     assert dataset.labels == ("x", "y", "z")
     assert dataset.ignore_label == 255
-    assert dataset.num_examples == {"train": 3, "val": 2, "trainval": 5}
-    assert sorted(dataset.split_names) == ["train", "trainval", "val"]
-    assert dataset.max_size == {"train": (22, 30), "val": (24, 30), "trainval": (24, 30)}
-    source = dataset.source("trainval")
-    assert len(source) == 5
-    assert [source[index]["image_id"] for index in range(5)] == ["a", "b", "c", "d", "e"]
+    assert dataset.num_examples == {"train": 3, "val": 2}
+    assert sorted(dataset.split_names) == ["train", "val"]
+    assert dataset.max_size == {"train": (22, 30), "val": (24, 30)}
+    assert dataset.notes() == [
+        "train: 3 ids of VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
+        "val: 2 ids of VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+        "not read: trainval",
+    ]
+    source = dataset.source("train")
+    assert [source[index]["image_id"] for index in range(3)] == ["a", "b", "c"]
     assert source[1]["image"] == files[IMAGE]
     stored = cv2.imdecode(np.frombuffer(source[1]["segmentation_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(stored, archives.mask_array(21, 30))
     assert "tensorflow" not in sys.modules
-    with pytest.raises(DataError, match=r"no split 'test' here; it has .*train"):
+    with pytest.raises(DataError, match=r"no split 'test' here; it has train, val, and trainval, which was not asked"):
         dataset.source("test")
 
 
@@ -158,28 +162,28 @@ def test_labels_from_a_file(archives, tmp_path, load):
 def test_other_ignore_label(archives, tmp_path, load):
     files = archives.voc_files(num_classes=3)
     archive = str(archives.write(tmp_path / "x.tar", files))
-    with pytest.raises(DataError, match=r"has the value 255, expected 0 … 2 or the ignore label 7"):
+    with pytest.raises(DataError, match=r"has the value 255, expected 0 … 2 \(x, y, z\) or the ignore label 7"):
         load(archive=archive, ignore_label=7)
 
 
 def _bad_members(archives) -> dict[str, tuple[str, bytes, str]]:
     good = archives.voc_files()
     mask = archives.mask_array(21, 30)
-    grey = Image.fromarray(mask)
     high = mask.copy()
     high[3, 3], high[4, 4] = 3, 19
+    color = np.stack([mask, mask, mask // 2], axis=-1)
     return {
         "size": (MASK, archives.palette_png(mask[:-1]), "b.png: the mask is 30x20, its image 30x21"),
         "values": (MASK, archives.palette_png(high), "b.png: the mask has the values 3, 19, expected 0 … 2"),
         "rgb mask": (
             MASK,
-            archives.encode(grey.convert("RGB"), "PNG"),
-            "b.png: expected a mask of one.*mode RGB",
+            archives.encode(Image.fromarray(color), "PNG"),
+            r"b.png: expected class indices .*colours \(0,0,0\), \(1,1,0\).*name:R,G,B",
         ),
         "16-bit mask": (
             MASK,
-            archives.encode(Image.fromarray(mask.astype(np.uint16)), "PNG"),
-            "b.png: expected a mask",
+            archives.encode(Image.fromarray(mask.astype(np.uint16) * 256), "PNG"),
+            "b.png: the mask has the values 256, 512, 65280, expected 0 … 2",
         ),
         "jpeg mask": (MASK, archives.jpeg(21, 30), "b.png: not a readable PNG mask"),
         "cut mask": (MASK, good[MASK][:-40], "b.png: not a readable PNG mask"),
@@ -315,11 +319,7 @@ def test_shapes(tmp_path, load, monkeypatch):
 
 def test_camvid(shared, tmp_path, load):
     labels = shared / "data" / "camvid_labels.txt"
-    dataset = load(archive=str(shared / "data" / "camvid_voc.tar"), labels=str(labels))
+    dataset = load(archive=str(shared / "data" / "camvid_voc.tar"), labels=str(labels), eval_split="test")
     assert len(dataset.labels) == 11
-    assert {name: dataset.num_examples[name] for name in ("train", "val", "test")} == {
-        "train": 367,
-        "val": 101,
-        "test": 233,
-    }
-    assert dataset.max_size["val"] == (360, 480)
+    assert dataset.num_examples == {"train": 367, "test": 233}
+    assert dataset.max_size["test"] == (360, 480)

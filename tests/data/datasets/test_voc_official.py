@@ -197,7 +197,7 @@ def test_sbd_masks_of_any_type(archives, tmp_path, dtype):
 def test_damaged_sbd_masks(archives, tmp_path, data):
     files = archives.sbd_files(["a"], ["b"], {"a": (2, 3), "b": (2, 3)})
     files["benchmark_RELEASE/dataset/cls/a.mat"] = data
-    files["benchmark_RELEASE/dataset/val.txt"] = b"\xff\xfe"
+    files["benchmark_RELEASE/dataset/val.txt"] = b"\xff\xfe\xfa"
     with SbdMasks(archives.write(tmp_path / "x.tgz", files)) as masks:
         with pytest.raises(DataError, match=r"x\.tgz: .*a\.mat: no readable GTcls\.Segmentation"):
             masks.mask("a")

@@ -160,11 +160,19 @@ def test_segmentation(archives, tmp_path, run):
     path = archives.write(tmp_path / "x.tar", archives.voc_files())
     status, output = run("voc_segmentation/custom", "--archive", path, "--labels", "x,y,z")
     assert status == 0
-    assert "trainval    5 examples" in output
+    assert "train       3 examples\nval         2 examples\nread" in output  # no other list was asked for
+    assert "read        val: 2 ids of VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt\n" in output
+    assert "read        not read: trainval\n" in output
+    assert "z             31.746%     31.915%\n(ignored)      4.762%      4.255%\n" in output
     data = {"dataset": "voc_segmentation/custom", "archive": str(path), "labels": "x,y,z"}
     before = sorted((tmp_path / "data").rglob("*"))
     assert load_segmentation({**data, "data_dir": str(tmp_path / "data")}).num_examples["val"] == 2
     assert sorted((tmp_path / "data").rglob("*")) == before
+    split = ("--train_split", "trainval", "--eval_split", "trainval", "--label_map", "0:0,1:1,2:2,255:ignore")
+    status, output = run("voc_segmentation/custom", "--archive", path, "--labels", "x,y,z", *split)
+    assert "trainval    5 examples\nread" in output
+    status, message = run("voc_segmentation/custom", "--archive", path, "--labels", "a,b", "--reduce_labels")
+    assert (status, "x.tar" in message) == (0, True)
 
 
 @pytest.mark.parametrize(

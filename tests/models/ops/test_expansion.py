@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import flax_mnv2.layer_plan
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
-from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, same_padding
+from flax_mnv2.models.layers import same_padding
 from flax_mnv2.models.ops import slices
+from flax_mnv2.models.ops.activations import ACTIVATION_FUNCTIONS
 from flax_mnv2.models.ops.expansion import Expansion
 
 TOLERANCES = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 2e-2}  # of the largest value

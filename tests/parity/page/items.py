@@ -21,12 +21,15 @@ class Item:
         It is run with transformers and with flax_mnv2.
       ours: the line of this library where it is written otherwise: an idiom of Flax. None where ``line`` is ours too.
       idiom: for those, the reason, as docs/from_transformers.md gives it.
+      page: where release 5 of transformers left the page of release 4, the line that gives what that page says; it is
+        run in place of transformers'.
     """
 
     name: str
     line: Line
     ours: Line | None = None
     idiom: str = ""
+    page: Line | None = None
 
     def __post_init__(self):
         assert (self.ours is None) == (not self.idiom), f"{self.name}: an idiom has a line of ours and a reason"
@@ -36,9 +39,14 @@ def outcome(line: Line, library: Any) -> Any:
     """Returns what a line gives; for one that raises, the kind of error that both libraries share."""
     try:
         return line(library)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError) as error:
+    except Exception as error:
         kinds = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError)
-        return next(kind for kind in kinds if isinstance(error, kind))
+        return next((kind for kind in kinds if isinstance(error, kind)), ValueError)  # of huggingface_hub's own kind
+
+
+def refused(line: Line) -> Line:
+    """A line that says whether a library refuses another; of which kind the error is, is its own matter."""
+    return lambda library: isinstance(outcome(line, library), type)
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "value") -> None:

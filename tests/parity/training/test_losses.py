@@ -68,7 +68,7 @@ def test_loss_of_the_classifier(transformers, randomize, tmp_path, num_labels):
     labels = np.array([0, 3, 1]) if num_labels == 4 else np.array([0.5, 3.0, -1.0], np.float32)
     with torch.no_grad():
         theirs = hf_model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=torch.from_numpy(labels))
-    ours = jax.jit(model.apply)(variables, images, labels)
+    ours = jax.jit(model.apply)(variables, images, labels=labels)
     np.testing.assert_allclose(ours.loss, theirs.loss.item(), rtol=1e-5)
     assert ours.keys() == tuple(theirs.keys()) == ("loss", "logits")
 
@@ -91,7 +91,7 @@ def test_loss_of_the_segmentation_model_on_real_weights(transformers, shared):
     np.testing.assert_allclose(loss, theirs.loss.item(), rtol=1e-6)
     # … and through our network.
     model, variables = from_pretrained(folder)
-    ours = jax.jit(model.apply)(variables, images, labels)
+    ours = jax.jit(model.apply)(variables, images, labels=labels)
     np.testing.assert_allclose(ours.loss, theirs.loss.item(), rtol=1e-5)
 
 

@@ -21,6 +21,9 @@ FIELDS = [*MobileNetV2Config().to_dict(), "num_labels", "batch_norm_momentum", "
           "pretrained_cfg", "label_names", "x"]  # fmt: skip
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:output_stride")
+
+
 def _nested(depth):
     value = 1
     for _ in range(depth):

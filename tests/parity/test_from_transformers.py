@@ -1,0 +1,58 @@
+"""docs/from_transformers.md: every line of its tables runs, left with transformers, right with this library."""
+
+import contextlib
+import os
+import pathlib
+import re
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from model_runs import CLASSIFIER, IMAGES, LABELS, config, path
+
+import flax_mnv2
+
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "from_transformers.md"
+ROW = re.compile(r"^\| `(.+)` \| `(.+)` \|$")
+
+
+def rows():
+    return [match.groups() for match in map(ROW.match, PAGE.read_text().splitlines()) if match]
+
+
+def run(lines, names):
+    with warnings.catch_warnings(), contextlib.redirect_stderr(None):
+        warnings.simplefilter("ignore")
+        for line in lines:
+            try:
+                exec(line, names)
+            except Exception as error:
+                pytest.fail(f"{line}: {type(error).__name__}: {error}")
+
+
+def test_every_row_of_the_tables_is_a_pair_of_lines():
+    bars = [line for line in PAGE.read_text().splitlines() if line.startswith("|") and "---" not in line]
+    heads = [line for line in bars if line == "| transformers | flax_mnv2 |"]
+    assert len(bars) - len(heads) == len(rows()) >= 35
+
+
+def test_lines_of_transformers(transformers, tmp_path):
+    import torch
+
+    lines = [left for left, _ in rows()]
+    used = set(re.findall(r"\b(?:MobileNetV2\w+|Auto\w+|set_seed)\b", "\n".join(lines)))
+    images = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())
+    names = {"folder": str(path(CLASSIFIER)), "place": str(tmp_path), "torch": torch, "images": images}
+    names |= {"labels": torch.from_numpy(LABELS[CLASSIFIER])}
+    run(lines, names | {name: getattr(transformers, name) for name in used})
+
+
+def test_lines_of_ours(tmp_path, monkeypatch, tiny_blocks):
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    model = flax_mnv2.MobileNetV2ForImageClassification(config(flax_mnv2))
+    model.save_pretrained(tmp_path / "folder", jax.jit(model.init)(jax.random.key(0), IMAGES))
+    names = {"folder": tmp_path / "folder", "place": tmp_path / "place", "images": IMAGES, "labels": LABELS[CLASSIFIER]}
+    exec("import os, flax, flax.traverse_util, jax, jax.numpy as jnp\nfrom flax_mnv2 import *", names)
+    run([right for _, right in rows()], names)
+    assert np.isfinite(names["outputs"].logits).all()
