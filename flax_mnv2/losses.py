@@ -83,6 +83,23 @@ def soft_cross_entropy_sum(
     return jnp.sum(targets.astype(logits.dtype) * losses)
 
 
+def binary_cross_entropies(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of each sigmoid with its probability, in nats; all (N, C), float32 or better.
+
+    A target outside of [0, 1] makes its own NaN.
+    """
+    logits = logits.astype(at_least_float32(logits.dtype))
+    targets = targets.astype(logits.dtype)
+    losses = jax.nn.softplus(logits) - logits * targets  # no exponential overflows
+    return jnp.where((targets >= 0) & (targets <= 1), losses, jnp.nan)
+
+
+def squared_errors(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the squared differences, all (N, C), float32 or better."""
+    logits = logits.astype(at_least_float32(logits.dtype))
+    return jnp.square(logits - targets.astype(logits.dtype))
+
+
 def segmentation_cross_entropy_sums(
     logits: jax.Array, labels: jax.Array, *, ignore_label: int, **weighting: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -149,14 +166,12 @@ def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: s
         labels = labels[:, None]
     if labels.shape != logits.shape:
         raise _misfit(problem_type, f"numbers of shape {tuple(logits.shape)}", labels)
-    labels = labels.astype(logits.dtype)
     if problem_type == "regression":
-        return jnp.mean(jnp.square(logits - labels))
+        return jnp.mean(squared_errors(logits, labels))
     in_range = (labels >= 0) & (labels <= 1)
     if not isinstance(labels, jax.core.Tracer) and not np.asarray(in_range).all():
         raise ValueError(f"labels for {problem_type} must be from 0 to 1; found {np.asarray(labels)[~in_range][:8]}.")
-    losses = jax.nn.softplus(logits) - logits * labels  # binary cross-entropy; no exponential overflows
-    return jnp.mean(jnp.where(in_range, losses, jnp.nan))
+    return jnp.mean(binary_cross_entropies(logits, labels))
 
 
 def check_label_values(labels: jax.Array, num_classes: int, ignore_label: int) -> None:

@@ -21,7 +21,7 @@ from flax_mnv2.predict.inputs import find_images
 from flax_mnv2.predict.records import RECORDS_NAME, Records
 from flax_mnv2.predict.stream import predict_files
 from flax_mnv2.tasks.base import Predictor
-from flax_mnv2.tasks.registry import TASKS
+from flax_mnv2.tasks.registry import TASKS, task_for
 from flax_mnv2.weights.pretrained import open_weights, task_of
 
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
@@ -30,10 +30,11 @@ SOME_FAILED_STATUS = 1
 INTERRUPTED_STATUS, NO_READER_STATUS = 130, 141  # what a shell gives for SIGINT and SIGPIPE
 
 _DESCRIPTION = """\
-Classify or segment photos with a MobileNetV2.
+Classify, measure or segment photos with a MobileNetV2.
 
 A classifier prints the most probable classes of each photo: probability, label and
-(class index). A segmentation model prints which classes are present with their fraction
+(class index); a multi-label one those that are there, a regression the value of each
+target. A segmentation model prints which classes are present with their fraction
 of the pixels, and writes two PNG files per photo, at the photo's own size: an overlay
 with a legend (NAME_segmentation.png) and the class indices in VOC's palette
 (NAME_mask.png)."""
@@ -79,22 +80,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_predictor(
-    id_or_folder: str, *, task: str | None = None, revision: str | None = None, dtype: Any = jnp.float32, top: int = 5
+    id_or_folder: str,
+    *,
+    task: str | None = None,
+    revision: str | None = None,
+    dtype: Any = jnp.float32,
+    top: int = 5,
+    threshold: float = 0.5,
 ) -> Predictor:
-    """Returns a model with its processor, ready for ``predict_files``; a classifier gives ``top`` classes.
+    """Returns a model with its processor, ready for ``predict_files``.
+
+    A classifier gives ``top`` classes; of a multi-label one those from the probability ``threshold`` on are there.
 
     ``id_or_folder`` is anything that ``from_pretrained`` takes; the task, a name in ``TASKS``, is by default as the
     weights say. Raises a CheckpointError for no such model, or no processor beside it, a ConfigError for a model for
     something else.
     """
     source = open_weights(id_or_folder, revision=revision)
-    name = task or source.task or task_of(source.config)
+    name = task or task_for(source.task or task_of(source.config), source.config)
     if name not in TASKS:
         raise ConfigError(f"{id_or_folder} is a {name} without a head; expected a model for {' or '.join(TASKS)}.")
     model, variables = TASKS[name].load_pretrained(source, dtype=dtype)
     if model.config.num_channels != 3:
         raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
-    return TASKS[name].predictor(model, variables, source.processor(), top=top)
+    return TASKS[name].predictor(model, variables, source.processor(), top=top, threshold=threshold)
 
 
 def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -111,6 +120,7 @@ def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         revision=arguments.revision,
         dtype=jnp.dtype(arguments.dtype),
         top=arguments.top,
+        threshold=arguments.threshold,
     )
     if predictor.endings:
         folder = folder or pathlib.Path(DEFAULT_OUTPUT)
@@ -159,6 +169,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--top", type=_positive, default=5, metavar="N", help="classes to print per photo (default: %(default)s)"
     )
     parser.add_argument(
+        "--threshold",
+        type=_fraction,
+        default=0.5,
+        metavar="P",
+        help="probability from which on a multi-label model's class is there (default: %(default)s)",
+    )
+    parser.add_argument(
         "--output",
         metavar="DIR",
         help=f"folder for results: {RECORDS_NAME}, and the pictures of a segmentation "
@@ -185,4 +202,11 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more; found {text}")
+    return number
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1; found {text}")
     return number

@@ -134,8 +134,8 @@ class Task(abc.ABC):
       model_ignores: fields of ``MobileNetV2Config`` that have no meaning for the job.
       uses_processor: whether evaluations prepare images as the processor of pretrained weights says.
       rules: what values of the fields of ``add_defaults`` must satisfy.
-      predictor: ``(model, variables, processor, *, top)`` → what predicts for photos; ``top`` is how many classes of
-        each a list of classes has.
+      predictor: ``(model, variables, processor, *, top, threshold)`` → what predicts for photos; ``top`` is how many
+        classes of each a list has, and from the probability ``threshold`` on a class of several is there.
 
     Attributes:
       config: of the run.

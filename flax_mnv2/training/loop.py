@@ -223,7 +223,7 @@ def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(
         f"{dataset.name}: {run.sizes['train']} training and {run.sizes['eval']} evaluation examples, "
-        f"{len(dataset.labels)} classes"
+        f"{len(dataset.labels)} {dataset.targets}"
     )
     for note in dataset.notes():
         _say(f"  {note}")

@@ -31,6 +31,7 @@ PER_HOST = (
     "data.data_dir",
     "data.archive",
     "data.sbd_archive",
+    "data.table",
     "data.num_workers",
     "data.num_threads",
     "data.prefetch_buffer_size",

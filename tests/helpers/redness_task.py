@@ -88,7 +88,7 @@ class RednessEvaluator(Evaluator):
 class RednessPredictor(Predictor):
     task = "redness"
 
-    def __init__(self, model, variables, processor, *, top):
+    def __init__(self, model, variables, processor, *, top, threshold):
         self._processor = processor
         self._compute = jax.jit(lambda pixels: model.apply(variables, pixels).logits)
 

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import imagenet_archives
 import pytest
-from pictures import make_photos, prepare_shapes
+from pictures import make_photos, make_table, prepare_shapes
 
 from flax_mnv2.training.config.defaults import default_config
 
@@ -66,3 +66,30 @@ def classifier_config(photos, tiny_blocks):
     config.model.classifier_dropout_prob = 0.0
     config.optimizer.schedule, config.optimizer.learning_rate = "cosine", 0.05
     return config
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+    """A folder of two-coloured photos with tables of their colours and areas, 48 to train and 16 to evaluate."""
+    return make_table(tmp_path_factory.mktemp("table"), train=48, val=16)
+
+
+@pytest.fixture
+def vector_config(table, tiny_blocks):
+    """Returns the config of a job with a table's name, small enough to train in a second or two."""
+
+    def make(task: str, name: str):
+        config = default_config(task)
+        config.data.archive, config.data.table = str(table), name
+        config.data.data_dir, config.data.num_threads = str(table.parent / "prepared"), 1
+        config.data.train_size = config.data.eval_resize = config.data.eval_crop = 32
+        config.batch_size = config.eval.batch_size = 8
+        config.num_steps = config.eval_every_steps = 6
+        config.checkpoint.every_steps, config.log_every_steps = 3, 2
+        config.model.depth_multiplier, config.model.classifier_dropout_prob = 0.35, 0.0
+        config.model.initializer_range = config.model.classifier_initializer_range = 0.1
+        config.model.batch_norm_momentum = 0.9
+        config.optimizer.name, config.optimizer.learning_rate, config.optimizer.schedule = "adam", 0.005, "cosine"
+        return config
+
+    return make

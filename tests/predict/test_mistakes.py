@@ -57,11 +57,12 @@ def test_models_for_something_else_are_refused(tmp_path, tiny_blocks, photos, ca
     predicting.stops(capsys, "is a backbone without a head", photos, "--model", backbone)
     numbers = predicting.CONFIG.replace(problem_type="regression")
     regression = predicting.save(tmp_path / "regression", MobileNetV2ForImageClassification, numbers)
-    predicting.stops(capsys, "is a regression", photos, "--model", regression)
-    for num_labels, message in ((1, "is a regression"), (0, "no classifier")):
-        config = predicting.CONFIG.replace(num_labels=num_labels)
-        folder = predicting.save(tmp_path / str(num_labels), MobileNetV2ForImageClassification, config)
-        predicting.stops(capsys, message, photos, "--model", folder)
+    for task in ("classification", "multi_label_classification"):
+        arguments = (photos, "--model", regression, "--task", task)
+        predicting.stops(capsys, "problem_type='regression'", *arguments)
+    nothing = predicting.CONFIG.replace(num_labels=0)
+    features = predicting.save(tmp_path / "features", MobileNetV2ForImageClassification, nothing)
+    predicting.stops(capsys, "no classifier", photos, "--model", features)
     grey = predicting.save(
         tmp_path / "grey", MobileNetV2ForImageClassification, predicting.CONFIG.replace(num_channels=1)
     )

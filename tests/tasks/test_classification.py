@@ -13,7 +13,13 @@ from PIL import Image
 from flax_mnv2 import ConfigError, MobileNetV2Config
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
-from flax_mnv2.tasks.classification.task import ClassificationTask, ResizeAndCrop, label_offset, output_size
+from flax_mnv2.tasks.classification.task import (
+    ClassificationTask,
+    ResizeAndCrop,
+    label_offset,
+    make_processor,
+    output_size,
+)
 from flax_mnv2.training.config.defaults import default_config
 
 NAMES = ("background", "ant, emmet", "bee", "crane", "crane", "dog", "eel")
@@ -185,3 +191,14 @@ def test_counts_of_batches_add_up_in_the_table():
     assert lines[2].split() == ["1", "ant", "1.0000", "0.2500", "0.4000", "0.7500", "4"]
     assert lines[3].split()[2:] == ["0.0000", "-", "0.0000", "-", "0"]
     assert lines[5:] == totals
+
+
+def test_a_whole_image_can_be_evaluated():
+    data = default_config("classification").data
+    data.eval_preparation, data.eval_crop = "whole", 48
+    processor = make_processor(data)
+    assert output_size(processor) == (48, 48)
+    image = Image.new("RGB", (90, 30))
+    image.putpixel((0, 0), (255, 255, 255))
+    whole = np.asarray(image.resize((48, 48), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(ResizeAndCrop(processor)(image), whole)

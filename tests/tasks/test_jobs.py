@@ -5,7 +5,7 @@ import types
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config
-from flax_mnv2.tasks.registry import TASKS, get_task
+from flax_mnv2.tasks.registry import TASKS, get_task, task_for
 from flax_mnv2.training.config.defaults import default_config
 
 
@@ -18,6 +18,14 @@ def test_each_job_has_data_of_its_own():
 def test_a_job_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"config.task must be one of 'segmentation', .*; found 'sorting'"):
         get_task("sorting")
+
+
+def test_problem_type_tells_the_jobs_of_a_classifier_apart():
+    assert task_for("classification", MobileNetV2Config(num_labels=3)) == "classification"
+    assert task_for("classification", MobileNetV2Config(num_labels=1)) == "regression"
+    assert task_for("segmentation", MobileNetV2Config(num_labels=1)) == "segmentation"
+    for problem in ("regression", "multi_label_classification"):
+        assert task_for("classification", MobileNetV2Config(num_labels=3, problem_type=problem)) == problem
 
 
 def test_segmentation_weights_must_have_the_classes_of_the_data():
@@ -38,6 +46,8 @@ def test_each_job_trains_a_model_of_its_own(name):
         == {
             "segmentation": "MobileNetV2ForSemanticSegmentation",
             "classification": "MobileNetV2ForImageClassification",
+            "multi_label_classification": "MobileNetV2ForImageClassification",
+            "regression": "MobileNetV2ForImageClassification",
         }[name]
     )
 

@@ -14,6 +14,8 @@ from flax_mnv2.data.augment.color_jitter import ColorJitter
 from flax_mnv2.data.augment.random_crop import decode_pad_crop, decode_random_crop
 from flax_mnv2.data.augment.random_erasing import RandomErasing
 
+_ANY_ASPECT = (1e-9, 1e9)  # width / height; a window of the image's area is then the image
+
 Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -42,6 +44,8 @@ def make_train_transform(data: Mapping[str, Any]) -> TrainTransform:
         crop = functools.partial(decode_pad_crop, padding=data["crop_padding"], **common)
     else:
         shape = {"area": tuple(data["crop_area"]), "aspect": tuple(data["crop_aspect"])}
+        if data["train_crop"] == "whole":
+            shape = {"area": (1.0, 1.0), "aspect": _ANY_ASPECT}
         crop = functools.partial(decode_random_crop, **shape, **common)
     mean, std = (tuple(255.0 * value for value in data[name]) for name in ("image_mean", "image_std"))
     steps: list[Step] = []

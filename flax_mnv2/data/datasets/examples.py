@@ -50,6 +50,16 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
         return self._described(features, ("image", "label"), **description)
 
+    def _vector_info(self, *, labels: tuple[str, ...], **description: str) -> tfds.core.DatasetInfo:
+        """Features and metadata of images with a vector each; the builder fills in ``mean`` and ``std`` by split."""
+        features = {
+            "image": tfds.features.Image(),
+            "label": tfds.features.Tensor(shape=(len(labels),), dtype=np.float32),
+            "file_name": tfds.features.Text(),
+        }
+        metadata = tfds.core.MetadataDict(labels=list(labels), mean={}, std={})
+        return self._described(features, ("image", "label"), metadata=metadata, **description)
+
     def _segmentation_info(
         self, *, labels: tuple[str, ...], ignore_label: int, **description: str
     ) -> tfds.core.DatasetInfo:

@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Self, TypedDict
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,6 +13,8 @@ from flax_mnv2.data.decode import decode_mask
 from flax_mnv2.data.labels.histogram import absent, format_table
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
+
+_SHOWN = 12  # classes named in one line
 
 
 class EncodedExample(TypedDict):
@@ -28,6 +30,14 @@ class LabeledExample(TypedDict):
 
     image: bytes
     label: int
+    file_name: str
+
+
+class VectorExample(TypedDict):
+    """One stored image with a vector (C,) float32: 0 and 1 by class, or the values of a regression."""
+
+    image: bytes
+    label: np.ndarray
     file_name: str
 
 
@@ -96,7 +106,7 @@ class Dataset:
       read: by split, what of the archive it was read from, in words; empty where that is fixed.
       unread: splits that are there and were not asked for.
       shared: a line for every two splits that have examples in common.
-      kind: of its examples, "segmentation" or "classification"; ``example`` is the TypedDict that each of them is.
+      kind: of its examples, such as "segmentation"; ``example`` is the TypedDict that each of them is.
     """
 
     name: str
@@ -108,6 +118,7 @@ class Dataset:
 
     kind: ClassVar[str]
     example: ClassVar[type]
+    targets: ClassVar[str] = "classes"  # what the labels name
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -180,6 +191,75 @@ class ClassificationDataset(Dataset):
     def histogram(self) -> list[str]:
         """Returns a table of the fraction of images that each class has in each split; none where nobody counted."""
         return format_table(self.labels, self.images, {}) if self.images else []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorDataset(Dataset):
+    """Images with a vector each; a source gives :class:`VectorExample`.
+
+    ``mean`` and ``std`` have those of every target by split: of classes, mean is the fraction of the images.
+    """
+
+    mean: Mapping[str, tuple[float, ...]]
+    std: Mapping[str, tuple[float, ...]]
+
+    example = VectorExample
+
+    @classmethod
+    def of(cls, name: str, builder: tfds.core.DatasetBuilder) -> Self:
+        """Returns what ``builder``, which is prepared, has."""
+        metadata = builder.info.metadata
+        return cls(
+            name=name,
+            labels=tuple(metadata["labels"]),
+            builders=opened(builder.info.splits, builder),
+            mean={split: tuple(values) for split, values in metadata["mean"].items()},
+            std={split: tuple(values) for split, values in metadata["std"].items()},
+        )
+
+    def _table(self, columns: Mapping[str, Sequence[str]]) -> list[str]:
+        """Returns lines of the targets with a cell for each split."""
+        width = max(map(len, (*self.labels, "target")))
+        rows = [("target", list(columns))] + [
+            (label, [cells[at] for cells in columns.values()]) for at, label in enumerate(self.labels)
+        ]
+        return [f"{name:<{width}}" + "".join(f"  {cell:>18}" for cell in cells) for name, cells in rows]
+
+
+class MultiLabelDataset(VectorDataset):
+    """Images of any number of classes each."""
+
+    kind = "multi_label_classification"
+
+    def _count(self, example: VectorExample) -> np.ndarray:
+        return example["label"].astype(np.int64)
+
+    def notes(self) -> list[str]:
+        """Returns what was read, and the classes that have no image in a split."""
+        lines = super().notes()
+        for split, means in self.mean.items():
+            names = [label for label, mean in zip(self.labels, means, strict=True) if mean == 0]
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines += [f"no image in {split}: {', '.join(names[:_SHOWN])}{more}"] if names else []
+        return lines
+
+    def histogram(self) -> list[str]:
+        """Returns a table of the fraction of images that each class has in each split."""
+        return self._table({split: [f"{mean:.1%}" for mean in means] for split, means in self.mean.items()})
+
+
+class RegressionDataset(VectorDataset):
+    """Images with one or several numbers each."""
+
+    kind, targets = "regression", "targets"
+
+    def histogram(self) -> list[str]:
+        """Returns a table of mean and standard deviation of each target in each split."""
+        columns = {
+            split: [f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean[split], self.std[split], strict=True)]
+            for split in self.mean
+        }
+        return self._table(columns)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

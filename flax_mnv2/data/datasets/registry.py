@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from flax_mnv2.data.datasets import image_folder, imagenet, shapes, voc
+from flax_mnv2.data.datasets.image_table import builder as image_table
 from flax_mnv2.data.datasets.prepared import default_data_dir
-from flax_mnv2.data.datasets.records import ClassificationDataset, Dataset, SegmentationDataset
+from flax_mnv2.data.datasets.records import (
+    ClassificationDataset,
+    Dataset,
+    MultiLabelDataset,
+    RegressionDataset,
+    SegmentationDataset,
+)
 from flax_mnv2.errors import ConfigError
 
 
@@ -33,6 +40,11 @@ class Entry:
 
 
 _VOC = {"num_classes": len(voc.VOC_LABELS), "ignore_label": voc.VOC_IGNORE_LABEL}
+_TABLE = {
+    "archive": "folder, tar or zip of the images",
+    "table": "CSV of a row per image, or folder of JSON files; a path, or a name in the archive (default: found there)",
+    "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
+}
 _VOC_ARCHIVE = "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
 
 DATASETS: dict[str, Entry] = {
@@ -52,6 +64,18 @@ DATASETS: dict[str, Entry] = {
             "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
             "eval_split": "split to evaluate on (default: val); others are left out where they cannot be used",
         },
+    ),
+    image_table.MULTI_LABEL: Entry(
+        kind=MultiLabelDataset,
+        load=image_table.load,
+        summary="images with any number of classes each, by a table of your own",
+        fields={**_TABLE, "labels": "the classes, a,b,c (default: all columns of 0 and 1, or all labels that occur)"},
+    ),
+    image_table.REGRESSION: Entry(
+        kind=RegressionDataset,
+        load=image_table.load,
+        summary="images with numbers, by a table of your own",
+        fields={**_TABLE, "labels": "the columns to predict, a,b (default: all)"},
     ),
     "voc_segmentation/2012": Entry(
         kind=SegmentationDataset,

@@ -26,6 +26,7 @@ _IMAGENET = "imagenet2012"
 _FIELDS = {  # of config.data: metavar and type
     "archive": ("PATH", str),
     "sbd_archive": ("PATH", str),
+    "table": ("PATH", str),
     "labels": ("NAMES", str),
     "num_classes": ("N", int),
     "ignore_label": ("N", int),
@@ -46,6 +47,7 @@ examples:
   {_COMMAND} imagenet2012 --manual_dir ~/ilsvrc --without_tensorflow
   {_COMMAND} convert ~/tensorflow_datasets/imagenet2012/5.1.0
   {_COMMAND} image_folder --archive photos.zip
+  {_COMMAND} image_table/multi_label --archive photos.zip --table labels.csv
   {_COMMAND} voc_segmentation/2012 --data_dir /data/tfds"""
 
 
@@ -112,7 +114,7 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     return [
         *_report(builders),
         *(f"read        {note}" for note in dataset.notes()),
-        f"classes     {len(dataset.labels)}: {labels}",
+        f"{dataset.targets:<11} {len(dataset.labels)}: {labels}",
         *dataset.histogram(),
     ]
 

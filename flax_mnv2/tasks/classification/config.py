@@ -18,15 +18,20 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     """Adds the fields with their defaults and meanings."""
     config.label_smoothing = 0.0
     config.focal_gamma = 0.0  # of the focal loss (arXiv 1708.02002); 0: cross-entropy
+    config.data.dataset = "imagenet2012"
+    config.data.class_weights = ""  # in the loss: balanced (by their examples), or numbers with commas
+    add_image_defaults(config.data)
 
-    data = config.data
-    data.dataset = "imagenet2012"
-    data.holdout = 0.1  # of image_folder: fraction of the training images kept as val where there is no such folder
-    data.class_weights = ""  # in the loss: balanced (by their examples), or numbers with commas
+
+def add_image_defaults(data: ml_collections.ConfigDict) -> None:
+    """Adds what is done to images in training and evaluation, which multi-label and regression share."""
+    data.holdout = 0.1  # of your own data: fraction of the training images kept as val where there is no such split
     data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
     data.image_std = (0.5, 0.5, 0.5)
     data.train_size = 224
-    data.train_crop = "inception"  # a random area and aspect; or pad: resize, pad, crop anywhere
+    data.train_crop = (
+        "inception"  # a random area and aspect; or pad: resize, pad, crop anywhere; or whole: all, squashed
+    )
     data.crop_area = (0.08, 1.0)  # of inception: smallest and largest fraction of the image
     data.crop_aspect = (3 / 4, 4 / 3)  # of inception: width / height
     data.crop_padding = 0  # of pad: black pixels on each side of the resized image
@@ -41,6 +46,7 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data.cutmix_alpha = 0.0  # 0: no CutMix; with both, each batch takes one of them
     data.augment_repeats = 1  # times that a batch holds each of its images, augmented anew (arXiv 1901.09335)
     data.eval_preparation = "processor"  # as below, or as the weights' processor says; or slim: TF-slim's crop
+    # or whole: all of the image, squashed to a square of eval_crop; the weights' processor goes before it too
     data.eval_resize = 256  # shorter side
     data.eval_crop = 224
     data.eval_interpolation = "bilinear"  # or bicubic
@@ -53,7 +59,7 @@ def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -
     fits = (lambda value: value <= data.eval_resize), f"at most data.eval_resize = {data.eval_resize}"
     rules.check_field(fields, "data.eval_crop", fits)
     if data.crop_padding and data.train_crop != "pad":
-        raise ConfigError("config.data.crop_padding is for config.data.train_crop='pad'; found 'inception'.")
+        raise ConfigError(f"config.data.crop_padding is for config.data.train_crop='pad'; found {data.train_crop!r}.")
     divides = (lambda value: config.batch_size % value == 0), f"a divisor of batch_size = {config.batch_size}"
     rules.check_field(fields, "data.augment_repeats", divides)
 
@@ -64,6 +70,8 @@ def describe_augmentation(config: ml_collections.ConfigDict) -> str:
     flip = "flip" if data.flip else "no flip"
     if data.train_crop == "pad":
         parts = [f"pad {data.crop_padding} and crop", flip]
+    elif data.train_crop == "whole":
+        parts = ["whole image", flip]
     else:
         area, aspect = (f"{low:.3g} to {high:.3g}" for low, high in (data.crop_area, data.crop_aspect))
         parts = [f"Inception crop of area {area}, aspect {aspect}", flip]
@@ -86,7 +94,7 @@ def describe_augmentation(config: ml_collections.ConfigDict) -> str:
         parts.append(" or ".join(mixing) + ", one of them a batch" * (len(mixing) == 2))
     if data.augment_repeats > 1:
         parts.append(f"{data.augment_repeats} versions of an image in a batch")
-    if config.label_smoothing:
+    if config.get("label_smoothing"):
         parts.append(f"label smoothing {config.label_smoothing:g} (not in the percentages)")
     return " · ".join(parts)
 
@@ -102,15 +110,12 @@ def _is_color_jitter(value: Any) -> bool:
     return len(value) == 4 and all(each >= 0 for each in value) and value[3] <= 0.5
 
 
-RULES: Mapping[str, Rule] = {
-    "label_smoothing": rules.BELOW_1,
-    "focal_gamma": rules.at_least(0),
-    "data.class_weights": class_weights.RULE,
+IMAGE_RULES: Mapping[str, Rule] = {
     "data.holdout": rules.BELOW_1,
     "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
     "data.image_std": rules.numbers(3, lambda value: value > 0, "above 0"),
     "data.train_size": rules.at_least(32),
-    "data.train_crop": rules.one_of("inception", "pad"),
+    "data.train_crop": rules.one_of("inception", "pad", "whole"),
     "data.crop_area": rules.range_within(1.0),
     "data.crop_aspect": rules.range_within(math.inf),
     "data.crop_padding": rules.at_least(0),
@@ -126,8 +131,14 @@ RULES: Mapping[str, Rule] = {
     "data.mixup_alpha": rules.at_least(0),
     "data.cutmix_alpha": rules.at_least(0),
     "data.augment_repeats": rules.at_least(1),
-    "data.eval_preparation": rules.one_of("processor", "slim"),
+    "data.eval_preparation": rules.one_of("processor", "slim", "whole"),
     "data.eval_resize": rules.at_least(32),
     "data.eval_crop": rules.at_least(32),
     "data.eval_interpolation": rules.one_of("bilinear", "bicubic"),
+}
+RULES: Mapping[str, Rule] = {
+    "label_smoothing": rules.BELOW_1,
+    "focal_gamma": rules.at_least(0),
+    "data.class_weights": class_weights.RULE,
+    **IMAGE_RULES,
 }

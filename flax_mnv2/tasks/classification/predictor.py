@@ -2,8 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,17 @@ class ClassProbability:
 class ClassificationPredictor(Predictor):
     """Preprocesses as the model's processor says; gives the ``top`` classes, the most probable first.
 
-    Probabilities are a softmax; for a model with ``problem_type="multi_label_classification"``, whose classes do not
-    exclude each other, a sigmoid each. A ConfigError names a model without a classifier or of a regression (which a
-    single label means too), and a processor that makes pictures beyond ``base.MAX_SIDE_PX``.
+    A ConfigError names a model without a classifier, or of another ``problem_type`` (a single label means regression),
+    and a processor that makes pictures beyond ``base.MAX_SIDE_PX``.
+
+    Class attributes:
+      problem_type: of the models that this is for.
+      activation: what makes the answers (N, C) of logits.
     """
 
     task = "classification"
+    problem_type: ClassVar[str] = "single_label_classification"
+    activation: ClassVar[Callable[[jax.Array], jax.Array]] = staticmethod(jax.nn.softmax)
 
     def __init__(
         self,
@@ -42,30 +47,31 @@ class ClassificationPredictor(Predictor):
         processor: MobileNetV2ImageProcessor,
         *,
         top: int = 5,
+        threshold: float | None = None,
     ):
+        del threshold  # the classes exclude each other
         num_labels, problem_type = model.config.num_labels, model.config.problem_type
         if num_labels == 0:
             raise ConfigError("This model has num_labels=0, features and no classifier: there is nothing to predict.")
-        if problem_type == "regression" or (problem_type is None and num_labels == 1):
+        if (problem_type or ("regression" if num_labels == 1 else self.problem_type)) != self.problem_type:
             raise ConfigError(
-                f"This model is a regression (problem_type={problem_type!r}, num_labels={num_labels}): it has no "
-                "classes to give probabilities for."
+                f"This model is for another task (problem_type={problem_type!r}, num_labels={num_labels}) than "
+                f"{self.task}. Leave out --task."
             )
         for name, used in (("size", processor.do_resize), ("crop_size", processor.do_center_crop)):
             if used:
                 check_sides(getattr(processor, name).values(), f"{name} in preprocessor_config.json")
-        normalize = jax.nn.sigmoid if problem_type == "multi_label_classification" else jax.nn.softmax
         self._processor, self._labels, self._top = processor, model.config.id2label, top
         self._variables = jax.device_put(variables)
 
         @jax.jit
-        def probabilities(variables: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+        def answers(variables: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
             logits = model.apply(variables, pixels).logits
             # With config.pool_window there is a map of logits; the classifier is linear, so their mean is that of
             # the mean features.
-            return normalize(logits if logits.ndim == 2 else jnp.mean(logits, axis=(1, 2)))
+            return self.activation(logits if logits.ndim == 2 else jnp.mean(logits, axis=(1, 2)))
 
-        self._probabilities = probabilities
+        self._answers = answers
 
     def prepare(self, photo: np.ndarray) -> Example:
         """Returns what the processor makes of (H, W, 3) uint8."""
@@ -78,8 +84,8 @@ class ClassificationPredictor(Predictor):
         return Example(pixels)
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns probabilities (N, C) float32 for (N, h, w, 3)."""
-        return np.asarray(self._probabilities(self._variables, pixels))
+        """Returns what ``activation`` makes of the logits, (N, C) float32, for (N, h, w, 3)."""
+        return np.asarray(self._answers(self._variables, pixels))
 
     def finish(self, example: Example, answer: np.ndarray) -> tuple[ClassProbability, ...]:
         """Returns the best classes of (C,) probabilities; of equal ones the lower index comes first."""

@@ -154,13 +154,15 @@ class ClassificationTask(Task):
 
         The first rows of a batch, an even number of them, give what they give in the whole batch.
         """
-        data, labels = self.config.data, batch["label"] + self._label_offset
-        images = self._normalize(batch["image"])
-        targets = smooth_targets(labels, len(self.labels), self.config.label_smoothing)
+        data, images, targets = self.config.data, self._normalize(batch["image"]), self.train_targets(batch)
         if not self._mixes:
             return images, targets
         _, mixing_key = jax.random.split(key)
         return mix(mixing_key, images, targets, mixup_alpha=data.mixup_alpha, cutmix_alpha=data.cutmix_alpha)
+
+    def train_targets(self, batch: Batch) -> jax.Array:
+        """Returns what the loss compares with before any mixing, (N, C) float32: smoothed labels."""
+        return smooth_targets(batch["label"] + self._label_offset, len(self.labels), self.config.label_smoothing)
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[dict[str, jax.Array], Batch]:
         """Returns counts over the batch, and of each example ``label`` (N,), ``top`` and ``probability`` (N, 5).
@@ -205,7 +207,7 @@ class ClassificationTask(Task):
 
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
         """Returns the part of the preparation that runs on the host."""
-        if self.config.data.eval_preparation == "processor":
+        if self.config.data.eval_preparation != "slim":
             return ResizeAndCrop(self.processor)
         height, width = self._size
         if height != width:
@@ -238,19 +240,24 @@ class ClassificationTask(Task):
         tiles = []
         for example in seen:
             stored = source[example.index]
-            truth = stored["label"]
-            present = sorted(np.flatnonzero(example.target), key=lambda index: index != truth)  # its own label first
-            caption = [f"{percent(example.target[index])} {self.labels[index]}" for index in present]
-            caption = caption if len(present) > 1 else [self.labels[truth]]
             original = Panel(decode_image(stored["image"]), (pathlib.PurePath(stored["file_name"]).name,))
-            tiles.append((original, Panel(example.image, tuple(caption))))
+            tiles.append((original, Panel(example.image, self.caption(stored["label"], example.target))))
         return {"tiles": tiles, "rows": ("original", "network input")}
+
+    def caption(self, truth: Any, target: np.ndarray) -> tuple[str, ...]:
+        """Returns lines about an example of a contact sheet from its stored label and its target (C,)."""
+        present = sorted(np.flatnonzero(target), key=lambda index: index != truth)  # its own label first
+        lines = tuple(f"{percent(target[index])} {self.labels[index]}" for index in present)
+        return lines if len(present) > 1 else (self.labels[truth],)
 
 
 def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor:
     """Returns how a run evaluates its images: the settings of ``config.data``."""
+    whole = data.eval_preparation == "whole"
+    square = {"height": data.eval_crop, "width": data.eval_crop}
     return MobileNetV2ImageProcessor(
-        size={"shortest_edge": data.eval_resize},
+        size=square if whole else {"shortest_edge": data.eval_resize},
+        do_center_crop=not whole,
         resample=_FILTERS[data.eval_interpolation],
         crop_size=data.eval_crop,
         image_mean=tuple(data.image_mean),

@@ -69,8 +69,9 @@ class SegmentationPredictor(Predictor):
         processor: MobileNetV2ImageProcessor,
         *,
         top: int | None = None,
+        threshold: float | None = None,
     ):
-        del top  # all classes that are present are listed
+        del top, threshold  # all classes that are present are listed
         check_sides(np.atleast_1d(model.config.image_size).tolist(), "image_size in config.json")
         if model.config.num_labels > MAX_CLASSES:
             raise ConfigError(

@@ -49,7 +49,7 @@ def lower_train_step(
     parallel = make_parallel("jit", devices, per_device=per_device, shard_optimizer=config.shard_optimizer_state)
     check_batches(config, parallel)
 
-    num_classes = num_classes or known_num_classes(config)
+    config.data.num_classes = num_classes = num_classes or known_num_classes(config)
     labels = tuple(f"class_{index}" for index in range(num_classes))
     job = get_task(config.task)
     task = job.for_training(config, labels, axis_name=parallel.axis_name)

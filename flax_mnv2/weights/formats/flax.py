@@ -14,10 +14,12 @@ from flax import traverse_util
 from flax_mnv2.checkpoint.folder import ABOUT, EMA, VARIABLES
 from flax_mnv2.checkpoint.reading import quiet, read_about, read_item
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.checks import PROBLEM_TYPES
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
 from flax_mnv2.weights.source import Checkpoint, Source, stated_task
+from flax_mnv2.weights.target_units import in_target_units
 from flax_mnv2.weights.tensor_files import read_tensor_file, write_tensor_file
 from flax_mnv2.weights.tensors import FLAX_NAMING, StateDict, write_state
 
@@ -42,6 +44,7 @@ class FlaxFormat(Format):
         if (folder / ABOUT).is_dir():
             about = read_about(folder)
             config, task = MobileNetV2Config.from_dict(about["model"]), about["config"].get("task")
+            task = "classification" if task in PROBLEM_TYPES else task  # such a run trains a classifier
             # A run that did not note it trained segmentation: images keep their size, in [-1, 1].
             settings = about["processor"] or {"do_resize": False, "do_center_crop": False}
             processor = MobileNetV2ImageProcessor.from_dict(settings)
@@ -52,6 +55,7 @@ class FlaxFormat(Format):
         complete = (folder / EXTRA_NAME).is_file()
         if complete:
             state |= read_tensor_file(folder / EXTRA_NAME).state
+        config, state = in_target_units(config, state)
         return Source(
             format=self.name,
             where=folder,

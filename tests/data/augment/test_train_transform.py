@@ -42,6 +42,21 @@ def test_the_steps_stand_in_the_order_of_the_recipes():
         assert [type(step) for step in make_train_transform(_data(auto_augment=name)).steps] == [cls]
 
 
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (400, 31), (32, 32)])
+def test_a_whole_image_is_squashed_and_nothing_is_cut_off(size):
+    rows, columns = np.meshgrid(*(np.linspace(10, 240, side) for side in size), indexing="ij")
+    pixels = np.stack([rows, columns, 250 - rows], axis=-1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    data = buffer.getvalue()
+    transform = make_train_transform(_data(train_crop="whole", flip=False))
+    results = [transform(data, np.random.default_rng(seed)) for seed in range(5)]
+    expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR), float)
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    np.testing.assert_allclose(results[0], expected, atol=4)
+
+
 def test_settings_reach_the_steps():
     data = _data(
         auto_augment="timm_randaugment",

@@ -13,7 +13,13 @@ from flax_mnv2.data.datasets import registry
 from flax_mnv2.data.datasets.examples import LocalBuilder
 from flax_mnv2.data.datasets.imagenet import imagenet_labels
 from flax_mnv2.data.datasets.prepared import alone_for, prepared
-from flax_mnv2.data.datasets.records import ClassificationDataset, SegmentationDataset, opened
+from flax_mnv2.data.datasets.records import (
+    ClassificationDataset,
+    MultiLabelDataset,
+    RegressionDataset,
+    SegmentationDataset,
+    opened,
+)
 from flax_mnv2.data.datasets.registry import known_num_classes, load_segmentation
 from flax_mnv2.data.decode import decode_image, decode_mask
 from flax_mnv2.data.prepare import command
@@ -31,10 +37,14 @@ def test_the_table():
         "voc_segmentation/custom",
         "shapes_segmentation",
     )
+    assert registry.names_of(MultiLabelDataset) == ("image_table/multi_label",)
+    assert registry.names_of(RegressionDataset) == ("image_table/regression",)
     numbers = {name: known_num_classes(name) for name in (*registry.DATASETS, "unknown")}
     assert numbers == {
         "imagenet2012": len(imagenet_labels()),
         "image_folder": 0,
+        "image_table/multi_label": 0,
+        "image_table/regression": 0,
         "voc_segmentation/2012": 21,
         "voc_segmentation/2012_aug": 21,
         "voc_segmentation/custom": 0,

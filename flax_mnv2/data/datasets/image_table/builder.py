@@ -1,0 +1,228 @@
+"""TFDS builder for images with a table of labels or numbers, of the user's own; it needs no TensorFlow."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
+from flax_mnv2.data.archives.tree import FileTree
+from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
+from flax_mnv2.data.datasets.image_table import targets
+from flax_mnv2.data.datasets.image_table.finding import Images, checked_splits, read_tables
+from flax_mnv2.data.datasets.image_table.rows import SPLITS, TRAIN, VAL, Table, refuse
+from flax_mnv2.data.datasets.prepared import is_prepared, prepared
+from flax_mnv2.data.datasets.records import MultiLabelDataset, RegressionDataset, VectorDataset
+from flax_mnv2.errors import ConfigError, DataError
+
+MULTI_LABEL, REGRESSION = "image_table/multi_label", "image_table/regression"
+_KINDS: Mapping[str, tuple[type[VectorDataset], Callable[..., targets.Targets]]] = {
+    MULTI_LABEL: (MultiLabelDataset, targets.multi_label),
+    REGRESSION: (RegressionDataset, targets.regression),
+}
+_READ_AHEAD = 256  # images read and checked together
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What of ``config.data`` decides what is stored."""
+
+    archive: Path
+    table: str  # a name in the archive or a path; empty: what is found
+    labels: tuple[str, ...]  # columns or classes, in their order; empty: all
+    holdout: float  # fraction of train that becomes val where there is no other split
+    max_bad: int  # rows without a readable image that may be left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image to store: its name in the archive, and its vector (C,) float32."""
+
+    name: str
+    vector: np.ndarray
+
+
+def load(name: str, data: Mapping[str, Any], data_dir: Path) -> VectorDataset:
+    """Opens the images at ``data["archive"]``, stored first if they are not yet; see ``registry.Entry.load``.
+
+    ``data`` may have ``table`` (a path, or a name in the archive), ``labels`` (columns or classes to take, separated by
+    commas), ``holdout`` (fraction of train that becomes ``val`` where no other split is; default 0.1, 0 is none), and
+    ``bad_examples``: with "skip" up to ``max_bad_examples`` rows without a readable image are left out.
+    """
+    if not data.get("archive"):
+        raise ConfigError(
+            f"config.data.archive is empty, but {name} needs the path of a folder, tar or zip of images. Set "
+            "--config.data.archive=PATH."
+        )
+    holdout = data.get("holdout", 0.1)
+    if not 0 <= holdout < 1:
+        raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
+    options = Options(
+        archive=Path(data["archive"]).expanduser().resolve(),
+        table=str(data.get("table") or ""),
+        labels=tuple(label.strip() for label in (data.get("labels") or "").split(",") if label.strip()),
+        holdout=holdout,
+        max_bad=data.get("max_bad_examples", 100) if data.get("bad_examples") == "skip" else 0,
+    )
+    kind, _ = _KINDS[name]
+    return kind.of(name, prepared(lambda: _make_builder(name, options, data_dir), data_dir))
+
+
+def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.DatasetBuilder:
+    """Returns the builder, one that only reads where the data set is prepared.
+
+    Its config is named after the archive and a digest of all that decides what is stored, as of ``image_folder``.
+    """
+    path = options.archive
+    if path.is_dir() and data_dir.resolve().is_relative_to(path):
+        raise DataError(
+            f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
+            "Set --config.data.data_dir to another place."
+        )
+    outside = Path(options.table).expanduser() if options.table else None
+    outside = outside.resolve() if outside is not None and outside.exists() else None
+    read = (identity(path), identity(outside) if outside else options.table)
+    choices = (options.labels, options.holdout, options.max_bad > 0)
+    config_name = f"{name.partition('/')[2]}_{archive_stem(path)}_{fingerprint(*read, *choices)}"
+    target = data_dir / ImageTable.name / config_name / str(ImageTable.VERSION)
+    if is_prepared(target):
+        return tfds.builder_from_directory(target)
+    tree = open_tree(path)
+    try:
+        tables = _read_tables(tree, outside, options.table)
+        labels, splits, notes = _examples(tree, tables, options, _KINDS[name][1])
+    except BaseException:
+        tree.close()
+        raise
+    logging.info("%s", notes)
+    config = tfds.core.BuilderConfig(name=config_name, description=f"images of {path}; {notes}")
+    return ImageTable(
+        tree=tree, splits=splits, labels=labels, max_bad=options.max_bad, config=config, data_dir=data_dir
+    )
+
+
+def _read_tables(tree: FileTree, outside: Path | None, table: str) -> list[Table]:
+    if outside is None:
+        return read_tables(tree, table)
+    folder, name = (outside, "") if outside.is_dir() else (outside.parent, outside.name)
+    with open_tree(folder, keep=lambda found: not name or found == name) as beside:
+        return [
+            dataclasses.replace(table, rows=[dataclasses.replace(row, folder="") for row in table.rows])
+            for table in read_tables(beside, name)
+        ]
+
+
+def _examples(
+    tree: FileTree, tables: Sequence[Table], options: Options, read: Callable[..., targets.Targets]
+) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
+    """Returns names of the targets, the images of every split in the order of the table, and what was read."""
+    labels, vectors = read(tables, options.labels)
+    rows = [row for table in tables for row in table.rows]
+    images = Images(tree)
+    found = images.find(rows, may_miss=options.max_bad)
+    kept = checked_splits(rows, found, [tuple(vector) for vector in vectors])
+    splits: dict[str, list[Item]] = {}
+    for position, name in kept.items():
+        splits.setdefault(rows[position].split or TRAIN, []).append(Item(name, vectors[position]))
+    if TRAIN not in splits:
+        raise DataError(f"{tree.path}: no row of the table is for {TRAIN}; its splits are {', '.join(splits)}.")
+    if len(splits) == 1 and options.holdout:
+        splits = _hold_out(tree, splits[TRAIN], options.holdout)
+    counts = {
+        "rows": len(rows),
+        "rows without an image": len(rows) - len(found),
+        "repeated rows": len(found) - len(kept),
+        "images in no row": len(images.names - set(kept.values())),
+    }
+    notes = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return labels, ordered, f"{' and '.join(table.name for table in tables)}: {notes}"
+
+
+def _hold_out(tree: FileTree, items: Sequence[Item], fraction: float) -> dict[str, list[Item]]:
+    """Returns train without, and ``val`` with, the images whose digests come first."""
+    count = max(1, round(fraction * len(items)))
+    if count >= len(items):
+        raise DataError(
+            f"{tree.path} has no split for evaluation and {len(items)} image(s). Add images, or set "
+            "--config.data.holdout=0 to train without an evaluation."
+        )
+    digests = {item.name: hashlib.sha256(item.name.encode(errors="surrogateescape")).digest() for item in items}
+    held_out = set(sorted(digests, key=digests.__getitem__)[:count])
+    return {
+        TRAIN: [item for item in items if item.name not in held_out],
+        VAL: [item for item in items if item.name in held_out],
+    }
+
+
+class ImageTable(LocalBuilder):
+    """Images, as they are, with a vector each; ``tree`` is closed when the data set is built."""
+
+    def __init__(
+        self,
+        *,
+        tree: FileTree,
+        splits: Mapping[str, list[Item]],
+        labels: tuple[str, ...],
+        max_bad: int,
+        **kwargs: Any,
+    ):
+        self._tree, self._splits, self._labels, self._max_bad = tree, splits, labels, max_bad
+        self._bad: list[str] = []
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._vector_info(labels=self._labels, description=f"Images with {len(self._labels)} targets each.")
+
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """Builds the data set unless it is there; nothing is left behind where a file is no image."""
+        with self._tree:
+            super().download_and_prepare(**kwargs)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        del dl_manager  # the images are the user's own
+        return {split: self._generate_examples(split, items) for split, items in self._splits.items()}
+
+    def _generate_examples(self, split: str, items: list[Item]) -> Iterator[tuple[int, dict]]:
+        vectors, read = [], functools.partial(_read_image, self._tree)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(items), _READ_AHEAD):
+                part = items[start : start + _READ_AHEAD]
+                for item, (data, problem) in zip(part, pool.map(read, [item.name for item in part]), strict=True):
+                    if problem:
+                        self._bad.append(problem)
+                        continue
+                    vectors.append(item.vector)
+                    yield len(vectors) - 1, {"image": data, "label": item.vector, "file_name": item.name}
+        self._check_bad(split, len(vectors))
+        self.info.metadata["mean"][split] = np.mean(vectors, axis=0, dtype=np.float64).tolist()
+        self.info.metadata["std"][split] = np.std(vectors, axis=0, dtype=np.float64).tolist()
+
+    def _check_bad(self, split: str, stored: int) -> None:
+        """Raises a DataError of all unreadable images once all are known, or of a split with no other."""
+        if self._bad and len(self._bad) <= self._max_bad and stored:
+            logging.warning("Left out %d images that cannot be read: %s", len(self._bad), "; ".join(self._bad[:5]))
+        elif self._bad and (split == list(self._splits)[-1] or not stored):
+            raise refuse(
+                f"{self._tree.path} holds what is no readable image",
+                self._bad,
+                "Replace them, or leave them out: --config.data.bad_examples=skip.",
+            )
+
+
+def _read_image(tree: FileTree, name: str) -> tuple[bytes, str]:
+    """Returns the bytes of an image, or why it cannot be read."""
+    try:
+        data = tree.read(name)
+        check_image(data, name)
+    except DataError as error:
+        return b"", str(error)
+    return data, ""

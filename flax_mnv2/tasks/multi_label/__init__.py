@@ -1,0 +1,1 @@
+"""Multi-label classification: an image may have any number of the classes."""
