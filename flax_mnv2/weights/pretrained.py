@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats import FORMATS
 from flax_mnv2.weights.opening import open_state_dict, open_weights
 from flax_mnv2.weights.source import (
+    FIRST_KERNEL,
     MODEL_CLASSES,
     Checkpoint,
     Source,
@@ -33,13 +35,15 @@ from flax_mnv2.weights.source import (
 from flax_mnv2.weights.tensors import Path, Shapes, Tensors
 from flax_mnv2.weights.writing import write
 
+_log = logging.getLogger(__name__)
 Variables = dict[str, Any]
-Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
+Weights = str | pathlib.Path | Mapping[str, Any] | Source  # whatever ``open_weights`` takes
 
 
 def from_pretrained(
-    weights: Weights,
+    pretrained_model_name_or_path: Weights,
     *,
+    weights: str = "auto",
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
     dtype: Any = jnp.float32,
@@ -51,8 +55,10 @@ def from_pretrained(
     """Loads a MobileNetV2 checkpoint.
 
     Args:
-      weights: a hub id, a folder or a file of any library, or a checkpoint of a training run
-        (``WORKDIR/checkpoints/step_N``; its moving average, where it has one); as ``open_weights`` takes or gives it.
+      pretrained_model_name_or_path: a hub id, a folder or a file of any library, or a checkpoint of a training run
+        (``WORKDIR/checkpoints/step_N``, or a PyTorch program's); as ``open_weights`` takes or gives it.
+      weights: of a training checkpoint: ``"ema"`` for the moving average of the weights, ``"raw"`` for the weights
+        themselves, ``"auto"`` for the average where there is one.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
       dtype: type of the computation; the variables are float32.
@@ -61,7 +67,8 @@ def from_pretrained(
       num_labels: classes of the head; None keeps the checkpoint's.
       ignore_mismatched_sizes: start tensors of the head afresh (from a fixed seed) where the checkpoint has them in
         another shape, with a warning that names them.
-      **config_overrides: other fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``.
+      **config_overrides: other fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``. With
+        ``num_channels`` the first convolution of weights for 3 channels is summed or repeated, as timm does.
 
     Returns:
       The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
@@ -70,7 +77,8 @@ def from_pretrained(
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
       ConfigError: the config is not a MobileNetV2's, or an override is unknown or out of range.
     """
-    source = open_weights(weights, revision=revision, cache_dir=cache_dir)
+    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, weights=weights)
+    source = _adapted(source, config_overrides.get("num_channels"))
     config = source.config
     if num_labels is not None and num_labels != config.num_labels:
         config_overrides["num_labels"] = num_labels
@@ -104,6 +112,7 @@ def from_state_dict(
     config: MobileNetV2Config | None = None,
     task: str | None = None,
     dtype: Any = jnp.float32,
+    **config_overrides: Any,
 ) -> tuple[nn.Module, Variables]:
     """Converts the state dict of a model of transformers, torchvision or timm, which it recognises.
 
@@ -113,6 +122,7 @@ def from_state_dict(
         torchvision's and timm's say it themselves.
       task: as for ``from_pretrained``; None takes the config's, else that of the head.
       dtype: as for ``from_pretrained``.
+      **config_overrides: as for ``from_pretrained``; ``global_pool`` of timm's modules, which their tensors do not say.
 
     Returns:
       The model and its variables, as ``from_pretrained``.
@@ -122,7 +132,7 @@ def from_state_dict(
       ConfigError: a config that is needed is missing, or the reverse.
     """
     source = open_state_dict(state, config)
-    return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype)
+    return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype, **config_overrides)
 
 
 def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str = "") -> Variables:
@@ -155,7 +165,8 @@ def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str
             f"The variables have no mobilenet_v2 under prefix={prefix!r}; "
             f"there is one under {' and '.join(map(repr, sorted(found))) or 'no prefix at all'}."
         )
-    loaded = _as_far_as(wanted, open_weights(weights)).select(wanted, backbone_only=True)
+    source = _adapted(open_weights(weights), _channels_of(wanted))
+    loaded = _as_far_as(wanted, source).select(wanted, backbone_only=True)
     flat |= {path: loaded[inner[path]] for path in inner if inner[path] in loaded}
     return traverse_util.unflatten_dict(flat)
 
@@ -227,6 +238,21 @@ def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) 
     checkpoint = _checkpoint_of(model, variables)
     FORMATS[library].check_target(checkpoint)
     return FORMATS[library].state_dict(checkpoint)
+
+
+def _adapted(source: Source, num_channels: int | None) -> Source:
+    """Returns the source for images of so many channels, and logs what was done on the way to its weights."""
+    if num_channels is not None:
+        source = source.with_channels(num_channels)
+    if source.notes:
+        _log.warning("%s: %s", source.where, "; ".join(source.notes))
+    return source
+
+
+def _channels_of(shapes: Shapes) -> int | None:
+    """Returns the channels of the images that a model takes."""
+    shape = shapes.get(FIRST_KERNEL)
+    return shape[2] if shape is not None and len(shape) == 4 else None
 
 
 def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import re
 from collections.abc import Mapping
@@ -22,14 +23,26 @@ from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2Imag
 from flax_mnv2.layer_plan import LayerPlan
 from flax_mnv2.models import MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation, MobileNetV2Model
 from flax_mnv2.models.endpoints import LAST_CONV
-from flax_mnv2.weights.tensors import Naming, Path, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
+from flax_mnv2.weights.tensors import (
+    Naming,
+    Path,
+    Shapes,
+    StateDict,
+    Tensors,
+    counter_shapes,
+    is_rounded,
+    read_state,
+    widened,
+)
 
+_log = logging.getLogger(__name__)
 MODEL_CLASSES: dict[str, type[nn.Module]] = {
     "backbone": MobileNetV2Model,
     "classification": MobileNetV2ForImageClassification,
     "segmentation": MobileNetV2ForSemanticSegmentation,
 }
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
+FIRST_KERNEL = ("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 _DTYPE_FIELDS = ("dtype", "torch_dtype")  # what transformers calls the type of the stored weights, now and before
 
@@ -152,6 +165,7 @@ class Source:
     config_text: str | None = None  # its config.json if that is a config of ours and transformers'
     processor_folder: pathlib.Path | None = None  # where a preprocessor_config.json lies, if there is one
     usual_processor: MobileNetV2ImageProcessor | None = None  # where that is absent
+    processor_note: str = ""  # what is not known of the usual one, in words for the user
     notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
 
     @property
@@ -168,6 +182,8 @@ class Source:
     def processor(self) -> MobileNetV2ImageProcessor:
         """Returns what prepares images for these weights, or raises a CheckpointError where nothing is known of it."""
         if self.usual_processor is not None and not self._has_processor_file:
+            if self.processor_note:
+                _log.warning("%s: %s", self.where, self.processor_note)
             return self.usual_processor
         if self.processor_folder is None:
             raise CheckpointError(
@@ -178,6 +194,39 @@ class Source:
     @property
     def _has_processor_file(self) -> bool:
         return self.processor_folder is not None and (self.processor_folder / PROCESSOR_NAME).exists()
+
+    def with_resize(self, shortest_edge: int) -> Source:
+        """Returns the weights with a processor that resizes the shorter side to this; a UserError where it cannot."""
+        processor = dataclasses.replace(self.processor(), size={"shortest_edge": shortest_edge})
+        return dataclasses.replace(self, processor_folder=None, usual_processor=processor, processor_note="")
+
+    def with_channels(self, num_channels: int) -> Source:
+        """Returns the weights for images of another number of channels, as timm makes them of those for 3.
+
+        For 1 the first convolution's kernels are summed; for others they are repeated as often as needed and scaled
+        by 3 / ``num_channels``. A CheckpointError where the weights are for neither 3 nor ``num_channels``.
+        """
+        config, key = self.config.replace(num_channels=num_channels), self.naming.key_of(FIRST_KERNEL)
+        if config == self.config or key not in self.state:
+            return self
+        kernel = self.naming.to_flax(key, self.state[key])
+        if kernel.ndim != 4 or kernel.shape[2] != 3:
+            raise CheckpointError(
+                f"{self.where} takes images of {self.config.num_channels} channels; only weights for 3 channels can be "
+                f"made to take {num_channels}."
+            )
+        if num_channels == 1:
+            how, kernel = "summed", kernel.sum(axis=2, keepdims=True)
+        else:
+            how = f"repeated and scaled by 3/{num_channels}"
+            kernel = np.tile(kernel, (1, 1, -(-num_channels // 3), 1))[:, :, :num_channels] * np.float32(
+                3 / num_channels
+            )
+        note = f"the first convolution's 3 input channels became {num_channels}: {how}, as timm does"
+        state = {**self.state, key: self.naming.from_flax(kernel)}
+        return dataclasses.replace(
+            self, config=config, state=state, config_text=None, usual_processor=None, notes=(*self.notes, note)
+        )
 
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
         """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
@@ -206,7 +255,7 @@ class Source:
         if not self.complete or (task == "segmentation" and not last_conv_shapes(self.config).keys() <= tensors.keys()):
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text
-        if widened(self.state):
+        if widened(self.state) or is_rounded(self.state):
             stated = {name: "float32" for name in _DTYPE_FIELDS if name in config.extra}
             config, config_text = config.replace(extra={**config.extra, **stated}), None
         return Checkpoint(config, task, tensors, config_text, self.processor_text)

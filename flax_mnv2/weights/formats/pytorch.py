@@ -61,8 +61,12 @@ class PyTorchFormat(Format):
         """
 
     @abc.abstractmethod
-    def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
+    def make_processor(self, found: Found) -> MobileNetV2ImageProcessor:
         """Returns what the library does to images."""
+
+    def processor_note(self, found: Found) -> str:
+        """Returns what nobody can know of that, for the user; empty where there is nothing."""
+        return ""
 
     @abc.abstractmethod
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
@@ -72,12 +76,12 @@ class PyTorchFormat(Format):
         """Config and processor follow from the tensors and what lies beside them."""
         if found.config is not None:
             raise ConfigError(f"A {self.name} state dict says its network itself; pass no config.")
-        tensors = found.read()
-        config, notes = self.config_of(tensors.state, found.values), tensors.notes
-        processor = self.make_processor(found.values)
+        tensors = found.read().unwrapped(self.knows)
+        config, processor = self.config_of(tensors.state, found.values), self.make_processor(found)
+        note = self.processor_note(found)
         if config.num_channels != 3:
             note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
-            processor, notes = None, (*notes, note)
+            processor = None
         return Source(
             format=self.name,
             where=found.where,
@@ -86,7 +90,8 @@ class PyTorchFormat(Format):
             state=tensors.state,
             naming=self.naming(config),
             usual_processor=processor,
-            notes=notes,
+            processor_note=note,
+            notes=tensors.notes,
         )
 
     def check_target(self, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,15 @@ class TimmFormat(pytorch.PyTorchFormat):
     example = "conv_stem.weight, blocks.0.0.conv_dw.weight"
     naming = staticmethod(naming)
 
+    def knows(self, names: Iterable[str]) -> bool:
+        """By those of the stem or of the blocks."""
+        return any(re.match(r"blocks\.\d+\.\d+\.|conv_stem\.weight$", name) for name in names)
+
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its config."""
         if found.tensors is None:
             return is_config(found.values)
-        return any(key.startswith("blocks.") or key == "conv_stem.weight" for key in found.tensors.state)
+        return self.knows(found.tensors.unwrapped(self.knows).state)
 
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """Returns that of the variant that ``values`` name, or else of the one that ``state`` is like."""
@@ -91,9 +96,9 @@ class TimmFormat(pytorch.PyTorchFormat):
         fields = pytorch.state_fields(state, naming(config), default_labels=0)  # num_classes=0: no classifier
         return config.replace(**(_fields_of(values, fields) if is_told else fields))
 
-    def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
+    def make_processor(self, found: Found) -> MobileNetV2ImageProcessor:
         """Returns what timm's evaluation transform does."""
-        return processor_of_config(values if is_config(values) else {})
+        return processor_of_config(found.values if is_config(found.values) else {})
 
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
         """One of the variants."""
