@@ -16,7 +16,7 @@ from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops.depthwise import depthwise_conv
 from flax_mnv2.models.ops.platforms import Implementation
 from flax_mnv2.models.ops.pointwise import Activation, Moments, affine_act, moments, pointwise
-from flax_mnv2.models.ops.shifts import Padding
+from flax_mnv2.models.ops.shifts import Padding, for_xla
 
 Dtype = Any
 ModuleDef = Callable[..., nn.Module]  # a partial of a module, bound once at the root of a model
@@ -48,7 +48,7 @@ def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation:
         return (side, side), (side, side)
 
     def pad(size: int) -> tuple[int, int]:
-        total = max(kernel - (size % stride or stride), 0)
+        total = max(kernel - (size - 1) % stride - 1, 0)  # without a question about a size, which may be symbolic
         return total // 2 * dilation, (total - total // 2) * dilation
 
     return pad(height), pad(width)
@@ -112,7 +112,7 @@ class Convolution(nn.Module):
             x,
             kernel,
             window_strides=(self.stride, self.stride),
-            padding=window["padding"],
+            padding=for_xla(window["padding"]),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )

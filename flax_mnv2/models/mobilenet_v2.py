@@ -259,7 +259,8 @@ def check_images(images: jax.Array, config: MobileNetV2Config) -> None:
     if not isinstance(images, (jax.Array, np.ndarray)):
         raise ValueError(f"images must be a JAX or NumPy array; found {type(images).__name__}.")
     expected = f"(N, H, W, {config.num_channels}) with H and W at least {MIN_SIZE_PX}"
-    if images.ndim != 4 or images.shape[-1] != config.num_channels or min(images.shape[1:3]) < MIN_SIZE_PX:
+    sides = [side for side in images.shape[1:3] if isinstance(side, int)]  # a symbolic one is known when it is run
+    if images.ndim != 4 or images.shape[-1] != config.num_channels or min(sides, default=MIN_SIZE_PX) < MIN_SIZE_PX:
         raise ValueError(
             f"images must have shape {expected}; found {tuple(images.shape)}. "
             "Images are channels last (NHWC); add a batch dimension to a single image."
