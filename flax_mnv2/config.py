@@ -23,6 +23,7 @@ ACTIVATIONS = ("relu6", "relu", "silu", "swish", "gelu", "hardswish", "elu", "si
 MAX_LABELS = 200_000  # ten times the largest label set of ImageNet
 MAX_WIDTH_FACTOR = 64.0
 MAX_DEPTH_FACTOR = 6.0  # 91 blocks; beyond 100 their names would no longer sort by depth
+GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax")  # timm's names
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 Check = Callable[["MobileNetV2Config", str], None]
 
@@ -62,6 +63,8 @@ class MobileNetV2Config:
         ``"multi_label_classification"``; None infers it from ``num_labels`` and the labels, as Hugging Face does.
       pool_window: side of the original's fixed average-pooling window at stride 1 (7 in TF-slim), so that images
         larger than the network was made for give a map of pooled features; None pools the whole map.
+      global_pool: what pooling takes of the last map, in timm's words: ``"avg"``, ``"max"``, ``"avgmax"`` (half of
+        each) or ``"catavgmax"`` (both, so that the classifier has twice the features). Ours.
       layer_depth_multiplier: every stage but the first and the last has this many times its blocks, rounded up
         (timm's ``mobilenetv2_110d`` and ``120d``). Ours.
       fixed_stem_and_head: the first and the last convolution keep 32 and 1280 channels whatever the depth
@@ -99,6 +102,7 @@ class MobileNetV2Config:
     classifier_initializer_range: float | None = None
     problem_type: str | None = None
     pool_window: int | None = None
+    global_pool: str = "avg"
     layer_depth_multiplier: float = 1.0
     fixed_stem_and_head: bool = False
     stem_residual: bool = False
@@ -198,6 +202,7 @@ _OWN_FIELDS = (
     "classifier_initializer_range",
     "problem_type",
     "pool_window",
+    "global_pool",
     "layer_depth_multiplier",
     "fixed_stem_and_head",
     "stem_residual",
@@ -287,6 +292,7 @@ _CHECKS: Mapping[str, Check] = {
     "classifier_initializer_range": _number(0.0, 10.0),
     "problem_type": _choice(*PROBLEM_TYPES),
     "pool_window": _integer(1, 65536),
+    "global_pool": _choice(*GLOBAL_POOLS),
     "layer_depth_multiplier": _number(0.0, MAX_DEPTH_FACTOR, above=True),
     "fixed_stem_and_head": _choice(True, False),
     "stem_residual": _choice(True, False),

@@ -19,7 +19,7 @@ from flax_mnv2.models.backbone import Backbone
 from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
 from flax_mnv2.models.heads.classification import ClassificationHead
 from flax_mnv2.models.heads.deeplab import DeepLabV3Head
-from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, average_pool
+from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, pool
 from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.outputs import BackboneOutput, HeadOutput
 
@@ -74,6 +74,9 @@ class _MobileNetV2(nn.Module):
             name="mobilenet_v2",
             **attributes,
         )
+
+    def _pool(self, last: jax.Array) -> jax.Array:
+        return pool(last, self.config.global_pool, self.config.pool_window)
 
     def _conv_and_norm(self, train: bool) -> tuple[ModuleDef, ModuleDef | None]:
         """Binds what all layers of a network share."""
@@ -130,7 +133,7 @@ class MobileNetV2Model(_MobileNetV2):
         last = endpoints[run_to or LAST_CONV]
         return BackboneOutput(
             last_hidden_state=last,
-            pooler_output=average_pool(last, self.config.pool_window) if self.add_pooling_layer else None,
+            pooler_output=self._pool(last) if self.add_pooling_layer else None,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
 
@@ -203,7 +206,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         backbone = self._backbone(train=train, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
-        logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
+        logits = head(self._pool(endpoints[LAST_CONV]), train=train)
         return HeadOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,

@@ -24,7 +24,7 @@ _BACKBONE = re.compile(r"mobilenet_v2\.(conv_stem|layer\.\d+|conv_1x1)\.|(conv_s
 _HEADS = ("classifier.", "segmentation_head.")
 # Fields of ours that change the network, and which transformers does not know.
 PLAN_FIELDS = ("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths")
-OTHER_NETWORK_FIELDS = ("pool_window",)
+OTHER_NETWORK_FIELDS = ("pool_window", "global_pool")
 
 
 def _prefix_of(modules: Path) -> str:

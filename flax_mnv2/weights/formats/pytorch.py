@@ -40,6 +40,7 @@ _NEEDED_FIELDS = {
     "hidden_act": "relu6",
     "output_stride": 32,
     "pool_window": None,
+    "global_pool": "avg",
 }
 
 
@@ -77,9 +78,10 @@ class PyTorchFormat(Format):
         if found.config is not None:
             raise ConfigError(f"A {self.name} state dict says its network itself; pass no config.")
         tensors = found.read().unwrapped(self.knows)
-        config, processor = self.config_of(tensors.state, found.values), self.make_processor(found)
-        note = self.processor_note(found)
-        if config.num_channels != 3:
+        config = self.config_of(tensors.state, found.values)
+        if config.num_channels == 3:
+            processor, note = self.make_processor(found), self.processor_note(found)
+        else:
             note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
             processor = None
         return Source(
