@@ -68,7 +68,7 @@ def from_pretrained(
       ignore_mismatched_sizes: start tensors of the head afresh (from a fixed seed) where the checkpoint has them in
         another shape, with a warning that names them.
       **config_overrides: other fields of ``MobileNetV2Config`` to change, such as ``output_stride=8``. With
-        ``num_channels`` the first convolution of weights for 3 channels is summed or repeated, as timm does.
+        ``num_channels`` the first convolution is summed over its channels or repeated, as timm does.
 
     Returns:
       The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from flax_mnv2.checkpoint.comparing import USUAL_ADVICE
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
@@ -166,6 +167,7 @@ class Source:
     processor_folder: pathlib.Path | None = None  # where a preprocessor_config.json lies, if there is one
     usual_processor: MobileNetV2ImageProcessor | None = None  # where that is absent
     processor_note: str = ""  # what is not known of the usual one, in words for the user
+    advice: str = USUAL_ADVICE  # to the user, where tensors do not fit the model
     notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
 
     @property
@@ -201,28 +203,22 @@ class Source:
         return dataclasses.replace(self, processor_folder=None, usual_processor=processor, processor_note="")
 
     def with_channels(self, num_channels: int) -> Source:
-        """Returns the weights for images of another number of channels, as timm makes them of those for 3.
+        """Returns the weights for images of another number of channels, as timm makes them of those that were trained.
 
         For 1 the first convolution's kernels are summed; for others they are repeated as often as needed and scaled
-        by 3 / ``num_channels``. A CheckpointError where the weights are for neither 3 nor ``num_channels``.
+        by the old number / the new one.
         """
         config, key = self.config.replace(num_channels=num_channels), self.naming.key_of(FIRST_KERNEL)
         if config == self.config or key not in self.state:
             return self
         kernel = self.naming.to_flax(key, self.state[key])
-        if kernel.ndim != 4 or kernel.shape[2] != 3:
-            raise CheckpointError(
-                f"{self.where} takes images of {self.config.num_channels} channels; only weights for 3 channels can be "
-                f"made to take {num_channels}."
-            )
+        trained = self.config.num_channels
         if num_channels == 1:
             how, kernel = "summed", kernel.sum(axis=2, keepdims=True)
         else:
-            how = f"repeated and scaled by 3/{num_channels}"
-            kernel = np.tile(kernel, (1, 1, -(-num_channels // 3), 1))[:, :, :num_channels] * np.float32(
-                3 / num_channels
-            )
-        note = f"the first convolution's 3 input channels became {num_channels}: {how}, as timm does"
+            how = f"repeated and scaled by {trained}/{num_channels}"
+            kernel = kernel[:, :, np.arange(num_channels) % trained] * np.float32(trained / num_channels)
+        note = f"the first convolution's {trained} input channels became {num_channels}: {how}, as timm does"
         state = {**self.state, key: self.naming.from_flax(kernel)}
         return dataclasses.replace(
             self, config=config, state=state, config_text=None, usual_processor=None, notes=(*self.notes, note)
@@ -241,7 +237,7 @@ class Source:
             and key not in unused
             and (not backbone_only or re.match(self.naming.backbone, key))
         }
-        return read_state(state, shapes, self.naming, source=str(self.where))
+        return read_state(state, shapes, self.naming, source=str(self.where), advice=self.advice)
 
     def checkpoint(self) -> Checkpoint:
         """Returns every tensor; errors as for ``select``."""
@@ -251,7 +247,7 @@ class Source:
             shapes |= last_conv_shapes(self.config)
         counters = counter_shapes(shapes)
         shapes |= {path: counters[path] for path in counters if self.naming.key_of(path) in self.state}
-        tensors = read_state(self.state, shapes, self.naming, source=str(self.where))
+        tensors = read_state(self.state, shapes, self.naming, source=str(self.where), advice=self.advice)
         if not self.complete or (task == "segmentation" and not last_conv_shapes(self.config).keys() <= tensors.keys()):
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text

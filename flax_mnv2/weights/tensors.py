@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from flax_mnv2.checkpoint.comparing import check_same_tensors
+from flax_mnv2.checkpoint.comparing import USUAL_ADVICE, check_same_tensors
 from flax_mnv2.errors import CheckpointError
 
 Path = tuple[str, ...]
@@ -102,7 +102,9 @@ def is_rounded(state: Mapping[str, np.ndarray]) -> bool:
     return any(array.dtype.name == _ROUNDED for array in state.values())
 
 
-def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str) -> Tensors:
+def read_state(
+    state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str, advice: str = USUAL_ADVICE
+) -> Tensors:
     """Returns the tensors of ``state``, which has a library's names, by path: those of ``shapes``, in Flax's layout.
 
     A CheckpointError names every tensor that is missing, left over or of another shape or type.
@@ -112,6 +114,7 @@ def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, 
         found={key: value.shape for key, value in state.items()},
         expected={keys[path]: naming.shape_of(shape) for path, shape in shapes.items()},
         source=source,
+        advice=advice,
     )
     for path, key in keys.items():
         if path[0] == COUNTERS and state[key].dtype.kind not in "iu":

@@ -237,11 +237,12 @@ def test_weights_for_photos_take_other_channels(make_source, random_variables, c
     np.testing.assert_array_equal(_first_kernel(under), found)
 
 
-def test_other_channels_than_three_stay(make_folder):
+def test_other_channels_than_three(make_folder):
     folder = make_folder(config=TORCH_LIKE.replace(num_channels=4))
     assert from_pretrained(folder, num_channels=4)[0].config.num_channels == 4
-    with pytest.raises(CheckpointError, match="of 4 channels; only weights for 3 channels can be made to take 1"):
-        from_pretrained(folder, num_channels=1)
+    kernels = [_first_kernel(from_pretrained(folder, num_channels=channels)[1]) for channels in (4, 1, 3)]
+    np.testing.assert_allclose(kernels[1], kernels[0].sum(axis=2, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(kernels[2], kernels[0][:, :, :3] * np.float32(4 / 3), rtol=1e-6)
 
 
 def test_double_precision_is_rounded_and_said(make_source, caplog, assert_same):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_mnv2.checkpoint.comparing import USUAL_ADVICE
 from flax_mnv2.config import MAX_WIDTH_FACTOR, MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
@@ -48,6 +49,7 @@ class PyTorchFormat(Format):
     """A library of classifiers whose tensors say the whole network, in files or in memory."""
 
     to_file = True
+    built_by: str  # what of the library's arguments changes the layers, for a message
 
     @abc.abstractmethod
     def naming(self, config: MobileNetV2Config) -> Naming:
@@ -84,17 +86,33 @@ class PyTorchFormat(Format):
         else:
             note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
             processor = None
+        naming = self.naming(config)
         return Source(
             format=self.name,
             where=found.where,
             config=config,
             task="classification",
             state=tensors.state,
-            naming=self.naming(config),
+            naming=naming,
+            advice=self._advice(tensors.state, naming, config.layer_plan),
             usual_processor=processor,
             processor_note=note,
             notes=tensors.notes,
         )
+
+    def _advice(self, state: Mapping[str, np.ndarray], naming: Naming, plan: LayerPlan) -> str:
+        """Returns what a network is that the library can build and this one does not have, if that can be seen."""
+        expected, found = norm_widths(plan), state_widths(state, naming, plan)
+        if found and not any(key.endswith(".running_mean") for key in state):
+            return "It has no running statistics: its norm_layer is not batch norm, and this library has no other."
+        if expected.keys() - found.keys() == {("mobilenet_v2", "conv_1x1")}:
+            return (
+                "It ends before the last 1×1 convolution, as feature extractors do: load_backbone puts it under a "
+                "MobileNetV2Backbone."
+            )
+        if found != expected:
+            return f"This library has {self.name}'s published networks, with {self.built_by}."
+        return USUAL_ADVICE
 
     def check_target(self, checkpoint: Checkpoint) -> None:
         """Compares with the nearest network that the library has."""

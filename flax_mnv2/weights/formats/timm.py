@@ -84,6 +84,7 @@ class TimmFormat(pytorch.PyTorchFormat):
     name = "timm"
     example = "conv_stem.weight, blocks.0.0.conv_dw.weight"
     naming = staticmethod(naming)
+    built_by = f"the widths and depths of {', '.join(VARIANTS)}"
 
     def knows(self, names: Iterable[str]) -> bool:
         """By those of the stem or of the blocks."""

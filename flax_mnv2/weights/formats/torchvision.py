@@ -31,6 +31,7 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
     name = "torchvision"
     example = "features.0.0.weight"
     to_folder = False
+    built_by = "any width_mult; no other inverted_residual_setting, round_nearest or block"
 
     def knows(self, names: Iterable[str]) -> bool:
         """By those of the numbered layers."""
