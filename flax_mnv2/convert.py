@@ -19,6 +19,7 @@ from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import Checkpoint, Source
 from flax_mnv2.weights.tensors import widened
+from flax_mnv2.weights.torch_files import WEIGHTS
 from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
 
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flax_mnv2.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .pt, .bin) or hub id")
+    parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .ckpt, …) or hub id")
     parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for torchvision and timm")
     parser.add_argument(
         "--from", dest="source_format", choices=("auto", *FORMATS), default="auto", help="what SRC must be"
@@ -35,10 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to", choices=tuple(FORMATS), help="format of DST; a folder is flax by default, and hf where SRC is flax"
     )
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="auto", help="of a training checkpoint: its moving average, or themselves"
+    )
+    parser.add_argument(
+        "--resize", type=int, metavar="PX", help="shorter side that images are resized to, where SRC does not say it"
+    )
     parser.add_argument("--overwrite", action="store_true", help="write where something lies already")
     options = parser.parse_args(arguments)
     try:
-        convert(options.src, options.dst, options.source_format, options.to, overwrite=options.overwrite)
+        source = open_weights(options.src, weights=options.weights)
+        if options.source_format not in ("auto", source.format):
+            raise CheckpointError(
+                f"{options.src} is in the format {source.format}, not {options.source_format} as --from says."
+            )
+        convert(source, options.dst, options.to, resize=options.resize, overwrite=options.overwrite)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
@@ -49,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(
-    weights: str, destination: pathlib.Path, source_format: str, to: str | None, *, overwrite: bool = False
+    source: Source, destination: pathlib.Path, to: str | None, *, resize: int | None = None, overwrite: bool = False
 ) -> None:
     """Does what the command line says, and prints it; a UserError, and nothing written, where that cannot be."""
     destination = pathlib.Path(os.path.normpath(expand_user(destination)))
@@ -57,12 +69,13 @@ def convert(
         raise ConfigError(
             f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
         )
-    source = open_weights(weights)
-    if source_format not in ("auto", source.format):
-        raise CheckpointError(f"{weights} is in the format {source.format}, not {source_format} as --from says.")
     to = to or ("hf" if source.format == "flax" else "flax")
     check_destination(destination, to)
     _check_free(source.where, destination, overwrite=overwrite)
+    if resize is not None:
+        if is_file_name(destination):
+            raise ConfigError(f"--resize is written beside the weights; {destination} is a file of tensors only.")
+        source = source.with_resize(resize)
     checkpoint = source.checkpoint()
     write(checkpoint, destination, to)
     print("\n".join(_report(source, checkpoint, destination, to)))
@@ -98,7 +111,7 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
         f"{sizes['batch_stats']:,} running statistics; {others} more, which only PyTorch's code has",
         f"written     {destination} ({to})",
     ]
-    notes = list(source.notes)
+    notes = [*source.notes, *filter(None, (source.processor_note,))]
     types = widened(source.state)
     if types:
         notes.append(f"{' and '.join(types)} became float32, exactly")

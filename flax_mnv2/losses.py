@@ -168,9 +168,11 @@ def classification_loss(logits: jax.Array, labels: jax.Array, *, problem_type: s
         raise _misfit(problem_type, f"numbers of shape {tuple(logits.shape)}", labels)
     if problem_type == "regression":
         return jnp.mean(squared_errors(logits, labels))
-    in_range = (labels >= 0) & (labels <= 1)
-    if not isinstance(labels, jax.core.Tracer) and not np.asarray(in_range).all():
-        raise ValueError(f"labels for {problem_type} must be from 0 to 1; found {np.asarray(labels)[~in_range][:8]}.")
+    if not isinstance(labels, jax.core.Tracer):  # then what is computed of them may be one, inside jit
+        values = np.asarray(labels)
+        out_of_range = values[~((values >= 0) & (values <= 1))]
+        if out_of_range.size:
+            raise ValueError(f"labels for {problem_type} must be from 0 to 1; found {out_of_range[:8]}.")
     return jnp.mean(binary_cross_entropies(logits, labels))
 
 

@@ -19,6 +19,7 @@ from flax_mnv2.errors import CheckpointError
 
 CHECKSUM_NAME = "crc32"  # of the JSON object that it is in
 ARRAYS_NAME = "arrays"
+USUAL_ADVICE = "Check that the config beside the weights is theirs, and that the file is whole."
 _SHOWN = 12  # of missing, unexpected and other tensors each
 
 
@@ -32,7 +33,7 @@ def check_same_tensors(
     expected: Mapping[str, tuple[int, ...]],
     source: str,
     owner: str = "the checkpoint has",
-    advice: str = "Check that the config beside the weights is theirs, and that the file is whole.",
+    advice: str = USUAL_ADVICE,
 ) -> None:
     """Raises a CheckpointError that lists every difference, unless names and shapes agree exactly.
 

@@ -24,6 +24,7 @@ LEARNED_ACTIVATIONS = ("prelu", "xielu")  # transformers' others
 MAX_LABELS = 200_000  # ten times the largest label set of ImageNet
 MAX_WIDTH_FACTOR = 64.0
 MAX_DEPTH_FACTOR = 6.0  # 91 blocks; beyond 100 their names would no longer sort by depth
+GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax")  # timm's names
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 Check = Callable[[str, Any], Any]
 _Labels = tuple[int, Mapping[int, str], Mapping[str, int]]
@@ -125,6 +126,7 @@ CHECKS: Mapping[str, Check] = {
     "classifier_initializer_range": _number(0.0, 10.0),
     "problem_type": _choice(*PROBLEM_TYPES),
     "pool_window": _integer(1, 65536),
+    "global_pool": _choice(*GLOBAL_POOLS),
     "layer_depth_multiplier": _number(0.0, MAX_DEPTH_FACTOR, above=True),
     "fixed_stem_and_head": _choice(True, False),
     "stem_residual": _choice(True, False),

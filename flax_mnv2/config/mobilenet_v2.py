@@ -89,6 +89,8 @@ class MobileNetV2Config:
         ``"multi_label_classification"``; None infers it from ``num_labels`` and the labels, as Hugging Face does.
       pool_window: side of the original's fixed average-pooling window at stride 1 (7 in TF-slim), so that images
         larger than the network was made for give a map of pooled features; None pools the whole map.
+      global_pool: what pooling takes of the last map, in timm's words: ``"avg"``, ``"max"``, ``"avgmax"`` (half of
+        each) or ``"catavgmax"`` (both, so that the classifier has twice the features). Ours.
       layer_depth_multiplier: every stage but the first and the last has this many times its blocks, rounded up
         (timm's ``mobilenetv2_110d`` and ``120d``). Ours.
       fixed_stem_and_head: the first and the last convolution keep 32 and 1280 channels whatever the depth
@@ -132,6 +134,7 @@ class MobileNetV2Config:
     classifier_initializer_range: float | None = None
     problem_type: str | None = None
     pool_window: int | None = None
+    global_pool: str = "avg"
     layer_depth_multiplier: float = 1.0
     fixed_stem_and_head: bool = False
     stem_residual: bool = False
@@ -348,6 +351,7 @@ _OWN_FIELDS = (
     "head_batch_norm_momentum",
     "classifier_initializer_range",
     "pool_window",
+    "global_pool",
     "layer_depth_multiplier",
     "fixed_stem_and_head",
     "stem_residual",

@@ -51,7 +51,8 @@ def complexity(
     if task == "segmentation":
         convs += _deeplab_head(config, convs[-1])
     if task == "classification" and config.num_labels:
-        convs.append(_Conv(config.layer_plan.last_channels, config.num_labels, 1, 1, 1, bias=True))
+        features = config.layer_plan.last_channels * (2 if config.global_pool == "catavgmax" else 1)
+        convs.append(_Conv(features, config.num_labels, 1, 1, 1, bias=True))
     norm_parameters = sum(2 * conv.channels for conv in convs if not conv.bias)
     biases = sum(conv.channels for conv in convs if conv.bias)
     return Complexity(

@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from flax_mnv2.models.fold import fold_batch_norm
-from flax_mnv2.models.ops.platforms import by_platform
+from flax_mnv2.models.ops.platforms import by_platform, has_known_shape
 from flax_mnv2.models.ops.slices import map_slices
 from flax_mnv2.models.outputs import ModelOutput
 
@@ -38,6 +38,8 @@ def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[
         return model.apply(variables, pixel_values)
 
     def sliced(variables, pixel_values):
+        if not has_known_shape(pixel_values):
+            return whole(variables, pixel_values)
         images = _IMAGES_PER_SLICE if len(pixel_values) % _IMAGES_PER_SLICE == 0 else 1
         return map_slices(lambda images: model.apply(variables, images), pixel_values, images)
 

@@ -17,7 +17,7 @@ from flax_mnv2.models.ops.activations import Activation
 from flax_mnv2.models.ops.depthwise import depthwise_conv
 from flax_mnv2.models.ops.platforms import Implementation
 from flax_mnv2.models.ops.pointwise import Moments, affine_act, moments, pointwise
-from flax_mnv2.models.ops.shifts import Padding
+from flax_mnv2.models.ops.shifts import Padding, for_xla
 
 Dtype = Any
 ModuleDef = Callable[..., nn.Module]  # a partial of a module, bound once at the root of a model
@@ -35,7 +35,7 @@ def same_padding(height: int, width: int, *, kernel: int, stride: int, dilation:
         return (side, side), (side, side)
 
     def pad(size: int) -> tuple[int, int]:
-        total = max(kernel - (size % stride or stride), 0)
+        total = max(kernel - (size - 1) % stride - 1, 0)  # without a question about a size, which may be symbolic
         return total // 2 * dilation, (total - total // 2) * dilation
 
     return pad(height), pad(width)
@@ -99,7 +99,7 @@ class Convolution(nn.Module):
             x,
             kernel,
             window_strides=(self.stride, self.stride),
-            padding=window["padding"],
+            padding=for_xla(window["padding"]),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -233,18 +233,39 @@ def draw_kept(key: jax.Array, rate: float, shape: tuple[int, ...], axis_name: st
     return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape[1:]))(keys)
 
 
-def average_pool(x: jax.Array, window: int | None) -> jax.Array:
-    """Means of (N, h, w, c) over the map, (N, c), or over every place of a window in it, of the dtype of ``x``.
+def pool(x: jax.Array, kind: str = "avg", window: int | None = None) -> jax.Array:
+    """(N, h, w, c) over the map, (N, c), or over every place of a window in it, of the dtype of ``x``.
 
-    A window is square, moves by one pixel and stays inside the map, shrunk to the map's sides where it is larger (as
-    TF-slim does): (N, h - window + 1, w - window + 1, c).
+    ``kind`` is one of ``flax_mnv2.config.GLOBAL_POOLS``; ``"catavgmax"`` gives 2c channels. A window is square, moves
+    by one pixel and stays inside the map, shrunk to the map's sides where it is larger (as TF-slim does):
+    (N, h - window + 1, w - window + 1, c).
     """
-    total = x.astype(at_least_float32(x.dtype))
+    wide = x.astype(at_least_float32(x.dtype))
+    if kind == "max":
+        return _highest(wide, window).astype(x.dtype)
+    mean = _mean(wide, window)
+    if kind == "avgmax":
+        mean = 0.5 * (mean + _highest(wide, window))
+    elif kind == "catavgmax":
+        mean = jnp.concatenate([mean, _highest(wide, window)], axis=-1)
+    return mean.astype(x.dtype)
+
+
+def _mean(x: jax.Array, window: int | None) -> jax.Array:
     if window is None:
-        return jnp.mean(total, axis=(1, 2)).astype(x.dtype)
-    sides = tuple(min(window, side) for side in x.shape[1:3])
-    sums = lax.reduce_window(total, 0.0, lax.add, (1, *sides, 1), (1, 1, 1, 1), "VALID")
-    return (sums / (sides[0] * sides[1])).astype(x.dtype)
+        return jnp.mean(x, axis=(1, 2))
+    sides = _sides(x, window)
+    return lax.reduce_window(x, 0.0, lax.add, (1, *sides, 1), (1, 1, 1, 1), "VALID") / (sides[0] * sides[1])
+
+
+def _highest(x: jax.Array, window: int | None) -> jax.Array:
+    if window is None:
+        return jnp.max(x, axis=(1, 2))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *_sides(x, window), 1), (1, 1, 1, 1), "VALID")
+
+
+def _sides(x: jax.Array, window: int) -> tuple[int, ...]:
+    return tuple(min(window, side) for side in x.shape[1:3])
 
 
 def classifier_init(config: MobileNetV2Config) -> nn.initializers.Initializer:

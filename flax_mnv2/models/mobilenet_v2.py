@@ -19,7 +19,7 @@ from flax_mnv2.models.backbone import Backbone
 from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
 from flax_mnv2.models.heads.classification import ClassificationHead
 from flax_mnv2.models.heads.deeplab import DeepLabV3Head
-from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, average_pool
+from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, pool
 from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.outputs import (
     BaseModelOutputWithPoolingAndNoAttention,
@@ -82,6 +82,9 @@ class _MobileNetV2(nn.Module):
             **attributes,
         )
 
+    def _pool(self, last: jax.Array) -> jax.Array:
+        return pool(last, self.config.global_pool, self.config.pool_window)
+
     def _conv_and_norm(self, train: bool) -> tuple[ModuleDef, ModuleDef | None]:
         """Binds what all layers of a network share."""
         if self.implementation not in IMPLEMENTATIONS:
@@ -141,7 +144,7 @@ class MobileNetV2Model(_MobileNetV2):
         last = endpoints[run_to or LAST_CONV]
         output = BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=last,
-            pooler_output=average_pool(last, self.config.pool_window) if self.add_pooling_layer else None,
+            pooler_output=self._pool(last) if self.add_pooling_layer else None,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
         return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
@@ -217,7 +220,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         backbone = self._backbone(train=train, keep_expansions=names_layers(output_hidden_states))
         endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
-        logits = head(average_pool(endpoints[LAST_CONV], self.config.pool_window), train=train)
+        logits = head(self._pool(endpoints[LAST_CONV]), train=train)
         output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -286,7 +289,8 @@ def check_images(images: jax.Array | None, config: MobileNetV2Config) -> None:
     if not isinstance(images, (jax.Array, np.ndarray)):
         raise ValueError(f"images must be a JAX or NumPy array; found {type(images).__name__}.")
     expected = f"(N, H, W, {config.num_channels}) with H and W at least {MIN_SIZE_PX}"
-    if images.ndim != 4 or images.shape[-1] != config.num_channels or min(images.shape[1:3]) < MIN_SIZE_PX:
+    sides = [side for side in images.shape[1:3] if isinstance(side, int)]  # a symbolic one is known when it is run
+    if images.ndim != 4 or images.shape[-1] != config.num_channels or min(sides, default=MIN_SIZE_PX) < MIN_SIZE_PX:
         raise ValueError(
             f"images must have shape {expected}; found {tuple(images.shape)}. "
             "Images are channels last (NHWC); add a batch dimension to a single image."

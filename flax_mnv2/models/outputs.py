@@ -59,8 +59,8 @@ class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
 
     Attributes:
       last_hidden_state: (N, h, w, c), the last 1×1 convolution, or the layer that ``run_to`` names.
-      pooler_output: its mean over the map, (N, c); with ``config.pool_window`` means over that window,
-        (N, h', w', c); None without pooling layer.
+      pooler_output: that pooled as ``config.global_pool`` says, (N, c), by default its mean over the map; with
+        ``config.pool_window`` over that window, (N, h', w', c); None without pooling layer.
       hidden_states: the layers that ``output_hidden_states`` selects, if any.
     """
 

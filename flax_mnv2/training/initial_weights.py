@@ -35,7 +35,7 @@ def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: An
 
     The lines name pixels, padding or activations that the weights learned with and the run does not have.
     """
-    source, ours = open_weights(config.init_from), task.model.config
+    source, ours, lines = open_weights(config.init_from), task.model.config, []
     _check_same_network(config, source.config, ours)
     if config.init_scope == "backbone":
         variables = load_backbone(source, variables)
@@ -51,7 +51,8 @@ def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: An
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nTo take the backbone alone: --config.init_scope=backbone") from None
         variables = traverse_util.unflatten_dict(flat)
-    return variables, _origin_notes(config, source, ours)
+        lines = [f"note: {config.init_from}: {note}" for note in source.notes]
+    return variables, lines + _origin_notes(config, source, ours)
 
 
 def _check_same_network(config: ml_collections.ConfigDict, theirs: MobileNetV2Config, ours: MobileNetV2Config) -> None:

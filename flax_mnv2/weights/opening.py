@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -9,14 +10,23 @@ from typing import Any
 
 from flax_mnv2.checkpoint.folder import FOLDER_NAME, CheckpointFolder, step_of
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.errors import CheckpointError
+from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_json
 from flax_mnv2.hub import expand_user, resolve_folder
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
 from flax_mnv2.weights.source import Source
-from flax_mnv2.weights.tensor_files import FILE_SUFFIXES, WEIGHT_NAMES, TensorFile, read_tensor_file, to_arrays
+from flax_mnv2.weights.tensor_files import (
+    FILE_SUFFIXES,
+    READ_SUFFIXES,
+    WEIGHT_NAMES,
+    TensorFile,
+    read_tensor_file,
+    to_arrays,
+)
+from flax_mnv2.weights.tensors import is_rounded
+from flax_mnv2.weights.torch_files import check_choice
 
 _HUB_FILES = (CONFIG_NAME, PROCESSOR_NAME, *dict.fromkeys(name for form in FORMATS.values() for name in form.hub_files))
 _HUB_PICKLES = (*WEIGHT_NAMES[2:], "pytorch_model-*.bin")
@@ -24,56 +34,69 @@ _SHOWN = 5
 
 
 def open_weights(
-    weights: str | pathlib.Path | Source,
+    source: str | pathlib.Path | Mapping[str, Any] | Source,
     *,
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
     config: MobileNetV2Config | None = None,
+    weights: str = "auto",
 ) -> Source:
     """Opens weights of any format, which it recognises by files, config and names, or raises a UserError.
 
     They are a folder of Hugging Face, timm or the flax format; a checkpoint of a run, ``WORKDIR/checkpoints/step_N``; a
-    ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of transformers (with its ``config.json`` beside it),
-    torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``, with ``revision`` and ``cache_dir`` as for
-    ``from_pretrained``; or a source that is open already, which is given back. Of transformers' weights ``config`` goes
-    before the ``config.json`` that lies there.
+    ``.safetensors`` or PyTorch file, also a training checkpoint, of transformers (with its ``config.json`` beside it),
+    torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``; a state dict of torchvision's or timm's; or a
+    source that is open already, which is given back. ``revision``, ``cache_dir`` and ``weights`` are as for
+    ``from_pretrained``. Of transformers' weights ``config`` goes before the ``config.json`` that lies there.
     """
-    if isinstance(weights, Source):
-        return weights
-    path = expand_user(weights)
-    is_file = os.path.isfile(path) or (is_file_name(path) and not os.path.isdir(path))
+    check_choice(weights)
+    if isinstance(source, Source):
+        if weights != "auto":
+            raise ConfigError(f"{source.where} is open already; pass weights={weights!r} to open_weights.")
+        return source
+    if isinstance(source, Mapping):
+        return open_state_dict(source)
+    path = expand_user(source)
+    is_file = os.path.isfile(path) or ((is_file_name(path) or path.suffix in READ_SUFFIXES) and not os.path.isdir(path))
     if not is_file:
         step = step_of(path.name)
         if step is not None and not path.exists():  # earlier versions called a run's checkpoint 4, not step_4
             other = CheckpointFolder(path.parent).path_of(step)
-            weights = other if other.is_dir() else weights
-        path = _fetch(weights, revision=revision, cache_dir=cache_dir)
+            source = other if other.is_dir() else source
+        path = _fetch(source, revision=revision, cache_dir=cache_dir)
     elif not os.path.exists(path):
         raise CheckpointError(f"No file or folder {path}.")
     folder, tensors = (path.parent if is_file else path), None
     if is_file and (path.suffix in FILE_SUFFIXES or not is_file_name(path)):
-        tensors = read_tensor_file(path)  # an error where no format has the suffix
-    found = Found(path, folder, _peek(folder / CONFIG_NAME), tensors, config)
-    return _recognise(found).open(found)
+        tensors = read_tensor_file(path, weights)  # an error where no format has the suffix
+    return _open(Found(path, folder, _peek(folder / CONFIG_NAME), tensors, config, weights))
 
 
 def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None = None) -> Source:
     """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
-    found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)).unwrapped(), config)
-    return _recognise(found).open(found)
+    found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)), config)
+    return _open(found)
 
 
-def _fetch(weights: str | pathlib.Path, **options: Any) -> pathlib.Path:
+def _open(found: Found) -> Source:
+    source = _recognise(found).open(found)
+    if not is_rounded(source.state):
+        return source
+    return dataclasses.replace(source, notes=(*source.notes, "float64 became float32, rounded"))
+
+
+def _fetch(source: str | pathlib.Path, **options: Any) -> pathlib.Path:
     """Returns the local folder; from the hub, pickled weights are fetched only where there are no others."""
-    folder = resolve_folder(weights, files=_HUB_FILES, **options)
+    folder = resolve_folder(source, files=_HUB_FILES, **options)
     if any((folder / name).exists() for form in FORMATS.values() for name in form.weight_names):
         return folder
-    return resolve_folder(weights, files=(*_HUB_FILES, *_HUB_PICKLES), **options)
+    return resolve_folder(source, files=(*_HUB_FILES, *_HUB_PICKLES), **options)
 
 
 def _recognise(found: Found) -> Format:
     """Returns the format that says yes; a CheckpointError where none does."""
-    forms = [form for form in FORMATS.values() if not found.is_file or found.where.suffix in form.suffixes]
+    suffixes = FILE_SUFFIXES if found.tensors is not None else (found.where.suffix,)
+    forms = [form for form in FORMATS.values() if not found.is_file or set(suffixes) & set(form.suffixes)]
     form = next((form for form in forms if form.recognises(found)), None)
     if form is not None:
         return form

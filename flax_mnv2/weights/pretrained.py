@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from flax_mnv2.weights.formats import FORMATS
 from flax_mnv2.weights.models import MODEL_CLASSES, task_of_class
 from flax_mnv2.weights.opening import open_state_dict, open_weights
 from flax_mnv2.weights.source import (
+    FIRST_KERNEL,
     Checkpoint,
     Source,
     class_of,
@@ -35,14 +37,16 @@ from flax_mnv2.weights.source import (
 from flax_mnv2.weights.tensors import Path, Shapes, Tensors
 from flax_mnv2.weights.writing import write
 
+_log = logging.getLogger(__name__)
 Variables = dict[str, Any]
-Weights = str | pathlib.Path | Source  # whatever ``open_weights`` takes
+Weights = str | pathlib.Path | Mapping[str, Any] | Source  # whatever ``open_weights`` takes
 
 
 def from_pretrained(
     pretrained_model_name_or_path: Weights,
     *,
     task: str | None = None,
+    weights: str = "auto",
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
     config: MobileNetV2Config | None = None,
@@ -55,9 +59,11 @@ def from_pretrained(
 
     Args:
       pretrained_model_name_or_path: a hub id, a folder or a file of any library, or a checkpoint of a training run
-        (``WORKDIR/checkpoints/step_N``; its moving average, where it has one); as ``open_weights`` takes or gives it.
+        (``WORKDIR/checkpoints/step_N``, or a PyTorch program's); as ``open_weights`` takes or gives it.
       task: ``"segmentation"``, ``"classification"`` or ``"backbone"``; None reads it from the config. A backbone is
         taken from a checkpoint with any head.
+      weights: of a training checkpoint: ``"ema"`` for the moving average of the weights, ``"raw"`` for the weights
+        themselves, ``"auto"`` for the average where there is one.
       revision: branch, tag or commit of a hub id.
       cache_dir: where downloads are kept; None is huggingface_hub's default.
       config: in place of that of the checkpoint.
@@ -68,7 +74,8 @@ def from_pretrained(
         another shape, with a warning that names them.
       **changes: other fields of the config, such as ``output_stride=8``, ``output_hidden_states=True`` or
         ``num_labels=10`` (names of the checkpoint's classes stay where there are as many), or attributes of the model,
-        such as ``remat=True``.
+        such as ``remat=True``. With ``num_channels`` the first convolution is summed over its channels or repeated, as
+        timm does.
 
     Returns:
       The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
@@ -77,7 +84,9 @@ def from_pretrained(
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
       ConfigError: the config is not a MobileNetV2's, or a change is unknown or out of range.
     """
-    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config)
+    source = open_weights(
+        pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config, weights=weights
+    )
     if task is None:
         task = source.task or (task_of(source.config) if config is None else source.task_of_names())
     options = {"dtype": dtype, "torch_dtype": torch_dtype, "ignore_mismatched_sizes": ignore_mismatched_sizes}
@@ -88,6 +97,7 @@ def load(
     model_class: type[nn.Module],
     pretrained_model_name_or_path: Weights,
     *,
+    weights: str = "auto",
     revision: str | None = None,
     cache_dir: str | pathlib.Path | None = None,
     config: MobileNetV2Config | None = None,
@@ -97,10 +107,13 @@ def load(
     **changes: Any,
 ) -> tuple[nn.Module, Variables]:
     """Loads a checkpoint into a model of one of ``MODEL_CLASSES`` or a subclass; otherwise as ``from_pretrained``."""
-    source = open_weights(pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config)
     task = task_of_class(model_class)
     if task is None:
         raise ConfigError(f"A {model_class.__name__} has no pretrained weights; {_known_classes()} have.")
+    source = open_weights(
+        pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config, weights=weights
+    )
+    source = _adapted(source, changes.get("num_channels"))
     config = source.config if config is None else config
     attributes = _pop(changes, *(model_class.__dataclass_fields__.keys() - {"config", "parent", "name"}))
     if changes.get("num_labels") in (None, config.num_labels):
@@ -150,6 +163,7 @@ def from_state_dict(
     config: MobileNetV2Config | None = None,
     task: str | None = None,
     dtype: Any = jnp.float32,
+    **config_overrides: Any,
 ) -> tuple[nn.Module, Variables]:
     """Converts the state dict of a model of transformers, torchvision or timm, which it recognises.
 
@@ -159,6 +173,7 @@ def from_state_dict(
         torchvision's and timm's say it themselves.
       task: as for ``from_pretrained``; None takes the config's, else that of the head.
       dtype: as for ``from_pretrained``.
+      **config_overrides: as for ``from_pretrained``; ``global_pool`` of timm's modules, which their tensors do not say.
 
     Returns:
       The model and its variables, as ``from_pretrained``.
@@ -168,7 +183,7 @@ def from_state_dict(
       ConfigError: a config that is needed is missing, or the reverse.
     """
     source = open_state_dict(state, config)
-    return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype)
+    return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype, **config_overrides)
 
 
 def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str = "") -> Variables:
@@ -201,7 +216,8 @@ def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str
             f"The variables have no mobilenet_v2 under prefix={prefix!r}; "
             f"there is one under {' and '.join(map(repr, sorted(found))) or 'no prefix at all'}."
         )
-    loaded = _as_far_as(wanted, open_weights(weights)).select(wanted, backbone_only=True)
+    source = _adapted(open_weights(weights), _channels_of(wanted))
+    loaded = _as_far_as(wanted, source).select(wanted, backbone_only=True)
     flat |= {path: loaded[inner[path]] for path in inner if inner[path] in loaded}
     return traverse_util.unflatten_dict(flat)
 
@@ -273,6 +289,21 @@ def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) 
     checkpoint = _checkpoint_of(model, variables)
     FORMATS[library].check_target(checkpoint)
     return FORMATS[library].state_dict(checkpoint)
+
+
+def _adapted(source: Source, num_channels: int | None) -> Source:
+    """Returns the source for images of so many channels, and logs what was done on the way to its weights."""
+    if num_channels is not None:
+        source = source.with_channels(num_channels)
+    if source.notes:
+        _log.warning("%s: %s", source.where, "; ".join(source.notes))
+    return source
+
+
+def _channels_of(shapes: Shapes) -> int | None:
+    """Returns the channels of the images that a model takes."""
+    shape = shapes.get(FIRST_KERNEL)
+    return shape[2] if shape is not None and len(shape) == 4 else None
 
 
 def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from flax_mnv2.checkpoint.comparing import USUAL_ADVICE
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.common import DTYPE_KEYS
 from flax_mnv2.errors import CheckpointError, ConfigError
@@ -22,9 +24,21 @@ from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2Imag
 from flax_mnv2.layer_plan import LayerPlan
 from flax_mnv2.models.endpoints import LAST_CONV
 from flax_mnv2.weights.models import MODEL_CLASSES
-from flax_mnv2.weights.tensors import Naming, Path, Shapes, StateDict, Tensors, counter_shapes, read_state, widened
+from flax_mnv2.weights.tensors import (
+    Naming,
+    Path,
+    Shapes,
+    StateDict,
+    Tensors,
+    counter_shapes,
+    is_rounded,
+    read_state,
+    widened,
+)
 
+_log = logging.getLogger(__name__)
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
+FIRST_KERNEL = ("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 
 
@@ -151,6 +165,8 @@ class Source:
     config_text: str | None = None  # its config.json if that is a config of ours and transformers'
     processor_folder: pathlib.Path | None = None  # where a preprocessor_config.json lies, if there is one
     usual_processor: MobileNetV2ImageProcessor | None = None  # where that is absent
+    processor_note: str = ""  # what is not known of the usual one, in words for the user
+    advice: str = USUAL_ADVICE  # to the user, where tensors do not fit the model
     notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
 
     @property
@@ -167,6 +183,8 @@ class Source:
     def processor(self) -> MobileNetV2ImageProcessor:
         """Returns what prepares images for these weights, or raises a CheckpointError where nothing is known of it."""
         if self.usual_processor is not None and not self._has_processor_file:
+            if self.processor_note:
+                _log.warning("%s: %s", self.where, self.processor_note)
             return self.usual_processor
         if self.processor_folder is None:
             raise CheckpointError(
@@ -177,6 +195,33 @@ class Source:
     @property
     def _has_processor_file(self) -> bool:
         return self.processor_folder is not None and (self.processor_folder / PROCESSOR_NAME).exists()
+
+    def with_resize(self, shortest_edge: int) -> Source:
+        """Returns the weights with a processor that resizes the shorter side to this; a UserError where it cannot."""
+        processor = dataclasses.replace(self.processor(), size={"shortest_edge": shortest_edge})
+        return dataclasses.replace(self, processor_folder=None, usual_processor=processor, processor_note="")
+
+    def with_channels(self, num_channels: int) -> Source:
+        """Returns the weights for images of another number of channels, as timm makes them of those that were trained.
+
+        For 1 the first convolution's kernels are summed; for others they are repeated as often as needed and scaled
+        by the old number / the new one.
+        """
+        config, key = self.config.replace(num_channels=num_channels), self.naming.key_of(FIRST_KERNEL)
+        if config == self.config or key not in self.state:
+            return self
+        kernel = self.naming.to_flax(key, self.state[key])
+        trained = self.config.num_channels
+        if num_channels == 1:
+            how, kernel = "summed", kernel.sum(axis=2, keepdims=True)
+        else:
+            how = f"repeated and scaled by {trained}/{num_channels}"
+            kernel = kernel[:, :, np.arange(num_channels) % trained] * np.float32(trained / num_channels)
+        note = f"the first convolution's {trained} input channels became {num_channels}: {how}, as timm does"
+        state = {**self.state, key: self.naming.from_flax(kernel)}
+        return dataclasses.replace(
+            self, config=config, state=state, config_text=None, usual_processor=None, notes=(*self.notes, note)
+        )
 
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
         """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
@@ -191,7 +236,7 @@ class Source:
             and key not in unused
             and (not backbone_only or re.match(self.naming.backbone, key))
         }
-        return read_state(state, shapes, self.naming, source=str(self.where))
+        return read_state(state, shapes, self.naming, source=str(self.where), advice=self.advice)
 
     def checkpoint(self) -> Checkpoint:
         """Returns every tensor; errors as for ``select``."""
@@ -201,11 +246,11 @@ class Source:
             shapes |= last_conv_shapes(self.config)
         counters = counter_shapes(shapes)
         shapes |= {path: counters[path] for path in counters if self.naming.key_of(path) in self.state}
-        tensors = read_state(self.state, shapes, self.naming, source=str(self.where))
+        tensors = read_state(self.state, shapes, self.naming, source=str(self.where), advice=self.advice)
         if not self.complete or (task == "segmentation" and not last_conv_shapes(self.config).keys() <= tensors.keys()):
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text
-        if widened(self.state):
+        if widened(self.state) or is_rounded(self.state):
             stated = {name: "float32" for name in DTYPE_KEYS if name in config.extra}
             config, config_text = config.replace(**stated), None
         return Checkpoint(config, task, tensors, config_text, self.processor_text)

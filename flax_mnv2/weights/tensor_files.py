@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import pathlib
-import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from flax_mnv2.errors import CheckpointError, how_to_install
+from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import read_json, replacing, shown
 from flax_mnv2.weights.tensors import StateDict
+from flax_mnv2.weights.torch_files import import_torch, is_torch_file, read_torch_file
 
 SAFETENSORS_NAME = "model.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
@@ -23,10 +21,11 @@ INDEX_SUFFIX = ".index.json"
 # In the order in which they are looked for.
 WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX)
 SAFETENSORS_SUFFIX = ".safetensors"
-FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".pth", ".pt", ".bin")
+FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".pth", ".pt", ".bin")  # read and written
+READ_SUFFIXES = (*FILE_SUFFIXES, ".ckpt", ".tar")  # Lightning's, and .pth.tar; others are read by what is in them
 MAX_WEIGHTS_BYTES = 2**30  # of one file, far above any MobileNetV2
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
-_WRAPPERS = ("module.", "_orig_mod.", "model.")  # before every name: DataParallel, torch.compile, Lightning
+_MAX_PREFIXES = 8
+_AVERAGED_MODELS = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts them beside the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +35,23 @@ class TensorFile:
     state: StateDict
     notes: tuple[str, ...] = ()  # what was done to find them, in words for the user
 
-    def unwrapped(self) -> TensorFile:
-        """Returns the same without a wrapper's prefix, where all names have one; a note says so."""
-        for wrapper in _WRAPPERS:
-            if self.state and all(key.startswith(wrapper) for key in self.state):
-                state = {key.removeprefix(wrapper): value for key, value in self.state.items()}
-                return TensorFile(state, (*self.notes, f"dropped {wrapper!r} before every name")).unwrapped()
+    def unwrapped(self, knows: Callable[[Iterable[str]], bool]) -> TensorFile:
+        """Returns the same without the prefixes that all names share, where ``knows`` knows the rest; notes say so.
+
+        Wrappers put them there: ``module.`` DataParallel, ``_orig_mod.`` torch.compile, ``model.`` Lightning, and
+        every module of somebody's own that has the network as a part.
+        """
+        state, notes = dict(self.state), list(self.notes)
+        if state.pop(_AVERAGED_MODELS, None) is not None:
+            notes.append(f"left out {_AVERAGED_MODELS!r}, the count of averaged models")
+        for _ in range(_MAX_PREFIXES):
+            if knows(state):
+                return TensorFile(state, tuple(notes))
+            prefix = next(iter(state), "").partition(".")[0] + "."
+            if not state or not all(key.startswith(prefix) for key in state):
+                break
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            notes.append(f"dropped {shown(prefix)} before every name")
         return self
 
 
@@ -50,37 +60,45 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path | None:
     return next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
 
 
-def read_weights(folder: pathlib.Path) -> TensorFile:
-    """Returns tensors by name from ``model.safetensors``, else ``pytorch_model.bin``; one file or shards."""
+def read_weights(folder: pathlib.Path, weights: str = "auto") -> TensorFile:
+    """Returns tensors by name from ``model.safetensors``, else ``pytorch_model.bin``; one file or shards.
+
+    ``weights`` as for ``read_tensor_file``.
+    """
     path = find_weights(folder)
     if path is None:
         raise CheckpointError(
             f"No weights in {folder}; expected {SAFETENSORS_NAME} or {PICKLE_NAME} there, or the {INDEX_SUFFIX[1:]} "
             "of one of them with its shards."
         )
-    return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else read_tensor_file(path)
+    return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else read_tensor_file(path, weights)
 
 
-def read_tensor_file(path: pathlib.Path) -> TensorFile:
-    """Returns tensors by name from a file with one of ``FILE_SUFFIXES``, of at most ``MAX_WEIGHTS_BYTES``.
+def read_tensor_file(path: pathlib.Path, weights: str = "auto") -> TensorFile:
+    """Returns tensors by name from a file of safetensors or PyTorch's, of at most ``MAX_WEIGHTS_BYTES``.
 
-    Weights inside a training checkpoint are taken out of it, and a wrapper's prefix is dropped; the notes say so.
+    Weights inside a training checkpoint are taken out of it, which the notes say. ``weights`` is ``"ema"`` for their
+    moving average, ``"raw"`` for themselves, ``"auto"`` for the average where there is one.
     """
-    if path.suffix not in FILE_SUFFIXES:
+    if not path.is_file() and (path.exists() or path.suffix in READ_SUFFIXES):
+        raise CheckpointError(f"{path} is no regular file; expected a file of weights.")
+    if path.suffix not in READ_SUFFIXES and not (path.is_file() and is_torch_file(path)):
         raise CheckpointError(
             f"{path} ends in {path.suffix or 'nothing'}; expected a file of weights that ends in "
-            f"{', '.join(FILE_SUFFIXES)}."
+            f"{', '.join(READ_SUFFIXES)}."
         )
-    if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file; expected a file of weights.")
     size = path.stat().st_size
     if size > MAX_WEIGHTS_BYTES:
         raise CheckpointError(
             f"{path} has {size:,} bytes; a file of weights may have at most {MAX_WEIGHTS_BYTES:,}, far above any "
             "MobileNetV2. Check that it is the one you meant."
         )
-    read = _read_safetensors if path.suffix == SAFETENSORS_SUFFIX else _read_torch_file
-    return read(path).unwrapped()
+    if path.suffix != SAFETENSORS_SUFFIX:
+        state, notes = read_torch_file(path, weights)
+        return TensorFile(_arrays_of(path, state), notes)
+    if weights == "ema":
+        raise CheckpointError(f'{path} has no moving average beside the weights, and weights="ema" was asked for.')
+    return _read_safetensors(path)
 
 
 def write_tensor_file(path: pathlib.Path, state: StateDict) -> None:
@@ -91,7 +109,7 @@ def write_tensor_file(path: pathlib.Path, state: StateDict) -> None:
 
             save_file(state, temporary, metadata={"format": "pt"})  # transformers asks for this entry
         else:
-            torch = _import_torch(f"Writing {path}")
+            torch = import_torch(f"Writing {path}")
             torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, temporary)
 
 
@@ -162,45 +180,3 @@ def _read_safetensors(path: pathlib.Path) -> TensorFile:
             f"Cannot read {path}: {error}. The file is damaged or incomplete: copy or download it again; or it has a "
             "type that NumPy does not have: convert it to float32 in the library that wrote it."
         ) from None
-
-
-def _read_torch_file(path: pathlib.Path) -> TensorFile:
-    """PyTorch's own restricted reader: tensors, plain containers, and the Namespace in which programs keep options."""
-    torch = _import_torch(f"Reading {path}")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # of files that are refused anyway
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many types; each means the file is not plain weights
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {shown(name[1])[1:-1]}" if name else type(error).__name__
-        raise CheckpointError(
-            f"Cannot read {path} as plain weights: {reason}. It is damaged, or holds Python objects, which are never "
-            "executed here. Save the state dict alone, or as safetensors."
-        ) from None
-
-    def is_state_dict(value: object) -> bool:
-        return isinstance(value, dict) and all(
-            isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()
-        )
-
-    if is_state_dict(loaded):
-        return TensorFile(_arrays_of(path, loaded))
-    for name in _NESTED_UNDER if isinstance(loaded, dict) else ():
-        if is_state_dict(loaded.get(name)):
-            return TensorFile(_arrays_of(path, loaded[name]), (f"took the weights from {name!r} in the file",))
-    raise CheckpointError(
-        f"{path} is not a state dict (tensors by name), alone or under {', '.join(_NESTED_UNDER)}; "
-        "save model.state_dict()."
-    )
-
-
-def _import_torch(purpose: str):
-    """PyTorch, or a CheckpointError that begins with what it is needed for."""
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            f"{purpose} needs PyTorch, which is not installed. {how_to_install('torch')}; or use a .safetensors file."
-        ) from None
-    return torch

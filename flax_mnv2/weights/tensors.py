@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from flax_mnv2.checkpoint.comparing import check_same_tensors
+from flax_mnv2.checkpoint.comparing import USUAL_ADVICE, check_same_tensors
 from flax_mnv2.errors import CheckpointError
 
 Path = tuple[str, ...]
@@ -29,6 +29,7 @@ _TORCH_LEAVES = {
     (COUNTERS, "num_batches_tracked"): "num_batches_tracked",
 }
 _WIDENED = ("float16", "bfloat16")  # every value of theirs is a float32
+_ROUNDED = "float64"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Naming:
         """OIHW → HWIO and (out, in) → (in, out) where the layout is PyTorch's; float32, or the counter's integers."""
         if array.ndim == 0:
             return array
-        return np.ascontiguousarray(widen(key, array).transpose(np.argsort(self._axes(array.ndim))))
+        return np.ascontiguousarray(to_float32(key, array).transpose(np.argsort(self._axes(array.ndim))))
 
     def from_flax(self, array: np.ndarray) -> np.ndarray:
         """Returns the inverse of ``to_flax``; types stay."""
@@ -72,24 +73,38 @@ def torch_naming(prefix_of: Callable[[Path], str | None], *, backbone: str) -> N
 FLAX_NAMING = Naming("/".join, r"\w+/mobilenet_v2/", torch_layout=False)
 
 
-def widen(key: str, array: np.ndarray) -> np.ndarray:
-    """float32 as it is; float16 and bfloat16 exactly as float32; a CheckpointError for what would lose by it."""
+def to_float32(key: str, array: np.ndarray) -> np.ndarray:
+    """float32 as it is, float16 and bfloat16 exactly, float64 rounded; a CheckpointError for any other type.
+
+    A finite float64 beyond float32's range is an error too.
+    """
     if array.dtype == np.float32:
         return array
-    if array.dtype.name not in _WIDENED:
+    if array.dtype.name not in (*_WIDENED, _ROUNDED):
         raise CheckpointError(
-            f"Tensor {key} is {array.dtype.name}; weights must be float32, float16 or bfloat16. Turn it into float32 "
-            "in the library that wrote it, where what is lost can be judged."
+            f"Tensor {key} is {array.dtype.name}; weights must be float32, or float16, bfloat16 or float64. Turn it "
+            "into float32 in the library that wrote it, where what is lost can be judged."
         )
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32)
+    if (np.isinf(converted) & np.isfinite(array)).any():
+        raise CheckpointError(f"Tensor {key} is float64 with values beyond float32's range; they are no weights.")
+    return converted
 
 
 def widened(state: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the types in ``state`` that reading turns into float32."""
+    """Names of the types in ``state`` that reading turns into float32, all values unchanged."""
     return sorted({array.dtype.name for array in state.values()} & set(_WIDENED))
 
 
-def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str) -> Tensors:
+def is_rounded(state: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether ``state`` has float64, which reading rounds to float32."""
+    return any(array.dtype.name == _ROUNDED for array in state.values())
+
+
+def read_state(
+    state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, *, source: str, advice: str = USUAL_ADVICE
+) -> Tensors:
     """Returns the tensors of ``state``, which has a library's names, by path: those of ``shapes``, in Flax's layout.
 
     A CheckpointError names every tensor that is missing, left over or of another shape or type.
@@ -99,6 +114,7 @@ def read_state(state: Mapping[str, np.ndarray], shapes: Shapes, naming: Naming, 
         found={key: value.shape for key, value in state.items()},
         expected={keys[path]: naming.shape_of(shape) for path, shape in shapes.items()},
         source=source,
+        advice=advice,
     )
     for path, key in keys.items():
         if path[0] == COUNTERS and state[key].dtype.kind not in "iu":

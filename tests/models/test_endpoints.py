@@ -18,7 +18,7 @@ from flax_mnv2 import (
 )
 from flax_mnv2.models.complexity import complexity
 from flax_mnv2.models.endpoints import endpoint_names
-from flax_mnv2.models.layers import average_pool
+from flax_mnv2.models.layers import pool
 
 IMAGES = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
 
@@ -178,9 +178,9 @@ def test_a_stride_beyond_the_output_stride_is_refused():
 def test_window_means():
     x = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
     expected = [[x[:, r : r + 7, c : c + 7].mean((1, 2)) for c in range(2)] for r in range(3)]
-    np.testing.assert_allclose(average_pool(x, 7), np.moveaxis(expected, 2, 0), atol=1e-6)
-    np.testing.assert_allclose(average_pool(x, None), x.mean((1, 2)), atol=1e-6)
-    np.testing.assert_allclose(average_pool(x, 100)[:, 0, 0], x.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(pool(x, window=7), np.moveaxis(expected, 2, 0), atol=1e-6)
+    np.testing.assert_allclose(pool(x), x.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(pool(x, window=100)[:, 0, 0], x.mean((1, 2)), atol=1e-6)
 
 
 def test_larger_images_give_a_map_of_logits():

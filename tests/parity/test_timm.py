@@ -1,5 +1,6 @@
 """Conversion from and to timm's mobilenetv2_* against the library itself, on random weights and statistics."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.checks import GLOBAL_POOLS
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.models.layers import pool
 from flax_mnv2.weights.formats import timm as ours
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.writing import write
@@ -165,3 +168,46 @@ def test_training_normalises_as_timm_does(saved):
 
 def test_state_dicts_in_memory(timm, randomize, check_state_dict):
     check_state_dict(randomize(timm.create_model("mobilenetv2_110d", num_classes=5), seed=6), "timm")
+
+
+@pytest.mark.parametrize("kind", GLOBAL_POOLS)
+def test_pooling(timm, kind):
+    import torch
+
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 8)).astype(np.float32)
+    for name in (kind, f"fast{kind}"):
+        theirs = timm.layers.SelectAdaptivePool2d(pool_type=name, flatten=True)(
+            torch.from_numpy(x.transpose(0, 3, 1, 2))
+        )
+        np.testing.assert_allclose(pool(x, kind), theirs, atol=1e-6)
+    np.testing.assert_allclose(pool(x, kind, 9)[:, 0, 0], pool(x, kind), atol=1e-6)
+
+
+def test_another_pooling_and_grey_images(timm, randomize, tmp_path, compare_classifiers):
+    """Through a folder that timm wrote and one that it reads."""
+    module = randomize(timm.create_model("mobilenetv2_035", num_classes=3, global_pool="catavgmax", in_chans=1), seed=4)
+    timm.models.save_for_hf(module, tmp_path / "saved", safe_serialization=True)
+    saved = open_weights(tmp_path / "saved")
+    assert open_weights(module.state_dict()).config.global_pool == saved.config.global_pool == "catavgmax"
+    compare_classifiers(saved.checkpoint(), module.forward_features, module, (64, 70))
+    write(dataclasses.replace(saved, config=saved.config.replace(extra={})).checkpoint(), tmp_path / "back", "timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
+    assert (again.global_pool.pool_type, again.conv_stem.in_channels) == ("catavgmax", 1)
+
+
+@pytest.mark.parametrize("kind", ["max", "avgmax", "fastmax"])
+def test_pooling_that_only_the_config_says(timm, tmp_path, kind):
+    module = timm.create_model("mobilenetv2_035", num_classes=3, global_pool=kind)
+    timm.models.save_for_hf(module, tmp_path, safe_serialization=True)
+    assert open_weights(tmp_path).config.global_pool == kind.removeprefix("fast")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_other_channels_are_those_of_timm(timm, channels):
+    import torch
+    from timm.models._manipulate import adapt_input_conv
+
+    state = timm.create_model("mobilenetv2_035", num_classes=0).state_dict()
+    adapted = open_weights(state).with_channels(channels).state["conv_stem.weight"]
+    theirs = adapt_input_conv(channels, torch.as_tensor(state["conv_stem.weight"]))
+    np.testing.assert_allclose(adapted, theirs, rtol=1e-6, atol=1e-7)

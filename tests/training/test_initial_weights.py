@@ -93,7 +93,7 @@ def test_every_field_that_decides_the_network_is_compared():
     compared = {*module._SHAPE_FIELDS, module._STEM_RESIDUAL, *module._NOTED_FIELDS}
     others = {"image_size", "output_stride", "classifier_dropout_prob", "initializer_range", "extra"}
     others |= {"semantic_loss_ignore_index", "num_labels", "id2label", "label2id", "batch_norm_momentum"}
-    others |= {"head_batch_norm_momentum", "classifier_initializer_range", "problem_type", "pool_window"}
+    others |= {"head_batch_norm_momentum", "classifier_initializer_range", "problem_type", "pool_window", "global_pool"}
     assert compared | others == set(MobileNetV2Config.__dataclass_fields__)
     assert not compared & others
 

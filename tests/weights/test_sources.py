@@ -2,6 +2,7 @@
 
 import argparse
 
+import jax
 import numpy as np
 import pytest
 from converting import CONFIG, TORCH_LIKE, convert, refused
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file
 
 from flax_mnv2 import (
     CheckpointError,
+    ConfigError,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2ImageProcessor,
     MobileNetV2Model,
@@ -174,6 +176,101 @@ def test_what_training_programs_save_beside_the_weights_does_not_matter(make_sou
         "dropped '_orig_mod.' before every name",
         "dropped 'module.' before every name",
     )
+
+
+def test_averages_and_somebody_s_own_prefixes(make_source, tmp_path, assert_same, caplog):
+    """A Lightning module that has the network as a part, and an average of its weights; what was done is logged."""
+    torch = pytest.importorskip("torch")
+    path, variables = make_source("timm file")
+    raw = {key: torch.from_numpy(value) for key, value in load_file(path).items()}
+    average = {f"student.net.{key}": value * 2 if value.ndim else value for key, value in raw.items()}
+    content = {"state_dict": {f"student.net.{key}": raw[key] for key in raw}, "state_dict_ema": average}
+    torch.save(content, tmp_path / "epoch=3.ckpt")
+    assert_same(from_pretrained(tmp_path / "epoch=3.ckpt", weights="raw")[1], variables)
+    assert "its moving average is under 'state_dict_ema'; dropped 'student.' before every name" in caplog.text
+    doubled = jax.tree.map(lambda array: array * 2, variables)
+    for weights in ("auto", "ema"):
+        assert_same(from_pretrained(tmp_path / "epoch=3.ckpt", weights=weights)[1], doubled)
+    assert "weights=\"raw\" takes 'state_dict'" in caplog.text
+    convert(tmp_path / "epoch=3.ckpt", tmp_path / "raw", "--weights", "raw")
+    assert_same(from_pretrained(tmp_path / "raw")[1], variables)
+    with pytest.raises(ConfigError, match="is open already; pass weights='raw' to open_weights"):
+        from_pretrained(open_weights(path), weights="raw")
+    with pytest.raises(CheckpointError, match="no moving average"):
+        from_pretrained(path, weights="ema")
+
+
+def test_the_average_of_a_run_and_its_weights(tmp_path, random_variables, assert_same):
+    from flax_mnv2.checkpoint.run import Checkpoints
+
+    trees = {name: random_variables(CONFIG, "segmentation", seed) for seed, name in enumerate(("variables", "ema"))}
+    about = {"config": {"task": "segmentation"}, "model": CONFIG.to_dict()}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, {**trees, "training": {"step": np.asarray(0)}}, about)
+    folder = tmp_path / "step_0"
+    for weights, name in (("auto", "ema"), ("ema", "ema"), ("raw", "variables")):
+        assert_same(from_pretrained(folder, weights=weights)[1], trees[name])
+
+
+def test_a_run_without_an_average(run_checkpoint):
+    with pytest.raises(CheckpointError, match="no moving average"):
+        from_pretrained(run_checkpoint[0], weights="ema")
+
+
+def _first_kernel(variables):
+    return variables["params"]["mobilenet_v2"]["conv_stem"]["first_conv"]["convolution"]["kernel"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize("source", ["hf", "timm file", "torchvision file"])
+def test_weights_for_photos_take_other_channels(make_source, random_variables, channels, source, caplog):
+    path, variables = make_source(source)
+    model, adapted = from_pretrained(path, num_channels=channels)
+    kernel, found = (_first_kernel(tree) for tree in (variables, adapted))
+    assert model.config.num_channels == channels
+    assert found.shape[2] == channels
+    expected = (
+        kernel.sum(axis=2, keepdims=True) if channels == 1 else kernel[:, :, np.arange(channels) % 3] * 3 / channels
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert f"3 input channels became {channels}" in caplog.text
+    under = load_backbone(path, random_variables(model.config, "segmentation"))
+    np.testing.assert_array_equal(_first_kernel(under), found)
+
+
+def test_other_channels_than_three(make_folder):
+    folder = make_folder(config=TORCH_LIKE.replace(num_channels=4))
+    assert from_pretrained(folder, num_channels=4)[0].config.num_channels == 4
+    kernels = [_first_kernel(from_pretrained(folder, num_channels=channels)[1]) for channels in (4, 1, 3)]
+    np.testing.assert_allclose(kernels[1], kernels[0].sum(axis=2, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(kernels[2], kernels[0][:, :, :3] * np.float32(4 / 3), rtol=1e-6)
+
+
+def test_double_precision_is_rounded_and_said(make_source, caplog, assert_same):
+    path, variables = make_source("timm file")
+    state = {key: value.astype(np.float64) + 1e-12 if value.ndim else value for key, value in load_file(path).items()}
+    assert_same(from_state_dict(state)[1], jax.tree.map(lambda array: np.float32(np.float64(array) + 1e-12), variables))
+    assert "the state dict: float64 became float32, rounded" in caplog.text
+
+
+def test_which_release_of_torchvision_s_weights(make_source, tmp_path, caplog, capsys):
+    path, _ = make_source("torchvision file")
+    assert open_weights(path).processor().size == {"shortest_edge": 256}
+    assert "resized to 256 as for IMAGENET1K_V1; IMAGENET1K_V2 takes 232" in caplog.text
+    second = path.rename(tmp_path / "mobilenet_v2-7ebf99e0.safetensors")
+    caplog.clear()
+    assert open_weights(second).processor().size == {"shortest_edge": 232}
+    assert not caplog.text
+    convert(second, tmp_path / "flax", "--resize", "240")
+    assert "232" not in capsys.readouterr().out
+    assert open_weights(tmp_path / "flax").processor().size == {"shortest_edge": 240}
+    assert "a file of tensors only" in refused(capsys, second, tmp_path / "x.pth", "--to", "timm", "--resize", "9")
+
+
+def test_a_state_dict_lends_its_backbone(make_source, random_variables, assert_same):
+    path, variables = make_source("torchvision file")
+    under = load_backbone(load_file(path), random_variables(TORCH_LIKE, "classification", seed=3))
+    assert_same(under["params"]["mobilenet_v2"], variables["params"]["mobilenet_v2"])
 
 
 class _ToyFormat(Format):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from flax_mnv2 import CheckpointError
 from flax_mnv2.files import write_text
 from flax_mnv2.weights import tensor_files
-from flax_mnv2.weights.tensors import widen
+from flax_mnv2.weights.tensors import to_float32
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2, np.float32)}
 
@@ -64,11 +64,21 @@ def test_weights_inside_a_training_checkpoint_are_taken_out(tmp_path, torch, key
     assert found.notes == (f"took the weights from '{key}' in the file",)
 
 
-def test_the_prefix_of_data_parallel_is_dropped(tmp_path, torch):
-    torch.save({f"module.{key}": value for key, value in _tensors(torch).items()}, tmp_path / "last.pt")
-    found = tensor_files.read_tensor_file(tmp_path / "last.pt")
-    _same(found.state)
-    assert found.notes == ("dropped 'module.' before every name",)
+@pytest.mark.parametrize("prefix", ["module.", "net.backbone.", "a."])
+def test_prefixes_that_all_names_share_are_dropped(prefix):
+    found = tensor_files.TensorFile({f"{prefix}{key}": value for key, value in STATE.items()})
+    _same(found.unwrapped(lambda names: "a.bias" in names).state)
+    assert [note.split("'")[1] for note in found.unwrapped(lambda names: "a.bias" in names).notes] == [
+        f"{part}." for part in prefix.split(".")[:-1]
+    ]
+    assert found.unwrapped(lambda names: False) is found
+    mixed = tensor_files.TensorFile({**found.state, "loss.weight": np.zeros(1, np.float32)})
+    assert mixed.unwrapped(lambda names: "a.bias" in names) is mixed
+
+
+def test_the_count_of_averaged_models_is_left_out():
+    found = tensor_files.TensorFile({"n_averaged": np.asarray(3), **{f"module.{key}": STATE[key] for key in STATE}})
+    _same(found.unwrapped(lambda names: "a.bias" in names).state)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -86,14 +96,14 @@ def test_half_precision_keeps_its_type_and_widens_exactly(tmp_path, suffix, kind
         save_file({"w": values}, tmp_path / "w.safetensors")
     found = tensor_files.read_tensor_file(tmp_path / f"w{suffix}").state["w"]
     assert found.dtype == dtype
-    np.testing.assert_array_equal(widen("w", found), values.astype(np.float32), strict=True)
-    np.testing.assert_array_equal(widen("w", found).astype(dtype), values)
+    np.testing.assert_array_equal(to_float32("w", found), values.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(to_float32("w", found).astype(dtype), values)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.int64, bool])
+@pytest.mark.parametrize("dtype", [np.longdouble, np.int32, np.int64, bool])
 def test_types_that_would_lose_are_refused(dtype):
     with pytest.raises(CheckpointError, match=rf"Tensor w is {np.dtype(dtype).name}; weights must be float32"):
-        widen("w", np.ones(3, dtype))
+        to_float32("w", np.ones(3, dtype))
 
 
 class _Trap:

@@ -5,6 +5,7 @@ On CPU it is a sum of shifted views (``shifts.py``); GPU and TPU get XLA's group
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jax import lax
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops import shifts
 from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op, vary_like
-from flax_mnv2.models.ops.shifts import Padding, Window
+from flax_mnv2.models.ops.shifts import Padding, Window, for_xla
 from flax_mnv2.models.ops.slices import images_per_slice, over_slices
 
 
@@ -31,7 +32,7 @@ def depthwise_conv(
     Returns (N, H', W', C) of that dtype; for the geometry see ``Window``. The default form is XLA's grouped
     convolution, that of CPUs shifted multiply-adds summed in float32 or better.
     """
-    images = images_per_slice(len(x), x[0].size * x.dtype.itemsize, min_slices=shifts.MIN_SLICES)
+    images = images_per_slice(x.shape[0], math.prod(x.shape[1:]) * x.dtype.itemsize, min_slices=shifts.MIN_SLICES)
     return _depthwise(_Static(Window(stride, padding, dilation), images), implementation, x, kernel)
 
 
@@ -46,7 +47,7 @@ def native_depthwise(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Arr
         x,
         kernel,
         window_strides=(window.stride, window.stride),
-        padding=window.padding,
+        padding=for_xla(window.padding),
         rhs_dilation=(window.dilation, window.dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],

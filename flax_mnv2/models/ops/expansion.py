@@ -61,9 +61,10 @@ class Expansion:
 
         ``multiplier`` (None for 1) and ``offset`` are (C,), ``act`` goes element by element; the rest is as there.
         """
-        image_bytes = self._x[0, ..., 0].size * kernel.shape[-1] * self._x.dtype.itemsize
-        images = images_per_slice(len(self._x), image_bytes)
-        gradient_images = images_per_slice(len(self._x), image_bytes, min_slices=shifts.MIN_SLICES)
+        batch, height, width, _ = self._x.shape
+        image_bytes = height * width * kernel.shape[-1] * self._x.dtype.itemsize
+        images = images_per_slice(batch, image_bytes)
+        gradient_images = images_per_slice(batch, image_bytes, min_slices=shifts.MIN_SLICES)
         static = _Static(act, Window(stride, padding, dilation), images, gradient_images)
         arrays = (self._product, self._x, self._weights, multiplier, offset, kernel)
         return _depthwise(static, self._implementation, *arrays)

@@ -37,6 +37,9 @@ def platform_op(forms: Mapping[str, Form]) -> Callable:
     ``implementation`` names the entry to use on any platform, or is ``"auto"``, by which ``jax.lax.platform_dependent``
     chooses: a program lowered for a TPU on a CPU host holds the TPU's form. The operation can be differentiated in
     reverse as often as wanted; forward mode (``jax.jvp``) raises a TypeError.
+
+    Where an array has a symbolic dimension (``jax.export``) the default form is taken whatever ``implementation`` says:
+    the others cut arrays into parts whose number must be known.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -56,9 +59,16 @@ def platform_op(forms: Mapping[str, Form]) -> Callable:
     op.defvjp(forward, backward)
 
     def on_the_same_axes(static, implementation, *arrays):
+        if not has_known_shape(*arrays):
+            implementation = "default"
         return op(static, implementation, *vary_like(arrays, arrays))
 
     return on_the_same_axes
+
+
+def has_known_shape(*arrays: Any) -> bool:
+    """Returns whether no array of some trees has a symbolic dimension, such as ``jax.export.symbolic_shape`` gives."""
+    return all(isinstance(side, int) for array in jax.tree.leaves(arrays) for side in array.shape)
 
 
 def vary_like(tree: Any, *likes: Any) -> Any:

@@ -35,6 +35,14 @@ class Window(NamedTuple):
     dilation: int
 
 
+def for_xla(padding: Padding) -> Padding | str:
+    """Returns a padding as XLA's convolutions take it.
+
+    They take no symbolic one; the only rule that depends on a symbolic side is TensorFlow's, which XLA has by name.
+    """
+    return padding if all(isinstance(zeros, int) for axis in padding for zeros in axis) else "SAME"
+
+
 class _Block(NamedTuple):
     """Some rows of some images of the output."""
 

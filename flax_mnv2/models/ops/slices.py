@@ -17,8 +17,10 @@ _SLICE_BYTES = 2_000_000
 def images_per_slice(batch: int, bytes_per_image: int, *, min_slices: int = 1) -> int:
     """Returns the largest divisor of ``batch`` of which the images fit a slice together; at least 1.
 
-    It leaves ``min_slices`` slices or more, as far as there are images.
+    It leaves ``min_slices`` slices or more, as far as there are images. Of symbolic sizes, of which nothing is cut, 1.
     """
+    if not (isinstance(batch, int) and isinstance(bytes_per_image, int)):
+        return 1
     fitting = min(_SLICE_BYTES // max(bytes_per_image, 1), batch // min_slices)
     return largest_divisor(batch, max(1, fitting))
 

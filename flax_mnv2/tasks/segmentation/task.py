@@ -39,7 +39,7 @@ class SegmentationTask(Task):
         "classifier_initializer_range": 0.01,
         "head_batch_norm_momentum": 0.9997,
     }
-    model_ignores = ("pool_window",)
+    model_ignores = ("pool_window", "global_pool")
     uses_processor = False  # images keep their size
     rules = own_config.RULES
     add_defaults = staticmethod(own_config.add_defaults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax_mnv2.config.mobilenet_v2 import CONFIG_NAME, MobileNetV2Config
@@ -25,6 +25,7 @@ class Found:
     values: Mapping[str, Any]  # of that config.json; empty where there is none, or none that can be read
     tensors: TensorFile | None = None  # read already, but where only the format knows how
     config: MobileNetV2Config | None = None  # what a caller gave
+    weights: str = "auto"  # which to take where there is a moving average too
 
     @property
     def is_file(self) -> bool:
@@ -33,7 +34,7 @@ class Found:
 
     def read(self) -> TensorFile:
         """Returns the tensors; a CheckpointError where a folder has none that can be read."""
-        return tensor_files.read_weights(self.where) if self.tensors is None else self.tensors
+        return tensor_files.read_weights(self.where, self.weights) if self.tensors is None else self.tensors
 
 
 class Format(abc.ABC):
@@ -46,6 +47,10 @@ class Format(abc.ABC):
     to_folder: bool = True  # whether it is written as a folder
     weight_names: tuple[str, ...] = WEIGHT_NAMES  # what may lie in such a folder and hold weights
     hub_files: tuple[str, ...] = (*WEIGHT_NAMES[:2], "model-*.safetensors")  # to fetch, beside the configs
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """Returns whether tensors of these names are the library's; no where it has none of its own."""
+        return False
 
     @abc.abstractmethod
     def recognises(self, found: Found) -> bool:

@@ -15,6 +15,7 @@ from flax_mnv2.checkpoint.folder import ABOUT, EMA, VARIABLES
 from flax_mnv2.checkpoint.reading import quiet, read_about, read_item
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.checks import PROBLEM_TYPES
+from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
@@ -40,7 +41,7 @@ class FlaxFormat(Format):
 
     def open(self, found: Found) -> Source:
         """Reads the arrays; config and processor as the run noted them, or from the files beside them."""
-        folder, about, text, processor = found.where, {}, None, None
+        folder, about, text, processor, notes = found.where, {}, None, None, ()
         if (folder / ABOUT).is_dir():
             about = read_about(folder)
             config, task = MobileNetV2Config.from_dict(about["model"]), about["config"].get("task")
@@ -51,7 +52,12 @@ class FlaxFormat(Format):
         else:
             config = MobileNetV2Config.from_json_file(folder / CONFIG_NAME)
             task, text = stated_task(config), read_text(folder / CONFIG_NAME)
-        state = read_item(folder, EMA if (folder / EMA).is_dir() else VARIABLES, about)
+        has_average = (folder / EMA).is_dir()
+        if found.weights == "ema" and not has_average:
+            raise CheckpointError(f'{folder} has no moving average, and weights="ema" was asked for.')
+        if has_average and found.weights != "raw":
+            notes = ('took the moving average of the run; weights="raw" takes the weights themselves',)
+        state = read_item(folder, EMA if notes else VARIABLES, about)
         complete = (folder / EXTRA_NAME).is_file()
         if complete:
             state |= read_tensor_file(folder / EXTRA_NAME).state
@@ -67,6 +73,7 @@ class FlaxFormat(Format):
             config_text=text,
             processor_folder=folder,
             usual_processor=processor,
+            notes=notes,
         )
 
     def state_dict(self, checkpoint: Checkpoint) -> StateDict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
@@ -19,10 +20,11 @@ from flax_mnv2.weights.tensor_files import find_weights
 from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
 
 PREFIX = "mobilenet_v2."
+_BACKBONE = re.compile(r"mobilenet_v2\.(conv_stem|layer\.\d+|conv_1x1)\.|(conv_stem|layer\.\d+)\.conv_3x3\.")
 _HEADS = ("classifier.", "segmentation_head.")
 # Fields of ours that change the network, and which transformers does not know.
 PLAN_FIELDS = ("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths")
-OTHER_NETWORK_FIELDS = ("pool_window",)
+OTHER_NETWORK_FIELDS = ("pool_window", "global_pool")
 
 
 def _prefix_of(modules: Path) -> str:
@@ -38,17 +40,20 @@ class HuggingFaceFormat(Format):
     name = "hf"
     example = "mobilenet_v2.conv_stem.first_conv.convolution.weight"
 
+    def knows(self, names: Iterable[str]) -> bool:
+        """By the backbone's, which stand alone in a model without a head."""
+        return any(map(_BACKBONE.match, names))
+
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its weights, where the config is not timm's."""
         if found.tensors is None:
             return find_weights(found.where) is not None and not timm.is_config(found.values)
-        is_bare = re.compile(r"(conv_stem|layer\.\d+)\.conv_3x3\.")
-        return any(key.startswith(PREFIX) or is_bare.match(key) for key in found.tensors.state)
+        return self.knows(found.tensors.unwrapped(self.knows).state)
 
     def open(self, found: Found) -> Source:
         """Reads tensors and config, which the tensors do not say."""
         config, text = _read_config(found)
-        tensors = found.read()
+        tensors = found.read().unwrapped(self.knows)
         state = tensors.state
         if not any(key.startswith(PREFIX) for key in state):  # a bare backbone, without the prefix of one under a head
             state = {key if key.startswith(_HEADS) else f"{PREFIX}{key}": value for key, value in state.items()}

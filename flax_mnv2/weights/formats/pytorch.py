@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_mnv2.checkpoint.comparing import USUAL_ADVICE
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.checks import MAX_WIDTH_FACTOR
 from flax_mnv2.errors import ConfigError
@@ -41,6 +42,7 @@ _NEEDED_FIELDS = {
     "hidden_act": "relu6",
     "output_stride": 32,
     "pool_window": None,
+    "global_pool": "avg",
 }
 
 
@@ -48,6 +50,7 @@ class PyTorchFormat(Format):
     """A library of classifiers whose tensors say the whole network, in files or in memory."""
 
     to_file = True
+    built_by: str  # what of the library's arguments changes the layers, for a message
 
     @abc.abstractmethod
     def naming(self, config: MobileNetV2Config) -> Naming:
@@ -62,8 +65,12 @@ class PyTorchFormat(Format):
         """
 
     @abc.abstractmethod
-    def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
+    def make_processor(self, found: Found) -> MobileNetV2ImageProcessor:
         """Returns what the library does to images."""
+
+    def processor_note(self, found: Found) -> str:
+        """Returns what nobody can know of that, for the user; empty where there is nothing."""
+        return ""
 
     @abc.abstractmethod
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
@@ -73,22 +80,40 @@ class PyTorchFormat(Format):
         """Config and processor follow from the tensors and what lies beside them."""
         if found.config is not None:
             raise ConfigError(f"A {self.name} state dict says its network itself; pass no config.")
-        tensors = found.read()
-        config, notes = self.config_of(tensors.state, found.values), tensors.notes
-        processor = self.make_processor(found.values)
-        if config.num_channels != 3:
+        tensors = found.read().unwrapped(self.knows)
+        config = self.config_of(tensors.state, found.values)
+        if config.num_channels == 3:
+            processor, note = self.make_processor(found), self.processor_note(found)
+        else:
             note = f"the image processor makes 3 channels, not {config.num_channels}: preprocessing stays behind"
-            processor, notes = None, (*notes, note)
+            processor = None
+        naming = self.naming(config)
         return Source(
             format=self.name,
             where=found.where,
             config=config,
             task="classification",
             state=tensors.state,
-            naming=self.naming(config),
+            naming=naming,
+            advice=self._advice(tensors.state, naming, config.layer_plan),
             usual_processor=processor,
-            notes=notes,
+            processor_note=note,
+            notes=tensors.notes,
         )
+
+    def _advice(self, state: Mapping[str, np.ndarray], naming: Naming, plan: LayerPlan) -> str:
+        """Returns what a network is that the library can build and this one does not have, if that can be seen."""
+        expected, found = norm_widths(plan), state_widths(state, naming, plan)
+        if found and not any(key.endswith(".running_mean") for key in state):
+            return "It has no running statistics: its norm_layer is not batch norm, and this library has no other."
+        if expected.keys() - found.keys() == {("mobilenet_v2", "conv_1x1")}:
+            return (
+                "It ends before the last 1×1 convolution, as feature extractors do: load_backbone puts it under a "
+                "MobileNetV2Backbone."
+            )
+        if found != expected:
+            return f"This library has {self.name}'s published networks, with {self.built_by}."
+        return USUAL_ADVICE
 
     def check_target(self, checkpoint: Checkpoint) -> None:
         """Compares with the nearest network that the library has."""

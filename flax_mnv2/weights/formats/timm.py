@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from flax_mnv2 import layer_plan as architecture
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.checks import GLOBAL_POOLS
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import parse_json
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
@@ -45,7 +47,13 @@ _UNEXPANDED = {"conv_3x3": ("conv_dw", "bn1"), "reduce_1x1": ("conv_pw", "bn2")}
 _EXPANDED = {"expand_1x1": ("conv_pw", "bn1"), "conv_3x3": ("conv_dw", "bn2"), "reduce_1x1": ("conv_pwl", "bn3")}
 CONFIG_KEY = "timm_config"  # where a folder's own config.json is kept in ours, to be written back
 _FILTERS = {name: number for number, name in RESAMPLE_NAMES.items()}
-_HARMLESS_ARGS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}  # of create_model: no other network
+_HARMLESS_ARGS = {
+    "num_classes",
+    "in_chans",
+    "drop_rate",
+    "drop_path_rate",
+    "global_pool",
+}  # of create_model: no other layers
 _DEFAULT_PREPROCESSING = {
     "input_size": [3, 224, 224],
     "crop_pct": 0.875,
@@ -77,27 +85,35 @@ class TimmFormat(pytorch.PyTorchFormat):
     name = "timm"
     example = "conv_stem.weight, blocks.0.0.conv_dw.weight"
     naming = staticmethod(naming)
+    built_by = f"the widths and depths of {', '.join(VARIANTS)}"
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """By those of the stem or of the blocks."""
+        return any(re.match(r"blocks\.\d+\.\d+\.|conv_stem\.weight$", name) for name in names)
 
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its config."""
         if found.tensors is None:
             return is_config(found.values)
-        return any(key.startswith("blocks.") or key == "conv_stem.weight" for key in found.tensors.state)
+        return self.knows(found.tensors.unwrapped(self.knows).state)
 
     def config_of(self, state: Mapping[str, np.ndarray], values: Mapping[str, Any] | None = None) -> MobileNetV2Config:
         """Returns that of the variant that ``values`` name, or else of the one that ``state`` is like."""
         is_told = is_config(values)
         config = _variant_config(_variant_of(values) if is_told else _nearest_variant(state))
         fields = pytorch.state_fields(state, naming(config), default_labels=0)  # num_classes=0: no classifier
+        classifier = state.get("classifier.weight")
+        if classifier is not None and classifier.shape[1:] == (2 * config.layer_plan.last_channels,):
+            fields["global_pool"] = "catavgmax"  # the only pooling that tensors show
         return config.replace(**(_fields_of(values, fields) if is_told else fields))
 
-    def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
+    def make_processor(self, found: Found) -> MobileNetV2ImageProcessor:
         """Returns what timm's evaluation transform does."""
-        return processor_of_config(values if is_config(values) else {})
+        return processor_of_config(found.values if is_config(found.values) else {})
 
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
         """One of the variants."""
-        return f"timm's {_nearest_variant(state)}", {}
+        return f"timm's {_nearest_variant(state)}", {"global_pool": config.global_pool}  # it has them all
 
     def texts(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Returns what timm's hub folder says beside the tensors."""
@@ -107,6 +123,9 @@ class TimmFormat(pytorch.PyTorchFormat):
     def left_behind(self, checkpoint: Checkpoint, *, is_file: bool) -> list[str]:
         """Returns what timm's evaluation transform cannot do, beside what no file can say."""
         notes, processor = super().left_behind(checkpoint, is_file=is_file), _processor_of(checkpoint)
+        pool = checkpoint.config.global_pool
+        if is_file and pool != "avg":
+            notes.append(f"no tensor says global_pool: pass create_model(…, global_pool={pool!r})")
         if is_file or (processor is None and _kept_config(checkpoint.config)):
             return notes
         if processor is None:
@@ -172,8 +191,9 @@ def _variant_of(values: Mapping[str, Any]) -> str:
             f"The config.json is for timm's architecture {values.get('architecture')!r}; this library reads "
             f"{', '.join(VARIANTS)}."
         )
-    settings = {"global_pool": values.get("global_pool", "avg")} | dict(_object(values, "model_args"))
-    unknown = sorted(set(settings) - _HARMLESS_ARGS - ({"global_pool"} if settings["global_pool"] == "avg" else set()))
+    unknown = sorted(set(_object(values, "model_args")) - _HARMLESS_ARGS)
+    if _pool_of(values) not in GLOBAL_POOLS:
+        unknown.append("global_pool")
     if unknown:
         raise ConfigError(
             f"The config.json builds timm's {name} with settings that this library does not have: {', '.join(unknown)}."
@@ -181,9 +201,15 @@ def _variant_of(values: Mapping[str, Any]) -> str:
     return name
 
 
+def _pool_of(values: Mapping[str, Any]) -> str:
+    """Returns how a config pools; timm's fast forms compute the same."""
+    said = _object(values, "model_args").get("global_pool", values.get("global_pool", "avg"))
+    return str(said).removeprefix("fast") or "avg" if said else "none"
+
+
 def _fields_of(values: Mapping[str, Any], fields: Mapping[str, int]) -> dict[str, Any]:
     """Fields of our config: those that the tensors gave, and what timm's config says beside them."""
-    fields = dict(fields)
+    fields = {**fields, "global_pool": _pool_of(values)}
     names = _label_names(values, fields["num_labels"])
     if names:
         del fields["num_labels"]
@@ -214,7 +240,7 @@ def folder_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2I
     """Returns the ``config.json`` of a timm hub folder: the one that the weights came with, or a new one."""
     said = {} if processor is None else preprocessing_of(processor, config.num_channels)
     values = _kept_config(config)
-    if values.get("num_classes") == config.num_labels and values.get("architecture") == variant:
+    if values and _still_says(values, config, variant):
         if said and said != preprocessing_of(processor_of_config(values), config.num_channels):
             (values.get("pretrained_cfg") or values).update(said)
     else:
@@ -222,7 +248,7 @@ def folder_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2I
             "architecture": variant,
             "num_classes": config.num_labels,
             "num_features": config.layer_plan.last_channels,
-            "global_pool": "avg",
+            "global_pool": config.global_pool,
             "pretrained_cfg": {
                 **_DEFAULT_PREPROCESSING,
                 "input_size": [config.num_channels, 224, 224],
@@ -233,12 +259,20 @@ def folder_text(config: MobileNetV2Config, variant: str, processor: MobileNetV2I
                 "classifier": "classifier",
             },
         }
-        if config.num_channels != 3:
-            values["model_args"] = {"in_chans": config.num_channels}
+        arguments = {"in_chans": (config.num_channels, 3), "global_pool": (config.global_pool, "avg")}
+        if any(value != usual for value, usual in arguments.values()):
+            values["model_args"] = {name: value for name, (value, usual) in arguments.items() if value != usual}
         names = [config.id2label[index] for index in sorted(config.id2label)]
         if names != [f"LABEL_{index}" for index in range(len(names))]:
             values["label_names"] = names
     return json.dumps(values, indent=2) + "\n"
+
+
+def _still_says(values: Mapping[str, Any], config: MobileNetV2Config, variant: str) -> bool:
+    """Returns whether timm's config builds the network of ours."""
+    said = values.get("num_classes"), values.get("architecture"), _pool_of(values)
+    channels = _object(values, "model_args").get("in_chans", 3)
+    return (*said, channels) == (config.num_labels, variant, config.global_pool, config.num_channels)
 
 
 def _kept_config(config: MobileNetV2Config) -> dict[str, Any]:

@@ -6,7 +6,8 @@ both of our stem; then the blocks, the last 1×1 convolution and ``classifier.1`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from flax_mnv2.weights.tensors import Naming, Path, torch_naming
 
 # Position of (convolution, batch norm) inside a block's ``conv``.
 _UNEXPANDED = {"conv_3x3": ("0.0", "0.1"), "reduce_1x1": ("1", "2")}
+# The files of MobileNet_V2_Weights.IMAGENET1K_V1 and V2, and the shorter side that each resizes images to.
+_RESIZE_OF_FILE = {"mobilenet_v2-b0353104": 256, "mobilenet_v2-7ebf99e0": 232}
 _EXPANDED = {"expand_1x1": ("0.0", "0.1"), "conv_3x3": ("1.0", "1.1"), "reduce_1x1": ("2", "3")}
 
 
@@ -28,10 +31,15 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
     name = "torchvision"
     example = "features.0.0.weight"
     to_folder = False
+    built_by = "any width_mult; no other inverted_residual_setting, round_nearest or block"
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """By those of the numbered layers."""
+        return any(re.match(r"features\.\d+\.", name) for name in names)
 
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors."""
-        return found.tensors is not None and any(key.startswith("features.") for key in found.tensors.state)
+        return found.tensors is not None and self.knows(found.tensors.unwrapped(self.knows).state)
 
     def naming(self, config: MobileNetV2Config) -> Naming:
         """Names in a network of as many blocks as ``config`` has."""
@@ -66,11 +74,18 @@ class TorchvisionFormat(pytorch.PyTorchFormat):
             config = pytorch.with_fewest_own_fields(base.replace(depth_multiplier=multiplier), search=True)
         return config.replace(**pytorch.state_fields(state, names, default_labels=1000))
 
-    def make_processor(self, values: Mapping[str, Any] | None = None) -> MobileNetV2ImageProcessor:
-        """Returns that of ``MobileNet_V2_Weights.IMAGENET1K_V1``: shorter side 256, central 224; V2 resizes to 232."""
+    def make_processor(self, found: Found) -> MobileNetV2ImageProcessor:
+        """Returns that of ``MobileNet_V2_Weights.IMAGENET1K_V1``, or of V2 where a file is called as theirs are."""
+        size = next((size for name, size in _RESIZE_OF_FILE.items() if found.where.name.startswith(name)), 256)
         return MobileNetV2ImageProcessor(
-            size=256, crop_size=224, resample=2, image_mean=pytorch.IMAGENET_MEAN, image_std=pytorch.IMAGENET_STD
+            size=size, crop_size=224, resample=2, image_mean=pytorch.IMAGENET_MEAN, image_std=pytorch.IMAGENET_STD
         )
+
+    def processor_note(self, found: Found) -> str:
+        """Tensors do not say which of the two releases they are, nor what somebody trained them on."""
+        if found.where.name.startswith(tuple(_RESIZE_OF_FILE)):
+            return ""
+        return "images are resized to 256 as for IMAGENET1K_V1; IMAGENET1K_V2 takes 232 (convert: --resize 232)"
 
     def needs(self, state: Mapping[str, np.ndarray], config: MobileNetV2Config) -> tuple[str, dict[str, Any]]:
         """Photos, and at least one class."""
