@@ -13,16 +13,19 @@ import tensorflow_datasets as tfds
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
+from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
 from flax_mnv2.data.datasets.prepared import is_prepared, prepared
 from flax_mnv2.data.datasets.records import ClassificationDataset, opened
+from flax_mnv2.data.decode import UPRIGHT
 from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.image_processing.reading import IMAGE_SUFFIXES
 
 _TRAIN = "train"
 _HELD_OUT = "val"  # the split that is taken from train where there is no other
 _SPLITS = (_TRAIN, "val", "validation", "test")
 _LIKE_TRAIN, _LIKE_EVALUATION = {"train", "training"}, {"val", "valid", "validation", "test", "testing", "dev", "eval"}
 _CLUTTER = {"thumbs.db", "desktop.ini"}  # and whatever begins with a dot
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
+_NAMED_LIKE_IMAGES = {*IMAGE_SUFFIXES, ".heic", ".heif"}
 _LAYOUT = "train/CLASS/IMAGE and val|validation|test/CLASS/IMAGE, or CLASS/IMAGE"
 _READ_AHEAD = 256  # images read and checked together
 
@@ -31,7 +34,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
     """Opens the images at ``data["archive"]``, and stores them first if they are not yet; see ``registry.Entry.load``.
 
     ``data["holdout"]`` is the fraction of train that becomes ``val`` where there is no split for evaluation (default
-    0.1; 0 is none).
+    0.1; 0 is none). Files that are no images are left out as ``data["bad_examples"]`` says.
     """
     archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
     if not archive:
@@ -41,16 +44,21 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
         )
     if not 0 <= holdout < 1:
         raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
-    builder = prepared(lambda: _make_builder(archive, data_dir, holdout), data_dir)
+    limit = max_left_out(data)
+    builder = prepared(lambda: _make_builder(archive, data_dir, holdout, limit), data_dir)
     labels = tuple(builder.info.features["label"].names)
-    return ClassificationDataset(name=name, labels=labels, builders=opened(builder.info.splits, builder))
+    left_out = left_out_of(builder, limit)
+    return ClassificationDataset(
+        name=name, labels=labels, builders=opened(builder.info.splits, builder), left_out=left_out
+    )
 
 
-def _make_builder(archive: str, data_dir: Path, holdout: float) -> tfds.core.DatasetBuilder:
+def _make_builder(archive: str, data_dir: Path, holdout: float, limit: int) -> tfds.core.DatasetBuilder:
     """Returns the builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
 
     Its config is named after a digest of the archive's path, size and time of change (of all files, for a folder) and
-    of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew.
+    of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew; the rule of
+    decoding is part of it too, for what was prepared under another.
     """
     path = Path(archive).expanduser().resolve()
     if path.is_dir() and data_dir.resolve().is_relative_to(path):
@@ -58,7 +66,7 @@ def _make_builder(archive: str, data_dir: Path, holdout: float) -> tfds.core.Dat
             f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
             "Set --config.data.data_dir to another place."
         )
-    name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout)}"
+    name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout, UPRIGHT)}"
     target = data_dir / ImageFolder.name / name / str(ImageFolder.VERSION)
     if is_prepared(target):
         return tfds.builder_from_directory(target)
@@ -69,7 +77,7 @@ def _make_builder(archive: str, data_dir: Path, holdout: float) -> tfds.core.Dat
         tree.close()
         raise
     config = tfds.core.BuilderConfig(name=name, description=f"images of {path}")
-    return ImageFolder(tree=tree, splits=splits, config=config, data_dir=data_dir)
+    return ImageFolder(tree=tree, splits=splits, config=config, data_dir=data_dir, max_left_out=limit)
 
 
 class ImageFolder(LocalBuilder):
@@ -94,21 +102,36 @@ class ImageFolder(LocalBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # the images are the user's own
-        return {split: self._generate_examples(images) for split, images in self._splits.items()}
+        return self._noted({split: self._generate_examples(split, images) for split, images in self._splits.items()})
 
-    def _generate_examples(self, images: list[tuple[str, str]]) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, split: str, images: list[tuple[str, str]]) -> Iterator[Outcome]:
         read = functools.partial(_read_image, self._tree)
+        remaining = set()
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(images), _READ_AHEAD):
                 part = images[start : start + _READ_AHEAD]
                 data = pool.map(read, [name for name, _ in part])
-                for index, ((name, label), image) in enumerate(zip(part, data, strict=True), start):
-                    yield index, {"image": image, "label": label, "file_name": name}
+                for (name, label), image in zip(part, data, strict=True):
+                    if isinstance(image, DataError):
+                        yield image
+                    else:
+                        remaining.add(label)
+                        yield {"image": image, "label": label, "file_name": name}
+        empty = sorted({label for _, label in images} - remaining)
+        if empty and remaining and split == _TRAIN and self._max_left_out:  # else all bad files are named in the end
+            raise DataError(
+                f"{self._tree.path}: no image of the class {empty[0]}{_more(empty)} in {split} can be read. Replace "
+                "them, or remove the class."
+            )
 
 
-def _read_image(tree: FileTree, name: str) -> bytes:
-    data = tree.read(name)
-    check_image(data, f"{tree.path}: {name}")
+def _read_image(tree: FileTree, name: str) -> bytes | DataError:
+    """Returns an encoded image, or what is wrong with it."""
+    try:
+        data = tree.read(name)
+        check_image(data, f"{tree.path}: {name}")
+    except DataError as error:
+        return error
     return data
 
 
@@ -243,7 +266,7 @@ def _is_clutter(name: str) -> bool:
 
 
 def _is_named_like_an_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
+    return PurePosixPath(name).suffix.lower() in _NAMED_LIKE_IMAGES
 
 
 def _more(names: list[str]) -> str:

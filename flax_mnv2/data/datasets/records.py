@@ -3,11 +3,12 @@
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import tensorflow_datasets as tfds
 
+from flax_mnv2.data.datasets.preparation import DIGESTS
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
 
@@ -21,7 +22,7 @@ class EncodedExample(TypedDict):
 
 
 class LabeledExample(TypedDict):
-    """One stored image with its class index; JPEG in ``imagenet2012``; JPEG, PNG, WebP or BMP in ``image_folder``."""
+    """One stored image with its class index; JPEG in ``imagenet2012``; any format that is read in ``image_folder``."""
 
     image: bytes
     label: int
@@ -34,11 +35,13 @@ class ExampleSource:
     Safe to share between threads; can be pickled. ``place`` is the folder and the split, for messages.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, example: type):
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, example: type, as_stored: bool = False):
         """Opens the records; a DataError where prepared files are missing.
 
         ``example`` is a TypedDict of what every example has: bytes are images that stay encoded, a string its name.
+        ``as_stored`` is the rule by which to decode them, as ``data.decode`` has it.
         """
+        self.as_stored = as_stored
         info = builder.info.splits[split]
         self._folder = str(builder.data_dir)
         self.place = f"{self._folder}, split {split}"
@@ -90,12 +93,16 @@ class Dataset:
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
+      as_stored: the rule by which its images are decoded, as ``data.decode`` has it.
+      left_out: by split, what was wrong with files that were left out when it was prepared.
       kind: of its examples, "segmentation" or "classification"; ``example`` is the TypedDict that each of them is.
     """
 
     name: str
     labels: tuple[str, ...]
     builders: Mapping[str, Callable[[], tfds.core.DatasetBuilder]] = dataclasses.field(repr=False, compare=False)
+    as_stored: bool = False
+    left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict, repr=False)
 
     kind: ClassVar[str]
     example: ClassVar[type]
@@ -112,7 +119,17 @@ class Dataset:
         """
         if split not in self.builders:
             raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
-        return ExampleSource(self.builders[split](), split, example=self.example)
+        return ExampleSource(self.builders[split](), split, example=self.example, as_stored=self.as_stored)
+
+    def fingerprint(self, split: str) -> str:
+        """Returns what changes with the examples of a split, not with where they lie: their digest, or their sizes.
+
+        Sizes stand in for what TFDS or an earlier version prepared; such a data set is known by its folder too.
+        """
+        builder = self.builders[split]()
+        digest = (builder.info.metadata or {}).get(DIGESTS, {}).get(split)
+        info = builder.info.splits[split]
+        return digest or f"{builder.info.full_name} {info.num_examples} {info.num_bytes} {list(info.shard_lengths)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,8 +152,8 @@ class SegmentationDataset(Dataset):
     example = EncodedExample
 
     @classmethod
-    def of(cls, builder: tfds.core.DatasetBuilder) -> "SegmentationDataset":
-        """Returns what ``builder``, which is prepared, has."""
+    def of(cls, builder: tfds.core.DatasetBuilder, **attributes: Any) -> "SegmentationDataset":
+        """Returns what ``builder``, which is prepared, has, with ``attributes`` such as ``left_out``."""
         metadata = builder.info.metadata
         return cls(
             name="/".join(filter(None, (builder.name, getattr(builder.builder_config, "name", None)))),
@@ -145,6 +162,7 @@ class SegmentationDataset(Dataset):
             ignore_label=metadata["ignore_label"],
             max_size={split: tuple(size) for split, size in metadata["max_size"].items()},
             num_examples={split: info.num_examples for split, info in builder.info.splits.items()},
+            **attributes,
         )
 
 

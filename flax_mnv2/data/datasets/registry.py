@@ -33,6 +33,10 @@ class Entry:
 
 
 _VOC = {"num_classes": len(voc.VOC_LABELS), "ignore_label": voc.VOC_IGNORE_LABEL}
+_BAD_EXAMPLES = {
+    "bad_examples": "fail: bad files stop the preparation, which names all; or skip: leave them out (default: fail)",
+    "max_bad_examples": "files that skip may leave out (default: 100)",
+}
 _VOC_ARCHIVE = "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
 
 DATASETS: dict[str, Entry] = {
@@ -50,20 +54,25 @@ DATASETS: dict[str, Entry] = {
         fields={
             "archive": "folder, tar or zip of train/CLASS/IMAGE …",
             "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
+            **_BAD_EXAMPLES,
         },
     ),
     "voc_segmentation/2012": Entry(
         kind=SegmentationDataset,
         load=voc.load,
         summary="PASCAL VOC 2012: images and class masks",
-        fields={"archive": _VOC_ARCHIVE},
+        fields={"archive": _VOC_ARCHIVE, **_BAD_EXAMPLES},
         fixed=_VOC,
     ),
     "voc_segmentation/2012_aug": Entry(
         kind=SegmentationDataset,
         load=voc.load,
         summary="PASCAL VOC 2012 with the masks of SBD: images and class masks",
-        fields={"archive": _VOC_ARCHIVE, "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG"},
+        fields={
+            "archive": _VOC_ARCHIVE,
+            "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG",
+            **_BAD_EXAMPLES,
+        },
         fixed=_VOC,
     ),
     "voc_segmentation/custom": Entry(
@@ -75,6 +84,7 @@ DATASETS: dict[str, Entry] = {
             "labels": "a text file with one name per line, or a,b,c",
             "num_classes": "in place of --labels",
             "ignore_label": "pixels without a class (default: 255)",
+            **_BAD_EXAMPLES,
         },
     ),
     "shapes_segmentation": Entry(

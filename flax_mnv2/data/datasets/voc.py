@@ -15,10 +15,12 @@ import tensorflow_datasets as tfds
 
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity
 from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask
+from flax_mnv2.data.datasets.preparation import left_out_of, max_left_out
 from flax_mnv2.data.datasets.prepared import prepared
 from flax_mnv2.data.datasets.records import SegmentationDataset
 from flax_mnv2.data.datasets.sbd import SbdMasks
 from flax_mnv2.data.datasets.voc_files import VocFiles
+from flax_mnv2.data.decode import UPRIGHT
 from flax_mnv2.data.prepare.download import OfficialFile, obtain
 from flax_mnv2.errors import ConfigError, DataError
 
@@ -67,7 +69,8 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
     separated by commas), ``num_classes`` (0 is the number of labels; with no labels, names become class_0, class_1, …)
     and ``ignore_label`` (mask value without a class, default 255); for the others optionally ``archive``, the path of
     the official VOC tar (default: ``downloads/manual`` in ``data_dir``, else fetched), and ``sbd_archive``, that of
-    SBD's benchmark.tgz or of SegmentationClassAug masks, which are checked example by example, not by digest.
+    SBD's benchmark.tgz or of SegmentationClassAug masks, which are checked example by example, not by digest. Damaged
+    examples are left out as ``data["bad_examples"]`` says.
     """
     name = name.partition("/")[2]
     if name == _CUSTOM:
@@ -75,7 +78,10 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
     else:
         archives = {key: data.get(key) or "" for key in ("archive", "sbd_archive")}
         config = VocConfig(name=name, description=_OFFICIAL[name], **archives)
-    return SegmentationDataset.of(prepared(lambda: VocSegmentation(config=config, data_dir=data_dir), data_dir))
+    limit = max_left_out(data)
+    options = {"config": config, "data_dir": data_dir, "max_left_out": limit}
+    builder = prepared(lambda: VocSegmentation(**options), data_dir)
+    return SegmentationDataset.of(builder, left_out=left_out_of(builder, limit))
 
 
 def _labels(text: str, num_classes: int) -> tuple[str, ...]:
@@ -118,8 +124,8 @@ class VocConfig(tfds.core.BuilderConfig):
 def _custom_config(data: Mapping[str, Any]) -> VocConfig:
     """Returns the config of an archive or folder in VOC layout.
 
-    Its name is the archive's stem and a digest of its path, size, time of change, and of the labels, so
-    that two archives never share a prepared data set, and a changed one is built anew.
+    Its name is the archive's stem and a digest of its path, size, time of change, of the labels, and of the rule of
+    decoding, so that two archives never share a prepared data set, and a changed one is built anew.
     """
     archive, ignore_label = data.get("archive") or "", data.get("ignore_label", VOC_IGNORE_LABEL)
     if not archive:
@@ -132,7 +138,7 @@ def _custom_config(data: Mapping[str, Any]) -> VocConfig:
         raise ConfigError(f"config.data.ignore_label is {ignore_label}, expected a pixel value from 0 to 255.")
     path = Path(archive).expanduser().resolve()
     return VocConfig(
-        name=f"{archive_stem(path)}_{fingerprint(identity(path), ignore_label, *labels)}",
+        name=f"{archive_stem(path)}_{fingerprint(identity(path), UPRIGHT, ignore_label, *labels)}",
         description=f"{len(labels)} classes from {path}",
         labels=labels,
         ignore_label=ignore_label,
@@ -172,26 +178,32 @@ class VocSegmentation(LocalBuilder):
             masks = self._open_files.enter_context(SbdMasks(_find_sbd(config, manual)))
             splits["trainaug"] = sorted((set(splits["train"]) | masks.ids()) - set(splits["val"]))
         pairs = {name: self._generate_examples(ids, voc, masks) for name, ids in splits.items()}
-        return {name: self._store_pairs(name, each) for name, each in pairs.items()}
+        return self._noted({name: self._store_pairs(name, each) for name, each in pairs.items()})
 
     def _generate_examples(
         self, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None
-    ) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    ) -> Iterator[tuple[str, bytes, np.ndarray] | DataError]:
         for image_id in ids:
-            image = voc.read_image(image_id)
-            if sbd is None or voc.has_mask(image_id):
-                mask, mask_name = voc.read_mask(image_id), voc.mask_name(image_id)
-            else:
-                mask, mask_name = sbd.mask(image_id), sbd.name(image_id)
-            mask = checked_mask(
-                image=image,
-                image_name=voc.image_name(image_id),
-                mask=mask,
-                mask_name=mask_name,
-                num_classes=len(self.builder_config.labels),
-                ignore_label=self.builder_config.ignore_label,
-            )
-            yield image_id, image, mask
+            try:
+                yield image_id, *self._read_pair(image_id, voc, sbd)
+            except DataError as error:
+                yield error
+
+    def _read_pair(self, image_id: str, voc: VocFiles, sbd: SbdMasks | None) -> tuple[bytes, np.ndarray]:
+        image = voc.read_image(image_id)
+        if sbd is None or voc.has_mask(image_id):
+            mask, mask_name = voc.read_mask(image_id), voc.mask_name(image_id)
+        else:
+            mask, mask_name = sbd.mask(image_id), sbd.name(image_id)
+        mask = checked_mask(
+            image=image,
+            image_name=voc.image_name(image_id),
+            mask=mask,
+            mask_name=mask_name,
+            num_classes=len(self.builder_config.labels),
+            ignore_label=self.builder_config.ignore_label,
+        )
+        return image, mask
 
 
 def _find_voc(archive: str, manual: Path) -> Path:

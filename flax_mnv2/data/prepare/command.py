@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.datasets import imagenet
+from flax_mnv2.data.datasets.preparation import report_left_out
 from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, default_data_dir, prepared
 from flax_mnv2.data.datasets.registry import DATASETS, load
 from flax_mnv2.data.prepare import conversion
@@ -30,6 +31,8 @@ _FIELDS = {  # of config.data: metavar and type
     "num_classes": ("N", int),
     "ignore_label": ("N", int),
     "holdout": ("FRACTION", float),
+    "bad_examples": ("WORD", str),
+    "max_bad_examples": ("N", int),
 }
 _DESCRIPTION = """\
 Build a data set ahead of training, as ArrayRecord files that training reads without
@@ -105,7 +108,8 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     dataset = load({"dataset": arguments.name, **given})
     labels = ", ".join(dataset.labels[:8]) + (" …" if len(dataset.labels) > 8 else "")
     builders = {split: builder() for split, builder in dataset.builders.items()}
-    return [*_report(builders), f"classes     {len(dataset.labels)}: {labels}"]
+    classes = f"classes     {len(dataset.labels)}: {labels}"
+    return [*_report(builders), classes, *report_left_out(dataset.left_out)]
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:

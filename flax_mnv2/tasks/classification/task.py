@@ -185,13 +185,14 @@ class ClassificationTask(Task):
         from flax_mnv2.data.augment.transform import make_train_transform
         from flax_mnv2.tasks.classification.rows import TrainRow
 
-        return TrainRow(source, make_train_transform(self.config.data), self._num_data_classes)
+        transform = make_train_transform(self.config.data, as_stored=source.as_stored)
+        return TrainRow(source, transform, self._num_data_classes)
 
     def eval_row(self, source: ExampleSource, dataset: ClassificationDataset, split: str) -> Callable[[int], HostBatch]:
         """Returns what reads an example, resized and cropped as the weights want it."""
         from flax_mnv2.tasks.classification.rows import EvalRow
 
-        return EvalRow(source, self._eval_transform(), self._size, self._num_data_classes)
+        return EvalRow(source, self._eval_transform(), self._size, self._num_data_classes, source.as_stored)
 
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
         """Returns the part of the preparation that runs on the host."""
@@ -232,7 +233,8 @@ class ClassificationTask(Task):
             present = sorted(np.flatnonzero(example.target), key=lambda index: index != truth)  # its own label first
             caption = [f"{percent(example.target[index])} {self.labels[index]}" for index in present]
             caption = caption if len(present) > 1 else [self.labels[truth]]
-            original = Panel(decode_image(stored["image"]), (pathlib.PurePath(stored["file_name"]).name,))
+            pixels = decode_image(stored["image"], as_stored=source.as_stored)
+            original = Panel(pixels, (pathlib.PurePath(stored["file_name"]).name,))
             tiles.append((original, Panel(example.image, tuple(caption))))
         return {"tiles": tiles, "rows": ("original", "network input")}
 
