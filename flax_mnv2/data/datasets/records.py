@@ -121,15 +121,15 @@ class Dataset:
             raise DataError(f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}.")
         return ExampleSource(self.builders[split](), split, example=self.example, as_stored=self.as_stored)
 
-    def fingerprint(self, split: str) -> str:
-        """Returns what changes with the examples of a split, not with where they lie: their digest, or their sizes.
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Returns what changes with the examples of a split, not with where they lie, JSON.
 
-        Sizes stand in for what TFDS or an earlier version prepared; such a data set is known by its folder too.
+        It has their ``digest``, None where TFDS or an earlier version prepared them, and ``sizes``: how many examples
+        of how many bytes.
         """
-        builder = self.builders[split]()
-        digest = (builder.info.metadata or {}).get(DIGESTS, {}).get(split)
-        info = builder.info.splits[split]
-        return digest or f"{builder.info.full_name} {info.num_examples} {info.num_bytes} {list(info.shard_lengths)}"
+        info = self.builders[split]().info
+        digest = (info.metadata or {}).get(DIGESTS, {}).get(split)
+        return {"digest": digest, "sizes": [info.splits[split].num_examples, int(info.splits[split].num_bytes)]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
