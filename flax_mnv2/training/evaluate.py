@@ -60,9 +60,9 @@ def evaluate(
     """
     evaluator, counted = task.evaluator(report=report), 0
     total = len(dataset.source(split))
-    batch_size = task.config.eval.batch_size
+    batch_size = task.eval_batch_size(dataset, split, num_devices=len(parallel.devices))
     with (
-        task.eval_batches(dataset, split=split) as batches,
+        task.eval_batches(dataset, split=split, batch_size=batch_size) as batches,
         Progress(-(-total // batch_size), f"evaluating {split}", batch_size) as progress,
     ):
 
