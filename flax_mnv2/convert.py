@@ -13,6 +13,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
 from flax_mnv2.hub import expand_user
 from flax_mnv2.weights.formats import FORMATS, is_file_name
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="write where something lies already")
     options = parser.parse_args(arguments)
     try:
+        check_devices()
         source = open_weights(options.src, weights=options.weights)
         if options.source_format not in ("auto", source.format):
             raise CheckpointError(

@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "compilation_cache": 0,
+    "devices": 0,
     "hub": 0,
     "layer_plan": 0,
     "config": 0,

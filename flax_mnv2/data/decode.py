@@ -1,4 +1,8 @@
-"""The one decoder of training data: encoded bytes → pixels of images and masks.
+"""The one decoder of data sets: encoded bytes → pixels of images and masks.
+
+A user's photos are decoded by one rule in training, evaluation and prediction, that of ``image_processing.reading``:
+turned as EXIF says, transparency on white, 16 bits to 8. ``as_stored`` is the rule of ImageNet's archives, which the
+field trains on without a look at EXIF or alpha.
 
 Decoders are C libraries that allocate what a header asks for, and OpenCV's have filled the rest of a JPEG that is cut
 short with grey without a word. So the first and the last bytes of every file are read before a decoder sees it; that
@@ -7,33 +11,64 @@ costs a few microseconds, a hundredth of decoding.
 
 import io
 import struct
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from flax_mnv2.errors import DataError
-from flax_mnv2.image_processing.reading import check_pixels
+from flax_mnv2.image_processing.reading import check_pixels, decode_picture, read_orientation
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names: what both Pillow and OpenCV decode
+UPRIGHT, AS_STORED = "upright, transparency on white", "as stored"  # the two rules, as data sets and runs record them
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names: what is decoded as stored, and checked before it is decoded
 
+_JPEG = b"\xff\xd8\xff"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables (ITU T.81, table B.1)
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE, _EXIF_OR_XMP = 0xDA, 0xD9, 0xE1
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decodes JPEG, PNG, WebP or BMP to uint8 (H, W, 3) RGB; grey and CMYK become RGB, alpha is dropped.
+def decode_image(data: bytes, *, as_stored: bool = False) -> np.ndarray:
+    """Decodes an image file to uint8 (H, W, 3) RGB; grey, palette and CMYK become RGB.
 
-    EXIF orientation is ignored: masks are drawn over the pixels as they are stored. A DataError for what is not a whole
-    image, or too large (:func:`check_encoded`).
+    By default it is one of ``reading.FILE_FORMATS``, with the pixels that ``reading.read_picture`` gives; ``as_stored``
+    takes :data:`FORMATS` only, ignores EXIF orientation and drops alpha. A DataError for what is not a whole image, or
+    too large (:func:`check_encoded`).
     """
-    image = decode_bgr(data)
+    image = decode_bgr(data, as_stored=as_stored)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def decode_bgr(data: bytes) -> np.ndarray:
+def decode_bgr(data: bytes, *, as_stored: bool = False) -> np.ndarray:
     """As :func:`decode_image`, with channels in OpenCV's order."""
+    if as_stored:
+        return _by_opencv(data)
+    may_turn = _may_turn_as_jpeg(data)
+    if may_turn is None:
+        return cv2.cvtColor(np.asarray(decode_rgb(data)), cv2.COLOR_RGB2BGR)
+    return _upright(_by_opencv(data), read_orientation(data) if may_turn else 1)
+
+
+def decode_rgb(data: bytes, *, as_stored: bool = False) -> Image.Image:
+    """As :func:`decode_image`, a PIL image by Pillow, which evaluations elsewhere use and which refuses cut files.
+
+    OpenCV gives the same pixels for RGB and grey JPEG, and is the faster one.
+    """
+    try:
+        if not as_stored:
+            if _size_reader(data) is not None:
+                check_encoded(data)
+            return decode_picture(data)
+        check_encoded(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's readers raise many types
+        raise _unreadable(error or type(error).__name__) from error
+
+
+def _by_opencv(data: bytes) -> np.ndarray:
+    """Pixels as they are stored, (H, W, 3) BGR."""
     try:
         check_encoded(data)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -44,8 +79,17 @@ def decode_bgr(data: bytes) -> np.ndarray:
     return image
 
 
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image as its EXIF orientation, 1 to 8, says."""
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    if orientation in (2, 3, 6, 7):
+        image = cv2.flip(image, 1)
+    return cv2.flip(image, 0) if orientation in (3, 4, 7, 8) else image
+
+
 def _unreadable(reason: object) -> DataError:
-    return DataError(f"not a readable JPEG or PNG image ({reason}). Replace the file")
+    return DataError(f"not a readable image ({reason}). Replace the file")
 
 
 def decode_mask(data: bytes) -> np.ndarray:
@@ -57,6 +101,7 @@ def decode_mask(data: bytes) -> np.ndarray:
         check_encoded(data)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             mode, mask = image.mode, np.array(image)
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception as error:  # Pillow's readers raise many types
         raise DataError(f"not a readable PNG mask ({error or type(error).__name__}). Replace the file") from error
     if mode not in ("1", "L", "P"):
@@ -64,21 +109,12 @@ def decode_mask(data: bytes) -> np.ndarray:
             "expected a mask of one 8-bit channel (grey or palette PNG) whose pixel values are class "
             f"indices, found mode {mode} with shape {mask.shape}. Convert colours to class indices"
         )
+    if turned:
+        raise DataError(
+            f"a mask with EXIF orientation {image.getexif()[ExifTags.Base.Orientation]}: whether its pixels are those "
+            "of the upright photo is not clear. Save it without EXIF"
+        )
     return mask.astype(np.uint8, copy=False)
-
-
-def decode_rgb(data: bytes) -> Image.Image:
-    """Decodes an image file with Pillow: grey, CMYK and palette become RGB, EXIF orientation is ignored.
-
-    Pillow, because it is what evaluations elsewhere decode with, and refuses files that are cut short; OpenCV gives
-    the same pixels for RGB and grey JPEG, 4 % faster. A DataError as from :func:`decode_image`.
-    """
-    try:
-        check_encoded(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's readers raise many types
-        raise DataError(f"corrupt image ({error or type(error).__name__}). Replace it") from error
 
 
 def check_mask(mask: np.ndarray, size: tuple[int, int], *, num_classes: int | None, ignore_label: int) -> None:
@@ -114,17 +150,11 @@ def check_encoded(data: bytes) -> tuple[int, int]:
     """
     if not data:
         raise DataError("it is empty")
+    read_size = _size_reader(data)
+    if read_size is None:
+        raise DataError(f"its format is none of {', '.join(FORMATS)}: it begins with {bytes(data[:8])!r}")
     try:
-        if data.startswith(b"\xff\xd8\xff"):
-            width, height = _jpeg_size(data)
-        elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-            width, height = _png_size(data)
-        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            width, height = _webp_size(data)
-        elif data.startswith(b"BM"):
-            width, height = _bmp_size(data)
-        else:
-            raise DataError(f"its format is none of {', '.join(FORMATS)}: it begins with {bytes(data[:8])!r}")
+        width, height = read_size(data)
     except (struct.error, IndexError):
         raise DataError("its header is damaged or cut short") from None
     if width <= 0 or height <= 0:
@@ -133,8 +163,27 @@ def check_encoded(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def _size_reader(data: bytes) -> Callable[[bytes], tuple[int, int]] | None:
+    if data.startswith(_JPEG):
+        return _jpeg_size
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png_size
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _webp_size
+    return _bmp_size if data.startswith(b"BM") else None
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    at = 2
+    frame, _ = _jpeg_frame(data)
+    height, width = struct.unpack_from(">HH", data, frame + 3)
+    if data.rfind(b"\xff\xd9", frame) < 0:
+        raise DataError("the file is truncated: a JPEG without its end marker")
+    return width, height
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, bool]:
+    """Returns where the segment with size and channels is, and whether EXIF or XMP comes before it."""
+    at, has_exif = 2, False
     while True:
         at = data.find(b"\xff", at)
         if at < 0:
@@ -143,14 +192,23 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             at += 1
         marker, at = data[at], at + 1
         if marker in _START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", data, at + 3)
-            if data.rfind(b"\xff\xd9", at) < 0:
-                raise DataError("the file is truncated: a JPEG without its end marker")
-            return width, height
+            return at, has_exif
         if marker in (_START_OF_SCAN, _END_OF_IMAGE):
             raise IndexError
+        has_exif = has_exif or marker == _EXIF_OR_XMP
         if marker not in _WITHOUT_LENGTH:
             at += struct.unpack_from(">H", data, at)[0]
+
+
+def _may_turn_as_jpeg(data: bytes) -> bool | None:
+    """Returns whether a JPEG may have an orientation; None for what OpenCV gives other pixels of than Pillow."""
+    if not data.startswith(_JPEG):
+        return None
+    try:
+        frame, has_exif = _jpeg_frame(data)
+        return has_exif if data[frame + 7] in (1, 3) else None  # of four channels each makes its own RGB
+    except (struct.error, IndexError):
+        return None
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

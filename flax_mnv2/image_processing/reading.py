@@ -11,10 +11,10 @@ import os
 import pathlib
 import threading
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flax_mnv2.errors import DataError
 from flax_mnv2.files import shown
@@ -23,8 +23,18 @@ from flax_mnv2.image_processing.fetching import fetch, is_url
 CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", "none"
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 MAX_PIXELS = 2**27  # of one image: a camera of 134 megapixels, 400 MB as RGB; checked before anything is decoded
-FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow's names; what users have photos and maps in
-_REFUSED = {b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"<svg": "SVG"}
+# Pillow's names; what users have photos and maps in
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+IMAGE_SUFFIXES = (  # of files in these formats, in lower case
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif"),
+    *(".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_REFUSED = (  # what a file that nobody here reads begins with, or has from its fifth byte on
+    *((b"%!PS", "PostScript"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"%PDF", "PDF"), (b"8BPS", "Photoshop")),
+    *((b"<svg", "SVG"), (b"<!DOCTYPE", "HTML"), (b"<!doctype", "HTML"), (b"<html", "HTML"), (b"<?xml", "XML")),
+    *((b"ftyphei", "HEIC"), (b"ftyphev", "HEIC"), (b"ftypmif1", "HEIC"), (b"ftypmsf1", "HEIC"), (b"ftyp", "video")),
+    *((b"\xff\x0a", "JPEG XL"), (b"JXL ", "JPEG XL")),
+)
 _OPENING = threading.Lock()  # the list of warning filters belongs to all threads
 _KINDS = "a PIL image, a path, an http(s) address, or a NumPy, JAX, PyTorch or TensorFlow array"
 
@@ -73,6 +83,32 @@ def read_picture(source: Any, name: str, input_data_format: str | None = None) -
     if isinstance(source, Image.Image):
         return _picture_from_pil(source, name)
     return _to_rgb(_channels_last(_check_values(source, name), name, input_data_format), name)
+
+
+def decode_picture(data: bytes) -> Image.Image:
+    """Reads an image file that lies in memory, as a PIL image in mode RGB with the pixels of :func:`read_picture`.
+
+    Raises a DataError with the reason alone, without a name or a full stop, for the caller to complete.
+    """
+    try:
+        with _open_header(io.BytesIO(data)) as image:
+            image = _whole(image)
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(_kind(data)) from None
+    except Exception as error:  # as in _open
+        raise DataError(str(error) or type(error).__name__) from None
+    return _rgb_from_pil(image, "it")
+
+
+def read_orientation(data: bytes) -> int:
+    """Returns the EXIF orientation of an image file in memory, from 1 (upright) to 8; 1 too where it is unknown."""
+    try:
+        with _open_header(io.BytesIO(data)) as image:
+            return _orientation(image)
+    except Exception:  # as in _open; who decodes the file says what is wrong
+        return 1
 
 
 def read_map(source: Any, name: str) -> np.ndarray:
@@ -195,21 +231,18 @@ def check_pixels(width: int, height: int) -> None:
 
 def _open(source: str | os.PathLike) -> Image.Image:
     """Reads a whole file, or what an address gives, and turns it as its EXIF orientation says."""
-    file = io.BytesIO(fetch(source)) if is_url(source) else pathlib.Path(source)
     name = shown(str(source))[1:-1]  # without quotes, and short where somebody gives a whole image as text
     try:
-        if isinstance(file, pathlib.Path) and not file.exists():
-            file = file.expanduser()
-        with _open_header(file) as image:
-            check_pixels(*image.size)
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            return image
+        with _stream(source) as file:
+            start = file.read(16)
+            file.seek(0)
+            with _open_header(file) as image:
+                return _whole(image)
     except FileNotFoundError:
         raise DataError(f"No image file {name}; give the path of an image on this machine.") from None
     except UnidentifiedImageError:
         raise DataError(
-            f"Cannot read the image {name}: {_kind(file)}. Expected a file in one of the formats "
+            f"Cannot read the image {name}: {_kind(start)}. Expected a file in one of the formats "
             f"{', '.join(FILE_FORMATS)}; convert it, or leave it out."
         ) from None
     except Exception as error:  # Pillow's readers raise many types, from SyntaxError to struct.error
@@ -219,39 +252,66 @@ def _open(source: str | os.PathLike) -> Image.Image:
         ) from None
 
 
-def _open_header(file: pathlib.Path | io.BytesIO) -> Image.Image:
-    """Opens a picture without decoding it. Pillow warns well below our limit, where there is nothing to warn of."""
+def _stream(source: str | os.PathLike) -> BinaryIO:
+    if is_url(source):
+        return io.BytesIO(fetch(source))
+    path = pathlib.Path(source)
+    return (path if path.exists() else path.expanduser()).open("rb")
+
+
+def _open_header(file: BinaryIO) -> Image.Image:
+    """Opens a file without decoding it. Pillow warns well below our limit, where there is nothing to warn of.
+
+    It takes no path: of one Pillow would map a TIFF into memory, and forget to turn it.
+    """
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=FILE_FORMATS)
 
 
-def _kind(file: pathlib.Path | io.BytesIO) -> str:
+def _whole(image: Image.Image) -> Image.Image:
+    """Decodes a file that was opened, unless it is too large, and turns it as its EXIF orientation says."""
+    check_pixels(*image.size)
+    image.load()  # first: Pillow turns a TIFF itself, and takes the orientation out
+    if _orientation(image) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF, which Pillow reports by many types, is none
+        return 1
+    return found if found in range(2, 9) else 1
+
+
+def _kind(data: bytes) -> str:
     """Says what a file is that no reader of ours knows, judged by its first bytes alone."""
-    if isinstance(file, io.BytesIO):
-        start = file.getvalue()[:16]
-    else:
-        with file.open("rb") as opened:
-            start = opened.read(16)
+    start = data[:16]
     if not start:
         return "it is empty"
-    name = next((name for magic, name in _REFUSED.items() if start.startswith(magic)), None)
+    name = next((name for magic, name in _REFUSED if start.startswith(magic) or start[4:].startswith(magic)), None)
     return f"it is a {name} file" if name else f"its format is unknown (it begins with {start!r})"
 
 
 def _picture_from_pil(image: Image.Image, name: str) -> np.ndarray:
     if 0 in image.size:
         raise DataError(f"{name} must have a height and a width of 1 or more; found {image.height}×{image.width}.")
+    return _pil_to_array(_rgb_from_pil(image, name), name)
+
+
+def _rgb_from_pil(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_eight_bits(_pil_to_array(image, name), image.mode, name))
     if image.mode == "RGB" and "transparency" not in image.info:
-        return _pil_to_array(image, name)
+        return image
     _load(image, name)
     try:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        return image.convert("RGB")
     except Exception as error:  # as in _open, where a file tells nonsense of its transparency
         raise DataError(f"{name}: mode {image.mode} cannot become RGB ({error}). Save it as RGB.") from None
 

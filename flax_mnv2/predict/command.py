@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flax_mnv2.compilation_cache import use_compilation_cache
+from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, DataError, UserError
 from flax_mnv2.hub import expand_user
 from flax_mnv2.predict.inputs import find_images
@@ -109,10 +110,14 @@ def load_predictor(
 def _predict(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Does all the work and returns name and reason of what failed."""
     folder = None if arguments.output is None else expand_user(arguments.output)
-    files, failures = find_images(arguments.images, exclude=folder or pathlib.Path(DEFAULT_OUTPUT))
+    found = find_images(arguments.images, exclude=folder or pathlib.Path(DEFAULT_OUTPUT))
+    files, failures = found.files, found.failures
+    if found.passed_over:
+        print(found.summary(), file=sys.stderr)
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures)
         raise DataError(f"No image to predict for. {reasons}. Give image files, folders or quoted glob patterns.")
+    check_devices()
     use_compilation_cache()
     predictor = load_predictor(
         arguments.model,

@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import glob
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+from flax_mnv2.image_processing.reading import IMAGE_SUFFIXES
+
+UNREADABLE = {  # images by their names, and what no reader here makes of them
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "a camera's raw format"),
+    **dict.fromkeys((".svg", ".svgz"), "SVG"),
+    ".jxl": "JPEG XL",
+    ".psd": "Photoshop",
+    ".eps": "EPS",
+    ".ico": "ICO",
+    ".tga": "TGA",
+    ".exr": "OpenEXR",
+}
 
 
-def find_images(
-    names: Sequence[str], *, exclude: pathlib.Path | None = None
-) -> tuple[list[pathlib.Path], list[tuple[str, str]]]:
-    """Returns the files behind files, folders and glob patterns, each once, and name with reason of what led to none.
+@dataclasses.dataclass
+class Found:
+    """What names on a command line stand for.
 
-    A folder stands for all files below it with one of ``IMAGE_SUFFIXES``, sorted; hidden files and folders are passed
-    over, and so is ``exclude``, where earlier results lie, unless it is named itself. A pattern stands for what a shell
-    would put in its place, ``**`` included. A file that is named itself is taken whatever its suffix.
+    Attributes:
+      files: each once.
+      failures: name and reason of what should have led to an image and does not.
+      passed_over: how many files of folders have other endings than images, by ending ("" for none).
+    """
+
+    files: list[pathlib.Path]
+    failures: list[tuple[str, str]]
+    passed_over: collections.Counter[str]
+
+    def summary(self) -> str:
+        """Returns a line about what was passed over; nothing where that is nothing."""
+        count = self.passed_over.total()
+        endings = ", ".join(f"{ending or 'no ending'} {number}" for ending, number in self.passed_over.most_common())
+        return f"passed over {count} file{'s' * (count > 1)} not named like images: {endings}" if count else ""
+
+
+def find_images(names: Sequence[str], *, exclude: pathlib.Path | None = None) -> Found:
+    """Returns the files behind files, folders and glob patterns.
+
+    A folder stands for all files below it with one of ``IMAGE_SUFFIXES``, sorted; images in formats that are not read
+    are failures. Hidden files and folders are passed over, and so is ``exclude``, where earlier results lie, unless it
+    is named itself. A pattern stands for what a shell would put in its place, ``**`` included. A file that is named
+    itself is taken whatever its suffix.
     """
     found: dict[str, pathlib.Path] = {}
-    failures = []
+    failures: list[tuple[str, str]] = []
+    passed_over: collections.Counter[str] = collections.Counter()
     exclude = None if exclude is None else exclude.resolve()
     for name in names:
         name = os.path.expanduser(name)
@@ -32,12 +67,22 @@ def find_images(
                 what = "no file matches this pattern" if glob.has_magic(name) else "no such file or folder"
                 failures.append((name, what))
         for match in matches:
-            files = list(_files(match, exclude))
-            if not files:
+            files = [match] if match.is_file() else []
+            unreadable = []
+            for file in _below(match, exclude):
+                suffix = file.suffix.lower()
+                if suffix in IMAGE_SUFFIXES:
+                    files.append(file)
+                elif suffix in UNREADABLE:
+                    unreadable.append((str(file), f"{UNREADABLE[suffix]} is not read here. Convert it to JPEG or PNG."))
+                else:
+                    passed_over[suffix] += 1
+            if not files and not unreadable:
                 failures.append((str(match), _why_nothing(match)))
+            failures += unreadable
             for file in files:
                 found.setdefault(os.path.abspath(file), file)
-    return list(found.values()), failures
+    return Found(list(found.values()), failures, passed_over)
 
 
 def result_stems(files: Sequence[pathlib.Path], folder: pathlib.Path, endings: Sequence[str]) -> list[str]:
@@ -61,16 +106,15 @@ def result_stems(files: Sequence[pathlib.Path], folder: pathlib.Path, endings: S
     return stems
 
 
-def _files(path: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    if path.is_file():
-        yield path
+def _below(path: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """Yields the files of a folder and those below it that are not hidden, sorted."""
     for root, folders, names in os.walk(path):
         here = pathlib.Path(root)
         folders[:] = sorted(
             folder for folder in folders if not folder.startswith(".") and (here / folder).resolve() != exclude
         )
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
+            if not name.startswith("."):
                 yield here / name
 
 

@@ -245,12 +245,20 @@ class Task(abc.ABC):
         repeats = self.augment_repeats(self.config)
         return train_batches(self.train_row(source), source, options, start_step=start_step, repeats=repeats)
 
-    def eval_batches(self, dataset: Dataset, *, split: str) -> BatchIterator:
-        """Returns this process's part of a split, every example once; rows that fill up have ``mask`` False."""
+    def eval_batch_size(self, dataset: Dataset, split: str, *, num_devices: int) -> int:
+        """Returns how many examples of a split to evaluate together, on all of ``num_devices``, a multiple of them."""
+        del dataset, split, num_devices
+        return self.config.eval.batch_size
+
+    def eval_batches(self, dataset: Dataset, *, split: str, batch_size: int = 0) -> BatchIterator:
+        """Returns this process's part of a split, every example once; rows that fill up have ``mask`` False.
+
+        ``batch_size`` 0 is that of ``config.eval``.
+        """
         from flax_mnv2.data.loader.batches import eval_batches
         from flax_mnv2.data.loader.options import LoaderOptions
 
-        source, options = dataset.source(split), LoaderOptions.for_evaluation(self.config)
+        source, options = dataset.source(split), LoaderOptions.for_evaluation(self.config, batch_size)
         return eval_batches(self.eval_row(source, dataset, split), source, options)
 
     # ---- model -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import ConfigError, DataError, needs_extra
 from flax_mnv2.tasks.base import Batch
 from flax_mnv2.tasks.registry import get_task
@@ -154,6 +155,7 @@ def define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Writes the sheet and says where."""
+    check_devices()
     values = flags.FLAGS
     recipe = config_flags.get_config_filename(values["config"])
     lines = preview(values.config, values.output, num_images=values.num_images, step=values.step, recipe=recipe)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
+import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from flax_mnv2.compilation_cache import use_compilation_cache
+from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, UserError
 from flax_mnv2.training.faults.interrupt import quit_at_once_when_due
 
@@ -23,18 +27,24 @@ if TYPE_CHECKING:
     from flax_mnv2.training.multihost import Place
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], None], *, of_run: bool = False) -> None:
     """Parses flags and runs ``main``; a user's mistake prints one message and exits with status 2.
 
-    Call under ``if __name__ == "__main__"``: input workers are new processes that import the script again.
+    With ``of_run`` flags ``--config.…`` without ``--config`` override what the run in ``--workdir``, or of
+    ``--checkpoint``, has recorded. Call under ``if __name__ == "__main__"``: input workers are new processes that
+    import the script again.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
+            if of_run:
+                _take_recorded_config(argv)
             rest = flags.FLAGS(argv)
             config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
             if config is not None:
                 config.keys()  # a recipe that could not be loaded raises when it is used
+        except UserError as error:
+            _stop(str(error))
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             # ml_collections raises plain Python errors for config fields that do not exist or have another
             # type, and for files that it cannot load.
@@ -58,6 +68,29 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def _take_recorded_config(argv: Sequence[str]) -> None:
+    """Puts a run's recorded config in the place of ``--config``, where it is overridden and not given."""
+    overridden = any(re.match(r"--?(no)?config\.", argument) for argument in argv)
+    if not overridden or _value_of("config", argv):
+        return
+    from flax_mnv2.training.workdir import config_for_evaluation
+
+    place = {name: value for name in ("workdir", "checkpoint") if (value := _value_of(name, argv))}
+    if place:
+        config = config_for_evaluation(None, {}, **place)
+        delattr(flags.FLAGS, "config")
+        config_flags.DEFINE_config_dict("config", config, lock_config=True)
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str:
+    """Returns the value of a flag before flags are parsed, or nothing."""
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        flag, equals, value = argument.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            return value if equals else following
+    return ""
+
+
 def define_host_flags() -> None:
     """Defines the flags of scripts that can run on several hosts; :func:`hosts` reads them."""
     flags.DEFINE_bool("distributed", None, "Ask the cluster (TPU pod slice, Slurm, ...) for the other processes.")
@@ -70,11 +103,12 @@ def define_host_flags() -> None:
     )
 
 
-def hosts(config: ml_collections.ConfigDict, *same: str, agreed_stop: bool) -> contextlib.AbstractContextManager[None]:
-    """Returns a session with the other processes of a run, as flags and environment say; alone it does nothing.
+@contextlib.contextmanager
+def hosts(config: ml_collections.ConfigDict, *same: str, agreed_stop: bool) -> Iterator[None]:
+    """Holds a session with the other processes of a run, as flags and environment say; alone it has none.
 
-    Enter it before anything that makes JAX look for devices or compile: from then on compiled programs are kept as
-    ``config.compilation_cache`` says. The config, and the flags named by ``same``, must be the
+    Enter it before anything that makes JAX look for devices or compile: it looks for them, and from then on compiled
+    programs are kept as ``config.compilation_cache`` says. The config, and the flags named by ``same``, must be the
     same on all hosts. With ``agreed_stop`` the block asks a ``StopRequest``, so that SIGTERM to one process is for all.
     """
     from flax_mnv2.training.multihost import session
@@ -87,14 +121,16 @@ def hosts(config: ml_collections.ConfigDict, *same: str, agreed_stop: bool) -> c
         num_processes=given.num_processes,
         process_id=given.process_id,
     )
-    return session(
+    with session(
         place,
         config,
         settings={f"--{name}": given[name].value for name in same},
         timeout=given.initialization_timeout,
         heartbeat=given.host_timeout,
         agreed_stop=agreed_stop,
-    )
+    ):
+        check_devices()
+        yield
 
 
 def find_place(

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from flax_mnv2.checkpoint.folder import EMA, FOLDER_NAME, VARIABLES, step_of
 from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.data.datasets.preparation import report_left_out
 from flax_mnv2.data.datasets.records import Dataset
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
@@ -59,9 +60,9 @@ def evaluate(
     """
     evaluator, counted = task.evaluator(report=report), 0
     total = len(dataset.source(split))
-    batch_size = task.config.eval.batch_size
+    batch_size = task.eval_batch_size(dataset, split, num_devices=len(parallel.devices))
     with (
-        task.eval_batches(dataset, split=split) as batches,
+        task.eval_batches(dataset, split=split, batch_size=batch_size) as batches,
         Progress(-(-total // batch_size), f"evaluating {split}", batch_size) as progress,
     ):
 
@@ -148,15 +149,17 @@ def evaluate_run(
     variables = parallel.put_state(subject.load(task))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     leads, size = jax.process_index() == 0, len(dataset.source(split))
+    left_out = {name: messages for name, messages in dataset.left_out.items() if name == split}
     if leads:
         print(f"evaluating {subject.name} on {dataset.name}, {split}: {size} examples", flush=True)
+        print("".join(f"{line}\n" for line in report_left_out(left_out)), end="", flush=True)
     evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, report=True)
     metrics = {
         "model": subject.name,
         "dataset": dataset.name,
         "split": split,
         "num_examples": evaluation.num_examples,
-        "num_bad_examples": evaluation.num_bad,
+        "num_bad_examples": evaluation.num_bad + sum(map(len, left_out.values())),
         **task.settings(),
         **evaluation.evaluator.to_dict(per_class=per_class),
     }

@@ -9,6 +9,7 @@ import ml_collections
 
 from flax_mnv2.checkpoint.folder import FOLDER_NAME
 from flax_mnv2.checkpoint.run import SCORE, Checkpoints
+from flax_mnv2.data.datasets.preparation import report_left_out
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.errors import CheckpointError, DataError
@@ -227,6 +228,8 @@ def _announce(run: Run, state: TrainState, resume_step: int | None, notes: list[
     )
     for note in dataset.notes():
         _say(f"  {note}")
+    for line in report_left_out(dataset.left_out):
+        _say(line)
     _say(
         f"MobileNetV2 {model.depth_multiplier:g}, output stride {model.output_stride}: {num_params:,} parameters "
         f"on {len(devices)} {devices[0].platform} device(s), {config.parallel}"

@@ -15,6 +15,7 @@ from flax_mnv2.tasks.base import Task
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config, check_parts
 from flax_mnv2.training.config.defaults import in_steps
+from flax_mnv2.training.inputs import record_inputs
 from flax_mnv2.training.multihost import check_enough_examples, leader_first
 from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import Parallel, check_divisible, make_parallel
@@ -61,6 +62,7 @@ def prepare_run(
         splits = {"train": config.data.train_split, "eval": config.data.eval_split}
         sizes = {what: len(dataset.source(split)) for what, split in splits.items()}
     check_enough_examples(sizes["train"], config.data.train_split)
+    record_inputs(workdir, config, dataset)
 
     job, given = get_task(config.task), config.to_dict()
     config = job.filled_in(config, dataset)

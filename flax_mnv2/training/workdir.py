@@ -1,10 +1,11 @@
 """The folder of a run: made, checked for another run's traces, and the config that it recorded."""
 
+import contextlib
 import json
 import pathlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ _SHARED_STORAGE_SECONDS = 30.0  # that a file may take to be seen on other hosts
 
 
 def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) -> pathlib.Path:
-    """Makes the folder and records the config, or checks that it belongs to the same run.
+    """Makes the folder and records the config; where a run has begun in it, checks that it is the same run.
 
     With several hosts, process 0 does so and the others check that they see the same folder.
     """
@@ -49,14 +50,22 @@ def open_workdir(folder: str | pathlib.Path, config: ml_collections.ConfigDict) 
 
 def _record(folder: pathlib.Path, config: ml_collections.ConfigDict, token: pathlib.Path) -> None:
     _check_links(folder)
-    stored = read_config(folder)
-    if stored is not None and _has_begun(folder):
-        check_same_run(config, stored, str(folder))
-    try:
+    goes_on = has_begun(folder)
+    if goes_on:
+        check_same_run(config, read_config(folder), str(folder))
+    with writing_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
+        if not goes_on:  # else once its inputs are known to be the same
+            write_config(folder, config)
         if jax.process_count() > 1:
             token.touch()
+
+
+@contextlib.contextmanager
+def writing_in(folder: pathlib.Path) -> Iterator[None]:
+    """Explains, as a DataError, why a workdir cannot be written to."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"Cannot write in the workdir {folder}: {error.strerror}. Choose a folder that you may write to, "
@@ -87,15 +96,26 @@ def _await(token: pathlib.Path) -> None:
         time.sleep(0.1)
 
 
-def _has_begun(folder: pathlib.Path) -> bool:
+def write_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Records the config of a run; an OSError where that is not possible."""
+    write_text(folder / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def has_begun(folder: pathlib.Path) -> bool:
     """Returns whether a run has left more than its config, so that a first mistake in it can be mended."""
+    if read_config(folder) is None:
+        return False
     checkpoints = (folder / CHECKPOINTS_NAME).glob("*")
     return bool(read_metrics(folder)) or any(step_of(path.name) is not None for path in checkpoints)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the config that a run recorded in its workdir, or None where there is none."""
-    path = folder / CONFIG_NAME
+    return read_object(folder / CONFIG_NAME)
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns a JSON object of a workdir, or None where there is no such file; a ConfigError where it is damaged."""
     try:
         values = read_json(path)
         if not isinstance(values, dict):

@@ -35,17 +35,9 @@ def test_decode_image_modes(pixels):
     assert decode_image(encode(image.convert("RGBA"), "PNG")).shape == (24, 32, 3)
 
 
-def test_exif_orientation_is_ignored(pixels):
-    image, buffer = Image.fromarray(pixels), io.BytesIO()
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    image.save(buffer, "JPEG", exif=exif)
-    assert decode_image(buffer.getvalue()).shape == (24, 32, 3)
-
-
 @pytest.mark.parametrize("data", [b"", b"rubbish"])
 def test_undecodable(data):
-    with pytest.raises(DataError, match="not a readable JPEG or PNG"):
+    with pytest.raises(DataError, match="not a readable image"):
         decode_image(data)
     with pytest.raises(DataError, match="not a readable PNG mask"):
         decode_mask(data)
@@ -62,7 +54,7 @@ def test_decode_mask_keeps_indices():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "1"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_every_colour_mode_is_decoded_as_pillow_does(mode, orientation):
+def test_every_colour_mode_is_decoded_as_pillow_does_as_stored(mode, orientation):
     """OpenCV turns CMYK into other colours, and rotates by EXIF unless told not to."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -70,7 +62,7 @@ def test_every_colour_mode_is_decoded_as_pillow_does(mode, orientation):
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, "PNG" if mode in ("P", "1") else "JPEG", exif=exif)
     expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
-    decoded = decode_rgb(buffer.getvalue())
+    decoded = decode_rgb(buffer.getvalue(), as_stored=True)
     assert (decoded.mode, decoded.size) == ("RGB", (30, 20))
     np.testing.assert_array_equal(np.asarray(decoded), expected)
 
@@ -94,7 +86,7 @@ def test_sizes_are_read_from_headers_and_cut_files_are_refused(kind, options, mo
     assert decode_image(data).shape == (40, 64, 3)
     for keep in {0, 1, 2, 10, 20, 40, *range(len(data) // 9, len(data), len(data) // 9), len(data) - 16}:
         for decode in (decode_image, decode_rgb):
-            with pytest.raises(DataError, match=r"not a readable JPEG or PNG image|corrupt image"):
+            with pytest.raises(DataError, match=r"not a readable image"):
                 decode(data[:keep])
 
 
@@ -151,8 +143,8 @@ def test_a_jpeg_bomb_is_refused():
 
 
 def test_other_formats_never_reach_a_decoder():
-    for kind in ("GIF", "TIFF", "PPM", "JPEG2000", "ICO"):
-        with pytest.raises(DataError, match="its format is none of JPEG, PNG, WEBP, BMP"):
+    for kind in ("TGA", "PCX", "ICO"):
+        with pytest.raises(DataError, match="its format is unknown"):
             decode_image(encode(photo(), kind))
 
 

@@ -80,7 +80,7 @@ def test_an_address_is_as_good_as_a_path(processor, image, files, address):
     ("path", "message"),
     [
         ("/nothing", r"Cannot fetch the image 'http://127.0.0.1:\d+/nothing': HTTP Error 404.*check the address"),
-        ("/page", r"Cannot read the image http://127.0.0.1:\d+/page: its format is unknown .*begins with b'<html>"),
+        ("/page", r"Cannot read the image http://127.0.0.1:\d+/page: it is a HTML file"),
         ("/empty", "it is empty"),
         ("/half.png", "Cannot read the image .*half.png: .*truncated"),
         ("/large", "Cannot fetch the image .*: it is larger.* at most 1,000 bytes"),

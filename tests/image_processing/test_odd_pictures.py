@@ -22,7 +22,9 @@ def test_documented_formats_are_read(tmp_path, kind):
     [
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is a PostScript file"),
         (b"%PDF-1.4\n", "it is a PDF file"),
-        (encode(photo(), "PPM"), r"its format is unknown \(it begins with b'P6"),
+        (encode(photo(), "TGA"), r"its format is unknown \(it begins with b"),
+        (b"<!DOCTYPE html><html>404</html>", "it is a HTML file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC file"),
         (b"", "it is empty"),
     ],
 )

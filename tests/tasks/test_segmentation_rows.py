@@ -117,7 +117,7 @@ def test_an_image_larger_than_the_canvas(source):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"image": b"rubbish"}, "not a readable JPEG"),
+        ({"image": b"rubbish"}, "not a readable image"),
         ({"image": BOMB}, "60000x60000 pixels"),
         ({"image": encode(photo(24, 32), "JPEG")[:-40]}, "truncated"),
         ({"image": encode(photo(24, 40), "JPEG")}, "the mask is 30x20, its image 40x24"),

@@ -102,7 +102,7 @@ def test_a_corrupt_image_is_named(config, weights, imagenet, tmp_path):
     files = imagenet.validation_files()
     files["ILSVRC2012_val_00000004.JPEG"] = files["ILSVRC2012_val_00000004.JPEG"][:-400]
     imagenet.write(tmp_path / "official", validation=files)
-    with pytest.raises(DataError, match=r"Example 'ILSVRC2012_val_00000004\.JPEG': corrupt image"):
+    with pytest.raises(DataError, match=r"Example 'ILSVRC2012_val_00000004\.JPEG': not a readable image"):
         evaluate_run(config, pretrained=weights)
 
 

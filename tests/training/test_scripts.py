@@ -71,7 +71,8 @@ def test_train_then_eval(whole_run, run):
     assert last[0].startswith(f"checkpoints: {workdir}/checkpoints")
     assert last[1].startswith(f"metrics:     {workdir}/metrics.jsonl")
     assert re.search(r"step 8/8: loss \d+\.\d+, learning rate", printed)
-    result = run("eval.py", f"--workdir={workdir}", "--step=latest")
+    # Without --config the run's own is overridden, and a field that it does not have is named.
+    result = run("eval.py", f"--workdir={workdir}", "--step=latest", "--config.eval.batch_size=16")
     assert "mean IoU" in result.stdout
     report = json.loads((workdir / "evaluation" / "val_step_8" / "metrics.json").read_text())
     assert report["num_examples"] == 80
@@ -106,6 +107,17 @@ def test_mistakes_give_one_message_and_status_2(environment, tmp_path, monkeypat
     assert re.search(message, result.stderr), result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
+
+
+def test_an_evaluation_overrides_the_recorded_config_by_its_own_fields(whole_run):
+    workdir, _ = whole_run
+    for place in (f"--workdir={workdir}", f"--checkpoint={workdir}/checkpoints/step_8"):
+        result = scripts.run("eval.py", place, "--config.data.archiv=elsewhere")
+        assert (result.returncode, result.stderr.splitlines()[0][:6]) == (2, "error:")
+        assert 'Did you mean "archive"' in result.stderr
+    result = scripts.run("eval.py", "--workdir=absent", "--config.data.archive=elsewhere")
+    assert result.returncode == 2
+    assert "absent holds no config.json" in result.stderr
 
 
 def test_another_runs_workdir_is_refused(whole_run, run):

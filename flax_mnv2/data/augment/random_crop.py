@@ -60,14 +60,16 @@ def decode_random_crop(
     aspect: tuple[float, float] = ASPECT,
     flip: bool = True,
     antialias: bool = True,
+    as_stored: bool = False,
 ) -> np.ndarray:
     """Returns a resized window (Szegedy et al., "Going deeper with convolutions") of an encoded image.
 
     It is uint8 (size, size, 3) RGB. ``area`` is the smallest and largest part of the image, ``aspect`` the smallest and
     largest width / height; ``flip`` mirrors half of the examples; ``antialias`` averages over pixels where the window
-    shrinks, as Pillow does and TF-slim does not. A DataError where the image cannot be decoded.
+    shrinks, as Pillow does and TF-slim does not; ``as_stored`` is that of ``decode_image``. A DataError where the image
+    cannot be decoded.
     """
-    image = decode_bgr(data)
+    image = decode_bgr(data, as_stored=as_stored)
     box = draw_box(*image.shape[:2], rng, area=area, aspect=aspect)
     window = image[box.top : box.top + box.height, box.left : box.left + box.width]
     result = _resize_antialiased(window, size) if antialias else cv2.resize(window, (size, size))
@@ -75,13 +77,16 @@ def decode_random_crop(
     return cv2.flip(result, 1) if flip and rng.random() < 0.5 else result
 
 
-def decode_pad_crop(data: bytes, rng: np.random.Generator, *, size: int, padding: int, flip: bool) -> np.ndarray:
+def decode_pad_crop(
+    data: bytes, rng: np.random.Generator, *, size: int, padding: int, flip: bool, as_stored: bool = False
+) -> np.ndarray:
     """Returns uint8 (size, size, 3) RGB of an encoded image by CIFAR's recipe.
 
     The image is resized to ``size`` on its shorter side (bilinear; averaging where it shrinks), laid on black with
-    ``padding`` on each side, cropped anywhere, and with ``flip`` mirrored half of the time.
+    ``padding`` on each side, cropped anywhere, and with ``flip`` mirrored half of the time; ``as_stored`` is
+    ``decode_image``'s.
     """
-    image = decode_image(data)
+    image = decode_image(data, as_stored=as_stored)
     scale = size / min(image.shape[:2])
     width, height = (max(size, round(side * scale)) for side in (image.shape[1], image.shape[0]))
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

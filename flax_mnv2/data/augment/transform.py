@@ -37,9 +37,12 @@ class TrainTransform:
         return image
 
 
-def make_train_transform(data: Mapping[str, Any]) -> TrainTransform:
-    """Returns the transform that ``config.data`` describes: crop, flip, jitter, policy, erasing, in this order."""
-    common = {"size": data["train_size"], "flip": data["flip"]}
+def make_train_transform(data: Mapping[str, Any], *, as_stored: bool = False) -> TrainTransform:
+    """Returns the transform that ``config.data`` describes: crop, flip, jitter, policy, erasing, in this order.
+
+    Images are decoded upright or ``as_stored``, the rules of ``data.decode``.
+    """
+    common = {"size": data["train_size"], "flip": data["flip"], "as_stored": as_stored}
     if data["train_crop"] == "pad":
         crop = functools.partial(decode_pad_crop, padding=data["crop_padding"], **common)
     else:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.errors import DataError
+from flax_mnv2.image_processing.reading import IMAGE_SUFFIXES
 
 TRAIN = "train"
 HELD_OUT = "val"  # the split that is taken from train where there is no other
@@ -19,7 +20,7 @@ _MEANINGS = {name: name for name in SPLITS} | {"training": "train", "valid": "va
 _SUFFIX = re.compile(r"(set|data|images|imgs|split)$")
 _INNER = _MEANINGS.keys() - {"dev"}  # of a folder inside a class: no splits are there
 _CLUTTER = {"thumbs.db", "desktop.ini"}  # and whatever begins with a dot
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
+_NAMED_LIKE_IMAGES = {*IMAGE_SUFFIXES, ".heic", ".heif"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"}
 # Pairs of folders that are no classes, but images with their masks or annotations.
 _PHOTOS = {"image", "images", "img", "imgs", "jpegimages", "photos"}
@@ -94,7 +95,7 @@ def _names_of(tree: FileTree) -> tuple[list[str], list[str]]:
     """Returns the files and folders that count."""
     repeated = tree.repeated()
     if repeated:
-        raise DataError(f"{tree.path} holds {repeated[0]} more than once{_more(repeated)}. Pack it again.")
+        raise DataError(f"{tree.path} holds {repeated[0]} more than once{more(repeated)}. Pack it again.")
     names = [name for name in tree.names() if not _is_clutter(name)]
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no UTF-8
@@ -195,7 +196,7 @@ def _classes(tree: FileTree, names: list[str], folders: list[str], prefix: str) 
     empty = [label for label, files in classes.items() if not files]
     if empty:
         raise DataError(
-            f"{tree.path}: the class folder {prefix}{empty[0]} holds no images{_more(empty)}. Fill it, or remove it."
+            f"{tree.path}: the class folder {prefix}{empty[0]} holds no images{more(empty)}. Fill it, or remove it."
         )
     return classes
 
@@ -230,7 +231,7 @@ def _check_known(tree: FileTree, split: str, classes: Classes, labels: list[str]
     unknown = sorted(classes.keys() - set(labels))
     if unknown:
         raise DataError(
-            f"{tree.path} has the class {unknown[0]} in {split}{_more(unknown)}, which {TRAIN} has not; its "
+            f"{tree.path} has the class {unknown[0]} in {split}{more(unknown)}, which {TRAIN} has not; its "
             f"classes are {_listed(labels)}. Correct the folder's name, or remove it from {split}."
         )
 
@@ -256,12 +257,13 @@ def _is_clutter(name: str) -> bool:
 
 
 def _is_named_like_an_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
+    return PurePosixPath(name).suffix.lower() in _NAMED_LIKE_IMAGES
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
 
 
-def _more(names: list[str]) -> str:
+def more(names: list[str]) -> str:
+    """Returns how many names there are beside the first, for a message."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

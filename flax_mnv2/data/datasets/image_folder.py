@@ -13,9 +13,11 @@ import tensorflow_datasets as tfds
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
-from flax_mnv2.data.datasets.folder_layout import HELD_OUT, TRAIN, Layout, find_layout
+from flax_mnv2.data.datasets.folder_layout import HELD_OUT, TRAIN, Layout, find_layout, more
+from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
 from flax_mnv2.data.datasets.prepared import is_prepared, prepared
 from flax_mnv2.data.datasets.records import ClassificationDataset, opened
+from flax_mnv2.data.decode import UPRIGHT
 from flax_mnv2.errors import ConfigError, DataError
 
 _READ_AHEAD = 256  # images read and checked together
@@ -26,7 +28,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
 
     ``data["holdout"]`` is the fraction of train that becomes ``val`` where there is no split for evaluation (default
     0.1; 0 is none). A split that cannot be used is left out unless ``data["train_split"]`` or ``data["eval_split"]``
-    name it.
+    name it; files that are no images are left out as ``data["bad_examples"]`` says.
     """
     archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
     if not archive:
@@ -36,26 +38,30 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
         )
     if not 0 <= holdout < 1:
         raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
-    asked = {data.get("train_split") or TRAIN, data.get("eval_split") or HELD_OUT}
-    builder = prepared(lambda: _make_builder(archive, data_dir, holdout, asked), data_dir)
+    asked, limit = {data.get("train_split") or TRAIN, data.get("eval_split") or HELD_OUT}, max_left_out(data)
+    builder = prepared(lambda: _make_builder(archive, data_dir, holdout, asked, limit), data_dir)
     metadata = builder.info.metadata or {}  # an older version wrote none
-    left_out = metadata.get("left_out", {})
-    for split in sorted(asked & left_out.keys()):
-        raise DataError(left_out[split])
+    unusable = metadata.get("unusable", {})
+    for split in sorted(asked & unusable.keys()):
+        raise DataError(unusable[split])
     return ClassificationDataset(
         name=name,
         labels=tuple(builder.info.features["label"].names),
         builders=opened(builder.info.splits, builder),
-        read=metadata.get("read", {}) | {split: f"left out. {reason}" for split, reason in left_out.items()},
+        read=metadata.get("read", {}) | {split: f"left out. {reason}" for split, reason in unusable.items()},
         images=metadata.get("images", {}),
+        left_out=left_out_of(builder, limit),
     )
 
 
-def _make_builder(archive: str, data_dir: Path, holdout: float, asked: Collection[str]) -> tfds.core.DatasetBuilder:
+def _make_builder(
+    archive: str, data_dir: Path, holdout: float, asked: Collection[str], limit: int
+) -> tfds.core.DatasetBuilder:
     """Returns the builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
 
     Its config is named after a digest of the archive's path, size and time of change (of all files, for a folder) and
-    of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew.
+    of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew; the rule of
+    decoding is part of it too, for what was prepared under another.
     """
     path = Path(archive).expanduser().resolve()
     if path.is_dir() and data_dir.resolve().is_relative_to(path):
@@ -63,7 +69,7 @@ def _make_builder(archive: str, data_dir: Path, holdout: float, asked: Collectio
             f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
             "Set --config.data.data_dir to another place."
         )
-    name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout)}"
+    name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout, UPRIGHT)}"
     target = data_dir / ImageFolder.name / name / str(ImageFolder.VERSION)
     if is_prepared(target):
         return tfds.builder_from_directory(target)
@@ -74,7 +80,7 @@ def _make_builder(archive: str, data_dir: Path, holdout: float, asked: Collectio
         tree.close()
         raise
     config = tfds.core.BuilderConfig(name=name, description=f"images of {path}")
-    return ImageFolder(tree=tree, layout=layout, config=config, data_dir=data_dir)
+    return ImageFolder(tree=tree, layout=layout, config=config, data_dir=data_dir, max_left_out=limit)
 
 
 class ImageFolder(LocalBuilder):
@@ -94,11 +100,11 @@ class ImageFolder(LocalBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         layout = self._layout
         counts = {split: collections.Counter(label for _, label in found) for split, found in layout.splits.items()}
-        metadata = tfds.core.MetadataDict(
-            read=layout.read,
-            left_out=layout.left_out,
-            images={split: [count[label] for label in layout.labels] for split, count in counts.items()},
-        )
+        metadata = {
+            "read": layout.read,
+            "unusable": layout.left_out,
+            "images": {split: [count[label] for label in layout.labels] for split, count in counts.items()},
+        }
         description = f"Images of {len(layout.labels)} classes."
         return self._classification_info(description=description, labels=layout.labels, metadata=metadata)
 
@@ -109,19 +115,35 @@ class ImageFolder(LocalBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # the images are the user's own
-        return {split: self._generate_examples(images) for split, images in self._layout.splits.items()}
+        splits = self._layout.splits
+        return self._noted({split: self._generate_examples(split, images) for split, images in splits.items()})
 
-    def _generate_examples(self, images: list[tuple[str, str]]) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, split: str, images: list[tuple[str, str]]) -> Iterator[Outcome]:
         read = functools.partial(_read_image, self._tree)
+        remaining = set()
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(images), _READ_AHEAD):
                 part = images[start : start + _READ_AHEAD]
                 data = pool.map(read, [name for name, _ in part])
-                for index, ((name, label), image) in enumerate(zip(part, data, strict=True), start):
-                    yield index, {"image": image, "label": label, "file_name": name}
+                for (name, label), image in zip(part, data, strict=True):
+                    if isinstance(image, DataError):
+                        yield image
+                    else:
+                        remaining.add(label)
+                        yield {"image": image, "label": label, "file_name": name}
+        empty = sorted({label for _, label in images} - remaining)
+        if empty and remaining and split == TRAIN and self._max_left_out:  # else all bad files are named in the end
+            raise DataError(
+                f"{self._tree.path}: no image of the class {empty[0]}{more(empty)} in {split} can be read. Replace "
+                "them, or remove the class."
+            )
 
 
-def _read_image(tree: FileTree, name: str) -> bytes:
-    data = tree.read(name)
-    check_image(data, f"{tree.path}: {name}")
+def _read_image(tree: FileTree, name: str) -> bytes | DataError:
+    """Returns an encoded image, or what is wrong with it."""
+    try:
+        data = tree.read(name)
+        check_image(data, f"{tree.path}: {name}")
+    except DataError as error:
+        return error
     return data

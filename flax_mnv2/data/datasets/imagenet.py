@@ -59,7 +59,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
     builders = {split: builders[split] for split in SPLITS if split in builders}
     if not builders:
         raise no_archives(place)
-    return ClassificationDataset(name=name, labels=imagenet_labels(), builders=builders)
+    return ClassificationDataset(name=name, labels=imagenet_labels(), builders=builders, as_stored=True)
 
 
 @functools.cache
@@ -149,7 +149,9 @@ class ImagenetConfig(tfds.core.BuilderConfig):
 
 
 class Imagenet2012Archive(LocalBuilder):
-    """One split of ImageNet, in the order of its archive."""
+    """One split of ImageNet, in the order of its archive, whose images are decoded as the field does: as stored."""
+
+    as_stored = True
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self._classification_info(
@@ -162,14 +164,14 @@ class Imagenet2012Archive(LocalBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # the archives are the user's own
-        return {self.builder_config.split: self._generate_examples()}
+        return self._noted({self.builder_config.split: self._generate_examples()})
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self) -> Iterator[dict]:
         config = self.builder_config
         read = {"train": _train_images, "validation": _validation_images}[config.split]
         with open_tree(config.archive) as tree:
-            for index, (file_name, label, image) in enumerate(read(tree)):
-                yield index, {"image": image, "label": label, "file_name": file_name}
+            for file_name, label, image in read(tree):
+                yield {"image": image, "label": label, "file_name": file_name}
 
 
 def _train_images(tree: FileTree) -> Iterator[tuple[str, str, bytes]]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self, TypedDict
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flax_mnv2.data.datasets.preparation import DIGESTS
 from flax_mnv2.data.decode import decode_mask
 from flax_mnv2.data.labels.histogram import absent, format_table
 from flax_mnv2.data.loader.bad_examples import BadExampleError
@@ -26,7 +27,7 @@ class EncodedExample(TypedDict):
 
 
 class LabeledExample(TypedDict):
-    """One stored image with its class index; JPEG in ``imagenet2012``; JPEG, PNG, WebP or BMP in ``image_folder``."""
+    """One stored image with its class index; JPEG in ``imagenet2012``; any format that is read in ``image_folder``."""
 
     image: bytes
     label: int
@@ -47,11 +48,13 @@ class ExampleSource:
     Safe to share between threads; can be pickled. ``place`` is the folder and the split, for messages.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, example: type):
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, *, example: type, as_stored: bool = False):
         """Opens the records; a DataError where prepared files are missing.
 
         ``example`` is a TypedDict of what every example has: bytes are images that stay encoded, a string its name.
+        ``as_stored`` is the rule by which to decode them, as ``data.decode`` has it.
         """
+        self.as_stored = as_stored
         info = builder.info.splits[split]
         self._folder = str(builder.data_dir)
         self.place = f"{self._folder}, split {split}"
@@ -103,6 +106,8 @@ class Dataset:
       labels: the data set's own names of the classes, by index (ImageNet: synset ids such as ``n01440764``).
       builders: by split, what gives the prepared builder. A split of ImageNet is built when it is first asked for,
         so an evaluation does not wait for the training images.
+      as_stored: the rule by which its images are decoded, as ``data.decode`` has it.
+      left_out: by split, what was wrong with files that were left out when it was prepared.
       read: by split, what of the archive it was read from, in words; empty where that is fixed.
       unread: splits that are there and were not asked for.
       shared: a line for every two splits that have examples in common.
@@ -115,6 +120,8 @@ class Dataset:
     read: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    as_stored: bool = False
+    left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict, repr=False)
 
     kind: ClassVar[str]
     example: ClassVar[type]
@@ -136,7 +143,17 @@ class Dataset:
                 f"{self.name} has no split {split!r} here; it has {', '.join(self.split_names)}{there}. Set "
                 f"--config.data.eval_split={self._to_evaluate_on()}, or .train_split to one that is there."
             )
-        return ExampleSource(self.builders[split](), split, example=self.example)
+        return ExampleSource(self.builders[split](), split, example=self.example, as_stored=self.as_stored)
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Returns what changes with the examples of a split, not with where they lie, JSON.
+
+        It has their ``digest``, None where TFDS or an earlier version prepared them, and ``sizes``: how many examples
+        of how many bytes.
+        """
+        info = self.builders[split]().info
+        digest = (info.metadata or {}).get(DIGESTS, {}).get(split)
+        return {"digest": digest, "sizes": [info.splits[split].num_examples, int(info.splits[split].num_bytes)]}
 
     def class_counts(self, split: str) -> np.ndarray:
         """Returns the number of images, or of pixels, of each class in a split, (C,) int64.
@@ -282,8 +299,8 @@ class SegmentationDataset(Dataset):
         return np.bincount(decode_mask(example["segmentation_mask"]).ravel(), minlength=256)[: len(self.labels)]
 
     @classmethod
-    def of(cls, builder: tfds.core.DatasetBuilder) -> "SegmentationDataset":
-        """Returns what ``builder``, which is prepared, has."""
+    def of(cls, builder: tfds.core.DatasetBuilder, **attributes: Any) -> "SegmentationDataset":
+        """Returns what ``builder``, which is prepared, has, with ``attributes`` such as ``left_out``."""
         metadata = builder.info.metadata
         return cls(
             name="/".join(filter(None, (builder.name, getattr(builder.builder_config, "name", None)))),
@@ -296,6 +313,7 @@ class SegmentationDataset(Dataset):
             read=metadata.get("read", {}),
             unread=tuple(metadata.get("unread", ())),
             shared=tuple(metadata.get("shared", ())),
+            **attributes,
         )
 
     def notes(self) -> list[str]:

@@ -45,6 +45,10 @@ _TABLE = {
     "table": "CSV of a row per image, or folder of JSON files; a path, or a name in the archive (default: found there)",
     "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
 }
+_BAD_EXAMPLES = {
+    "bad_examples": "fail: bad files stop the preparation, which names all; or skip: leave them out (default: fail)",
+    "max_bad_examples": "files that skip may leave out (default: 100)",
+}
 _VOC_ARCHIVE = "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
 
 DATASETS: dict[str, Entry] = {
@@ -63,6 +67,7 @@ DATASETS: dict[str, Entry] = {
             "archive": "folder, tar or zip of train/CLASS/IMAGE …",
             "holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)",
             "eval_split": "split to evaluate on (default: val); others are left out where they cannot be used",
+            **_BAD_EXAMPLES,
         },
     ),
     image_table.MULTI_LABEL: Entry(
@@ -81,14 +86,18 @@ DATASETS: dict[str, Entry] = {
         kind=SegmentationDataset,
         load=voc.load,
         summary="PASCAL VOC 2012: images and class masks",
-        fields={"archive": _VOC_ARCHIVE},
+        fields={"archive": _VOC_ARCHIVE, **_BAD_EXAMPLES},
         fixed=_VOC,
     ),
     "voc_segmentation/2012_aug": Entry(
         kind=SegmentationDataset,
         load=voc.load,
         summary="PASCAL VOC 2012 with the masks of SBD: images and class masks",
-        fields={"archive": _VOC_ARCHIVE, "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG"},
+        fields={
+            "archive": _VOC_ARCHIVE,
+            "sbd_archive": "SBD's benchmark.tgz, or its masks as PNG",
+            **_BAD_EXAMPLES,
+        },
         fixed=_VOC,
     ),
     "voc_segmentation/custom": Entry(
@@ -104,6 +113,7 @@ DATASETS: dict[str, Entry] = {
             "reduce_labels": "0 in masks has no class, and others count from 1",
             "train_split": "list to train on (default: train); no other than this and the next is read",
             "eval_split": "list to evaluate on (default: val)",
+            **_BAD_EXAMPLES,
         },
     ),
     "shapes_segmentation": Entry(

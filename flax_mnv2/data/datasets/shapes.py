@@ -44,10 +44,11 @@ class ShapesSegmentation(LocalBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
-        return {
+        pairs = {
             name: self._store_pairs(name, self._generate_examples(name, number, count))
             for number, (name, count) in enumerate(SHAPES_NUM_EXAMPLES.items())
         }
+        return self._noted(pairs)
 
     def _generate_examples(self, split: str, stream: int, count: int) -> Iterator[tuple[str, bytes, np.ndarray]]:
         for index in range(count):

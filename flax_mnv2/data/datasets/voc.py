@@ -15,10 +15,12 @@ import tensorflow_datasets as tfds
 
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity
 from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask
+from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
 from flax_mnv2.data.datasets.prepared import prepared
 from flax_mnv2.data.datasets.records import SegmentationDataset
 from flax_mnv2.data.datasets.sbd import SbdMasks
 from flax_mnv2.data.datasets.voc_files import VocFiles
+from flax_mnv2.data.decode import UPRIGHT
 from flax_mnv2.data.labels.histogram import check_convention
 from flax_mnv2.data.labels.masks import AS_IS, MaskRule, parse_label_map
 from flax_mnv2.data.labels.names import LabelNames, read_labels
@@ -73,7 +75,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
     mean; see ``labels.masks``), and ``train_split`` and ``eval_split``, the lists that are read. For the others it has
     optionally ``archive``, the path of the official VOC tar (default: ``downloads/manual`` in ``data_dir``, else
     fetched), and ``sbd_archive``, that of SBD's benchmark.tgz or of SegmentationClassAug masks, which are checked
-    example by example, not by digest.
+    example by example, not by digest. Damaged examples are left out as ``data["bad_examples"]`` says.
     """
     name = name.partition("/")[2]
     if name == _CUSTOM:
@@ -81,7 +83,10 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> SegmentationData
     else:
         archives = {key: data.get(key) or "" for key in ("archive", "sbd_archive")}
         config = VocConfig(name=name, description=_OFFICIAL[name], **archives)
-    return SegmentationDataset.of(prepared(lambda: VocSegmentation(config=config, data_dir=data_dir), data_dir))
+    limit = max_left_out(data)
+    options = {"config": config, "data_dir": data_dir, "max_left_out": limit}
+    builder = prepared(lambda: VocSegmentation(**options), data_dir)
+    return SegmentationDataset.of(builder, left_out=left_out_of(builder, limit))
 
 
 _VOC_RULE = MaskRule(labels=LabelNames(VOC_LABELS), ignore_label=VOC_IGNORE_LABEL, as_is=True)
@@ -100,8 +105,8 @@ class VocConfig(tfds.core.BuilderConfig):
 def _custom_config(data: Mapping[str, Any]) -> VocConfig:
     """Returns the config of an archive or folder in VOC layout.
 
-    Its name is the archive's stem and a digest of its path, size, time of change, and of the labels, so
-    that two archives never share a prepared data set, and a changed one is built anew.
+    Its name is the archive's stem and a digest of its path, size, time of change, of the labels, and of the rule of
+    decoding, so that two archives never share a prepared data set, and a changed one is built anew.
     """
     archive, ignore_label = data.get("archive") or "", data.get("ignore_label", VOC_IGNORE_LABEL)
     if not archive:
@@ -115,7 +120,7 @@ def _custom_config(data: Mapping[str, Any]) -> VocConfig:
     splits = tuple(dict.fromkeys(data.get(key) or name for key, name in _ASKED.items()))
     path = Path(archive).expanduser().resolve()
     return VocConfig(
-        name=f"{archive_stem(path)}_{fingerprint(identity(path), rule, *splits)}",
+        name=f"{archive_stem(path)}_{fingerprint(identity(path), UPRIGHT, rule, *splits)}",
         description=f"{len(rule.labels.names)} classes from {path}",
         rule=rule,
         splits=splits,
@@ -178,11 +183,9 @@ class VocSegmentation(LocalBuilder):
             splits["trainaug"] = sorted((set(splits["train"]) | masks.ids()) - set(splits["val"]))
         pairs = {name: self._generate_examples(ids, voc, masks) for name, ids in splits.items()}
         self._last = list(pairs)[-1]
-        return {name: self._store_pairs(name, each) for name, each in pairs.items()}
+        return self._noted({name: self._store_pairs(name, each) for name, each in pairs.items()})
 
-    def _store_pairs(
-        self, split: str, pairs: Iterable[tuple[str, bytes, np.ndarray]]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _store_pairs(self, split: str, pairs: Iterable[tuple[str, bytes, np.ndarray] | DataError]) -> Iterator[Outcome]:
         """Also asks, in the end, whether masks can mean what the user says they do, if nothing was said."""
         yield from super()._store_pairs(split, pairs)
         config, metadata = self.builder_config, self.info.metadata
@@ -192,21 +195,27 @@ class VocSegmentation(LocalBuilder):
 
     def _generate_examples(
         self, ids: Iterable[str], voc: VocFiles, sbd: SbdMasks | None
-    ) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    ) -> Iterator[tuple[str, bytes, np.ndarray] | DataError]:
         for image_id in ids:
-            image = voc.read_image(image_id)
-            if sbd is None or voc.has_mask(image_id):
-                mask, mask_name = voc.read_mask(image_id), voc.mask_name(image_id)
-            else:
-                mask, mask_name = sbd.mask(image_id), sbd.name(image_id)
-            mask = checked_mask(
-                image=image,
-                image_name=voc.image_name(image_id),
-                mask=mask,
-                mask_name=mask_name,
-                rule=self.builder_config.rule,
-            )
-            yield image_id, image, mask
+            try:
+                yield image_id, *self._read_pair(image_id, voc, sbd)
+            except DataError as error:
+                yield error
+
+    def _read_pair(self, image_id: str, voc: VocFiles, sbd: SbdMasks | None) -> tuple[bytes, np.ndarray]:
+        image = voc.read_image(image_id)
+        if sbd is None or voc.has_mask(image_id):
+            mask, mask_name = voc.read_mask(image_id), voc.mask_name(image_id)
+        else:
+            mask, mask_name = sbd.mask(image_id), sbd.name(image_id)
+        mask = checked_mask(
+            image=image,
+            image_name=voc.image_name(image_id),
+            mask=mask,
+            mask_name=mask_name,
+            rule=self.builder_config.rule,
+        )
+        return image, mask
 
 
 def _in_common(splits: Mapping[str, list[str]]) -> list[str]:

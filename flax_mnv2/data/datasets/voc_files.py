@@ -8,18 +8,19 @@ from pathlib import Path, PurePosixPath
 
 from flax_mnv2.data.archives.archive import open_tree
 from flax_mnv2.errors import DataError
+from flax_mnv2.image_processing.reading import IMAGE_SUFFIXES
 
 _SPLITS, _IMAGES, _MASKS = "ImageSets/Segmentation", "JPEGImages", "SegmentationClass"
 _INDEX_MASKS = "SegmentationClassPNG"  # where labelme puts them; its SegmentationClass has NumPy arrays
-_IMAGE_SUFFIXES, _MASK_SUFFIXES = (".jpg", ".jpeg", ".png"), (".png",)
+_IMAGE_SUFFIXES, _MASK_SUFFIXES = IMAGE_SUFFIXES, (".png",)
 _PREFERRED = "VOC2012"
 
 
 class VocFiles:
     """Splits, images and masks of a folder or archive that holds, at any depth, one folder with
 
-    ``ImageSets/Segmentation/*.txt``, ``JPEGImages/ID.{jpg,jpeg,png}`` and ``SegmentationClass/ID.png``. A line of a
-    list is an image id, with or without an extension, or the paths of an image and its mask, as lists for DeepLab and
+    ``ImageSets/Segmentation/*.txt``, ``JPEGImages/ID.{jpg,jpeg,png,tif,…}`` and ``SegmentationClass/ID.png``. A line of
+    a list is an image id, with or without an extension, or the paths of an image and its mask, as lists for DeepLab and
     mmsegmentation have them. Lists in folders below are none. Where several years lie side by side, VOC2012 is taken.
 
     Use it as a context manager. All methods raise :class:`DataError` that names the archive and member.
@@ -131,7 +132,7 @@ class VocFiles:
 
     def _lookup(self, files: dict[str, str], image_id: str, folder: str, suffixes: tuple[str, ...]) -> str:
         if image_id not in files:
-            wanted = " or ".join(repr(f"{self.root}{folder}/{image_id}{suffix}") for suffix in suffixes)
+            wanted = f"{f'{self.root}{folder}/{image_id}{suffixes[0]}'!r}" + " or another format" * (len(suffixes) > 1)
             raise DataError(
                 f"{self.path}: a split lists the id {image_id!r}, but there is no file {wanted}. "
                 f"Add the file or remove the id from {self.root}{_SPLITS}/*.txt."

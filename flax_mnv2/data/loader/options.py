@@ -36,9 +36,9 @@ class LoaderOptions:
         return cls._from_config(config, batch_size=config.batch_size, seed=config.seed)
 
     @classmethod
-    def for_evaluation(cls, config: ml_collections.ConfigDict) -> "LoaderOptions":
-        """Returns the options of this process, from the config of a run."""
-        return cls._from_config(config, batch_size=config.eval.batch_size)
+    def for_evaluation(cls, config: ml_collections.ConfigDict, batch_size: int = 0) -> "LoaderOptions":
+        """Returns the options of this process, from the config of a run; its batch size unless another is given."""
+        return cls._from_config(config, batch_size=batch_size or config.eval.batch_size)
 
     @classmethod
     def _from_config(cls, config: ml_collections.ConfigDict, **sizes: Any) -> "LoaderOptions":

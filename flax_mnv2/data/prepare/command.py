@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from flax_mnv2.data.datasets import imagenet
+from flax_mnv2.data.datasets.preparation import report_left_out
 from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, default_data_dir, prepared
 from flax_mnv2.data.datasets.registry import DATASETS, load
 from flax_mnv2.data.prepare import conversion
@@ -35,6 +36,8 @@ _FIELDS = {  # of config.data: metavar and type
     "train_split": ("SPLIT", str),
     "eval_split": ("SPLIT", str),
     "holdout": ("FRACTION", float),
+    "bad_examples": ("WORD", str),
+    "max_bad_examples": ("N", int),
 }
 _DESCRIPTION = """\
 Build a data set ahead of training, as ArrayRecord files that training reads without
@@ -116,6 +119,7 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
         *(f"read        {note}" for note in dataset.notes()),
         f"{dataset.targets:<11} {len(dataset.labels)}: {labels}",
         *dataset.histogram(),
+        *report_left_out(dataset.left_out),
     ]
 
 

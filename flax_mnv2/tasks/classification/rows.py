@@ -1,6 +1,7 @@
 """Rows of classification batches, made from encoded examples, by what can be pickled. Damaged ones are named."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,12 +35,16 @@ class TrainRow:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRow:
-    """Position in a split → one example; ``transform`` makes uint8 (height, width, 3) of a decoded RGB image."""
+    """Position in a split → one example; ``transform`` makes uint8 (height, width, 3) of a decoded RGB image.
+
+    ``as_stored`` is ``decode_rgb``'s.
+    """
 
     source: Source
     transform: Callable[[Image.Image], np.ndarray]
     size: tuple[int, int]
     num_classes: int | None = None
+    as_stored: bool = False
 
     def __call__(self, index: int) -> Batch:
         """Returns ``image`` uint8 (h, w, 3), ``label`` int32, ``mask`` bool, ``index`` int64 and ``file_name`` str.
@@ -49,7 +54,8 @@ class EvalRow:
         if index >= len(self.source):
             return _eval_row(np.zeros((*self.size, 3), np.uint8), label=0, position=-1, file_name="")
         example = self.source[index]
-        image = _prepare(example, lambda data: self.transform(decode_rgb(data)), self.num_classes)
+        decode = functools.partial(decode_rgb, as_stored=self.as_stored)
+        image = _prepare(example, lambda data: self.transform(decode(data)), self.num_classes)
         return _eval_row(image, label=example["label"], position=index, file_name=example["file_name"])
 
 

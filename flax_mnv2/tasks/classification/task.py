@@ -197,13 +197,14 @@ class ClassificationTask(Task):
         from flax_mnv2.data.augment.transform import make_train_transform
         from flax_mnv2.tasks.classification.rows import TrainRow
 
-        return TrainRow(source, make_train_transform(self.config.data), self._num_data_classes)
+        transform = make_train_transform(self.config.data, as_stored=source.as_stored)
+        return TrainRow(source, transform, self._num_data_classes)
 
     def eval_row(self, source: ExampleSource, dataset: ClassificationDataset, split: str) -> Callable[[int], HostBatch]:
         """Returns what reads an example, resized and cropped as the weights want it."""
         from flax_mnv2.tasks.classification.rows import EvalRow
 
-        return EvalRow(source, self._eval_transform(), self._size, self._num_data_classes)
+        return EvalRow(source, self._eval_transform(), self._size, self._num_data_classes, source.as_stored)
 
     def _eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
         """Returns the part of the preparation that runs on the host."""
@@ -240,7 +241,8 @@ class ClassificationTask(Task):
         tiles = []
         for example in seen:
             stored = source[example.index]
-            original = Panel(decode_image(stored["image"]), (pathlib.PurePath(stored["file_name"]).name,))
+            pixels = decode_image(stored["image"], as_stored=source.as_stored)
+            original = Panel(pixels, (pathlib.PurePath(stored["file_name"]).name,))
             tiles.append((original, Panel(example.image, self.caption(stored["label"], example.target))))
         return {"tiles": tiles, "rows": ("original", "network input")}
 

@@ -12,11 +12,12 @@ import numpy as np
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.losses import segmentation_cross_entropy_sums, upsample_logits
+from flax_mnv2.losses import segmentation_cross_entropy_sums
 from flax_mnv2.metrics import confusion_matrix
 from flax_mnv2.tasks import class_weights
 from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.segmentation import config as own_config
+from flax_mnv2.tasks.segmentation.decide import View, most_likely
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
 from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
@@ -25,6 +26,9 @@ if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections
 
     from flax_mnv2.data.datasets.records import ExampleSource, SegmentationDataset
+
+
+MAX_PIXELS_AT_ONCE = 2**23  # of an evaluation, on a device: 31 images of 513×513, or 4 of 1024×2048
 
 
 class SegmentationTask(Task):
@@ -126,35 +130,27 @@ class SegmentationTask(Task):
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Returns the confusion matrix of the batch (C, C) int32, and predictions (N, H, W) uint8."""
-        scores = self.scores(variables, normalize(batch["image"]))
-        predictions = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+        predictions = most_likely(self.views(variables, normalize(batch["image"])), batch["label"].shape[1:])
         labels = jnp.where(batch["mask"][:, None, None], batch["label"], self.ignore_label)
         matrix = confusion_matrix(labels, predictions, num_classes=len(self.labels), ignore_label=self.ignore_label)
         return matrix, predictions
 
-    def scores(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        """Returns class scores at the size of the images, (N, H, W, C).
+    def views(self, variables: dict[str, Any], images: jax.Array) -> list[View]:
+        """Returns the logits of the images in every scale, and mirrored, that ``config.eval`` asks for.
 
-        With several scales, or with the mirrored image, these are probabilities averaged over all views, as in
-        the DeepLab papers; otherwise the logits themselves.
+        Their scores are averaged, as in the DeepLab papers.
         """
         evaluation, size = self.config.eval, images.shape[1:3]
-        views = [
-            (scale, mirrored)
-            for scale in evaluation.scales
-            for mirrored in ((False, True) if evaluation.flip else (False,))
-        ]
-        if views == [(1.0, False)]:
-            return upsample_logits(self.eval_model.apply(variables, images).logits, size)
-        total = 0.0
-        for scale, mirrored in views:
+        views = []
+        for scale in evaluation.scales:
             scaled = tuple(round(side * scale) for side in size)
-            view = jax.image.resize(images, (len(images), *scaled, images.shape[-1]), "bilinear", antialias=False)
-            view = view[:, :, ::-1] if mirrored else view
-            logits = upsample_logits(self.eval_model.apply(variables, view).logits, size)
-            logits = logits[:, :, ::-1] if mirrored else logits
-            total = total + jax.nn.softmax(logits)
-        return total / len(views)
+            view = images
+            if scaled != size:
+                view = jax.image.resize(images, (len(images), *scaled, images.shape[-1]), "bilinear", antialias=False)
+            for mirrored in (False, True) if evaluation.flip else (False,):
+                seen = view[:, :, ::-1] if mirrored else view
+                views.append(View(self.eval_model.apply(variables, seen).logits, mirrored))
+        return views
 
     # ---- on the host -----------------------------------------------------------------------------------
 
@@ -171,9 +167,22 @@ class SegmentationTask(Task):
         """Returns what reads an example at full size."""
         from flax_mnv2.tasks.segmentation.rows import EvalRow
 
-        data = self.config.data
-        size = tuple(given or largest for given, largest in zip(data.eval_size, dataset.max_size[split], strict=True))
-        return EvalRow(source=source, size=size, ignore_label=data.ignore_label, num_classes=len(self.labels))
+        size, void = self._eval_size(dataset, split), self.config.data.ignore_label
+        return EvalRow(source=source, size=size, ignore_label=void, num_classes=len(self.labels))
+
+    def eval_batch_size(self, dataset: SegmentationDataset, split: str, *, num_devices: int) -> int:
+        """Returns how many images to evaluate together: of large photos fewer than ``config.eval.batch_size``.
+
+        What a device sees has at most ``MAX_PIXELS_AT_ONCE``, or is one image.
+        """
+        height, width = self._eval_size(dataset, split)
+        fitting = max(1, MAX_PIXELS_AT_ONCE // (height * width))
+        return min(super().eval_batch_size(dataset, split, num_devices=num_devices), fitting * num_devices)
+
+    def _eval_size(self, dataset: SegmentationDataset, split: str) -> tuple[int, int]:
+        """Height and width that images are padded to."""
+        given, largest = self.config.data.eval_size, dataset.max_size[split]
+        return given[0] or largest[0], given[1] or largest[1]
 
     def evaluator(self, *, report: bool) -> SegmentationEvaluator:
         """Returns what adds up confusion matrices; for a report it keeps ``config.eval.num_pictures`` examples."""

@@ -39,6 +39,9 @@ CHANGEABLE = (
     "data.prefetch_buffer_size",
 )
 
+# What a run reads. Its content must be that which the run began with, wherever it lies (training/inputs.py).
+INPUTS = ("data.archive", "data.sbd_archive", "data.labels", "init_from")
+
 TWINS = (  # durations in epochs, in steps, and the fewest steps
     ("num_epochs", "num_steps", 1),
     ("optimizer.warmup_epochs", "optimizer.warmup_steps", 0),
@@ -204,7 +207,10 @@ def in_steps(config: ml_collections.ConfigDict, num_examples: int) -> ml_collect
 
 
 def check_same_run(config: ml_collections.ConfigDict, stored: Mapping[str, Any], workdir: str) -> None:
-    """Raises a ConfigError where a run in ``workdir`` was started with other settings, naming each."""
+    """Raises a ConfigError where a run in ``workdir`` was started with other settings, naming each.
+
+    Where its inputs lie makes no difference; what they hold is compared once they are open.
+    """
     ours = jsonable(flatten(config))
     # An older version's run may lack some fields, and had those of all tasks.
     theirs = jsonable(flatten(default_config(config.task))) | jsonable(flatten(stored))
@@ -212,7 +218,7 @@ def check_same_run(config: ml_collections.ConfigDict, stored: Mapping[str, Any],
     different = [
         f"  {name}: {theirs.get(name, '(absent)')!r} there, {ours.get(name, '(absent)')!r} now"
         for name in sorted((ours.keys() | theirs.keys()) - foreign)
-        if ours.get(name) != theirs.get(name) and not name.startswith(CHANGEABLE)
+        if ours.get(name) != theirs.get(name) and not name.startswith(CHANGEABLE) and name not in INPUTS
     ]
     if different:
         raise ConfigError(

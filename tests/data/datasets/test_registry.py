@@ -1,3 +1,4 @@
+import io
 import sys
 import threading
 import time
@@ -187,9 +188,9 @@ def _bad_members(archives) -> dict[str, tuple[str, bytes, str]]:
         ),
         "jpeg mask": (MASK, archives.jpeg(21, 30), "b.png: not a readable PNG mask"),
         "cut mask": (MASK, good[MASK][:-40], "b.png: not a readable PNG mask"),
-        "no jpeg": (IMAGE, b"<html>404</html>", "b.jpg: corrupt image"),
-        "empty jpeg": (IMAGE, b"", "b.jpg: corrupt image"),
-        "cut jpeg": (IMAGE, good[IMAGE][: len(good[IMAGE]) // 2], "b.jpg: corrupt image.*[Tt]runcated"),
+        "no jpeg": (IMAGE, b"<html>404</html>", "b.jpg: not a readable image"),
+        "empty jpeg": (IMAGE, b"", "b.jpg: not a readable image"),
+        "cut jpeg": (IMAGE, good[IMAGE][: len(good[IMAGE]) // 2], "b.jpg: not a readable image.*[Tt]runcated"),
     }
 
 
@@ -215,6 +216,31 @@ def test_bad_example_is_named_and_nothing_is_left(archives, tmp_path, load, case
     assert not list((tmp_path / "prepared" / "voc_segmentation").iterdir())
     archives.write(path, archives.voc_files())
     assert load(archive=str(path)).num_examples["train"] == 3
+
+
+def test_all_bad_examples_are_named_and_left_out_with_skip(archives, tmp_path, load):
+    bad = _bad_members(archives)
+    files = archives.voc_files() | {bad["cut jpeg"][0]: bad["cut jpeg"][1]}
+    del files[MASK.replace("/b.", "/c.")]
+    path = str(archives.write(tmp_path / "x.tar", files))
+    with pytest.raises(DataError, match=r"2 files cannot be used:(.|\n)*b\.jpg: not a(.|\n)*the id 'c', but"):
+        load(archive=path)
+    assert not list((tmp_path / "prepared" / "voc_segmentation").iterdir())
+    dataset = load(archive=path, bad_examples="skip")
+    assert dataset.num_examples == {"train": 1, "val": 2}
+    assert len(dataset.left_out["train"]) == 2
+
+
+def test_photos_of_any_format_and_turned_ones(archives, tmp_path, load):
+    files = archives.voc_files()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (21, 30), "red").save(buffer, "TIFF", exif=exif)  # upright it is 30 wide and 21 high
+    del files[IMAGE]
+    files[IMAGE.replace(".jpg", ".TIF")] = buffer.getvalue()
+    source = load(archive=str(archives.write(tmp_path / "x.tar", files))).source("train")
+    assert decode_image(source[1]["image"]).shape[:2] == decode_mask(source[1]["segmentation_mask"]).shape == (21, 30)
 
 
 @pytest.mark.parametrize("member", [MASK, IMAGE])

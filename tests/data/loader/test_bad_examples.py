@@ -97,11 +97,14 @@ def test_evaluate_says_how_many_were_left_out(skip):
         evaluator=lambda report: evaluator,
         config=SimpleNamespace(eval=SimpleNamespace(batch_size=4)),
         batch_fields=("value",),
-        eval_batches=lambda dataset, split: eval_batches(EvalRow(DAMAGED), DAMAGED, _options(skip_bad=skip)),
+        eval_batch_size=lambda dataset, split, num_devices: 4,
+        eval_batches=lambda dataset, split, batch_size: eval_batches(
+            EvalRow(DAMAGED), DAMAGED, _options(skip_bad=skip)
+        ),
     )
     arguments = (
         task,
-        SimpleNamespace(put_batch=lambda batch: batch),
+        SimpleNamespace(put_batch=lambda batch: batch, devices=[None]),
         lambda variables, batch: (batch["mask"].sum(), None),
         None,
         SimpleNamespace(source=lambda split: DAMAGED),

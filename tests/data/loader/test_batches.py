@@ -175,5 +175,6 @@ def test_options_of_a_run():
     shared |= {"skip_bad": True, "max_bad": 9}
     assert LoaderOptions.for_training(config) == LoaderOptions(batch_size=8, seed=5, **shared)
     assert LoaderOptions.for_evaluation(config) == LoaderOptions(batch_size=6, **shared)
+    assert LoaderOptions.for_evaluation(config, 2) == LoaderOptions(batch_size=2, **shared)
     config.data.bad_examples = "fail"
     assert not LoaderOptions.for_training(config).skip_bad
