@@ -196,14 +196,14 @@ class MobileNetV2Config:
             )
         if {"num_labels", "id2label"} & changes.keys():
             changes = {"num_labels": None, "id2label": None, "label2id": None, **changes}
-        fields = {name: changes[name] for name in changes if name in self.__dataclass_fields__}
+        fields = {name: changes[name] for name in changes if name in (*_public_fields(), "extra")}
         others = {name: changes[name] for name in changes if name not in fields}
         if others:
             fields["extra"] = {**fields.get("extra", self.extra), **others}
         return dataclasses.replace(self, **fields)
 
     def _has_key(self, name: str) -> bool:
-        return name in self.__dataclass_fields__ or name in COMMON_DEFAULTS or name in self.extra
+        return name in (*_public_fields(), "extra", *COMMON_DEFAULTS, *self.extra)
 
     @classmethod
     def from_pretrained(
@@ -213,7 +213,7 @@ class MobileNetV2Config:
         revision: str | None = None,
         cache_dir: str | pathlib.Path | None = None,
         **options: Any,
-    ) -> MobileNetV2Config | tuple[MobileNetV2Config, dict[str, Any]]:
+    ) -> MobileNetV2Config:
         """Reads the config of a model.
 
         Args:
@@ -222,6 +222,9 @@ class MobileNetV2Config:
           revision: branch, tag or commit of a hub id.
           cache_dir: where downloads are kept; None is huggingface_hub's default.
           **options: as for ``from_dict``.
+
+        Returns:
+          The config, or a pair as ``from_dict`` does.
 
         Raises:
           CheckpointError: no such folder or hub id.
@@ -262,14 +265,17 @@ class MobileNetV2Config:
     @classmethod
     def from_dict(
         cls, values: Mapping[str, Any], *, return_unused_kwargs: bool = False, **overrides: Any
-    ) -> MobileNetV2Config | tuple[MobileNetV2Config, dict[str, Any]]:
+    ) -> MobileNetV2Config:
         """Builds a config from the contents of a ``config.json``; keys it does not know go to ``extra``.
 
         Args:
           values: those contents.
-          return_unused_kwargs: whether to return a pair, of the config and those overrides that it has no use for;
-            otherwise there is a warning of them.
+          return_unused_kwargs: whether to return what of the overrides is no key of the config; otherwise there is a
+            warning of it.
           **overrides: fields to change, such as ``tf_padding=False``.
+
+        Returns:
+          The config; with ``return_unused_kwargs`` (config, unused overrides).
 
         Raises:
           ConfigError: not a mapping, another ``model_type``, or a field that does not pass the checks.

@@ -11,12 +11,14 @@ from flax import linen as nn
 from flax_mnv2.models.fold import fold_batch_norm
 from flax_mnv2.models.ops.platforms import by_platform, has_known_shape
 from flax_mnv2.models.ops.slices import map_slices
-from flax_mnv2.models.outputs import ModelOutput
+from flax_mnv2.models.outputs import ImageClassifierOutputWithNoAttention, SemanticSegmenterOutput
 
 _IMAGES_PER_SLICE = 2  # on CPU: of 1, 2, 4 and 16, measured; two images keep both cores busy and stay in the cache
 
 
-def make_inference_fn(model: nn.Module, variables: dict[str, Any]) -> Callable[[jax.Array], ModelOutput]:
+def make_inference_fn(
+    model: nn.Module, variables: dict[str, Any]
+) -> Callable[[jax.Array], ImageClassifierOutputWithNoAttention | SemanticSegmenterOutput]:
     """Compiles a model for inference: batch norm folded, weights on the device, and on CPU two images at a time.
 
     The outputs equal ``model.apply(variables, pixel_values)`` to rounding.

@@ -115,7 +115,8 @@ def load(
     )
     source = _adapted(source, changes.get("num_channels"))
     config = source.config if config is None else config
-    attributes = _pop(changes, *(model_class.__dataclass_fields__.keys() - {"config", "parent", "name"}))
+    fields = {field.name for field in dataclasses.fields(model_class)} - {"config", "parent", "name"}
+    attributes = {name: changes.pop(name) for name in fields & changes.keys()}
     if changes.get("num_labels") in (None, config.num_labels):
         changes.pop("num_labels", None)
     dtype = _compute_dtype(dtype if torch_dtype is None else torch_dtype, source)
@@ -151,10 +152,6 @@ def _compute_dtype(dtype: Any, source: Source) -> Any:
     if found is None or not jnp.issubdtype(found, jnp.floating):
         raise ConfigError(f"dtype must be 'auto' or a floating-point type such as jnp.bfloat16; found {shown(name)}.")
     return found
-
-
-def _pop(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options.pop(name) for name in names if name in options}
 
 
 def from_state_dict(

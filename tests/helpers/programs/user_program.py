@@ -31,11 +31,14 @@ def classify(folder: str, photo: Image.Image) -> str:
 
 def fine_tune(folder: str) -> jax.Array:
     config: MobileNetV2Config = variant_config(list_models("*_96")[0], num_labels=3).replace(tf_padding=False)
+    config = MobileNetV2Config.from_pretrained(folder, num_labels=3)
     model = MobileNetV2ForImageClassification(config, dtype=jnp.bfloat16)
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
     variables = load_backbone(folder, model.init(jax.random.key(0), images))
     output = jax.jit(model.apply)(variables, images, labels=jnp.zeros(1, int))
-    save_pretrained("mine", model, variables)
+    model.save_pretrained("mine", variables)
+    again, variables = MobileNetV2ForImageClassification.from_pretrained("mine", remat=True)
+    save_pretrained("mine", again, variables)
     same, _ = from_state_dict(to_state_dict(model, variables, "timm"))
     assert same.config == config
     loss: jax.Array = output.loss
