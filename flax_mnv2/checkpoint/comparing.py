@@ -108,4 +108,5 @@ def _describe(leaf: Any) -> str:
 
 
 def _crc_of(values: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+    as_read = json.loads(json.dumps(values))  # where keys are strings, which sort otherwise than numbers from 10 on
+    return f"{zlib.crc32(json.dumps(as_read, sort_keys=True).encode()):08x}"

@@ -266,3 +266,12 @@ def test_saving_leaves_the_count_of_the_loops_questions_alone(tmp_path, monkeypa
     """JAX stops all hosts at the same number of questions; Orbax would ask with its own numbers."""
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda _: pytest.fail("asked"))
     _save(tmp_path, [1, 2])
+
+
+def test_what_is_noted_of_eleven_classes_is_whole(tmp_path):
+    """Keys that are numbers come back as strings, and sort otherwise from 10 on."""
+    labels = {index: f"class {index}" for index in range(11)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _items(1), {**ABOUT, "model": {"id2label": labels}})
+    about = Checkpoints(tmp_path, read_only=True).about(1)
+    assert about["model"]["id2label"]["10"] == "class 10"
