@@ -258,8 +258,11 @@ class Task(abc.ABC):
         from flax_mnv2.data.loader.batches import eval_batches
         from flax_mnv2.data.loader.options import LoaderOptions
 
-        source, options = dataset.source(split), LoaderOptions.for_evaluation(self.config, batch_size)
-        return eval_batches(self.eval_row(source, dataset, split), source, options)
+        source = dataset.source(split)
+        make_row = self.eval_row(source, dataset, split)
+        example_bytes = sum(np.asarray(value).nbytes for value in make_row(len(source)).values())  # of a filler
+        options = LoaderOptions.for_evaluation(self.config, batch_size, example_bytes)
+        return eval_batches(make_row, source, options)
 
     # ---- model -------------------------------------------------------------------------------------------
 

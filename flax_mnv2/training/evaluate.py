@@ -69,7 +69,7 @@ def evaluate(
         def put(batch):
             return batch, parallel.put_batch({name: batch[name] for name in (*task.batch_fields, "mask")})
 
-        for host_batch, device_batch in prefetch(batches, put):
+        for host_batch, device_batch in prefetch(batches, put, depth=1):  # each is waited for, so one is enough
             if stop():
                 return None
             sums, examples = eval_step(variables, device_batch)

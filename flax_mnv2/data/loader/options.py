@@ -7,6 +7,8 @@ import ml_collections
 
 from flax_mnv2.errors import ConfigError
 
+MAX_BYTES_AHEAD = 2**27  # of the batches of an evaluation that wait, ready
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
@@ -36,9 +38,21 @@ class LoaderOptions:
         return cls._from_config(config, batch_size=config.batch_size, seed=config.seed)
 
     @classmethod
-    def for_evaluation(cls, config: ml_collections.ConfigDict, batch_size: int = 0) -> "LoaderOptions":
-        """Returns the options of this process, from the config of a run; its batch size unless another is given."""
-        return cls._from_config(config, batch_size=batch_size or config.eval.batch_size)
+    def for_evaluation(
+        cls, config: ml_collections.ConfigDict, batch_size: int = 0, example_bytes: int = 0
+    ) -> "LoaderOptions":
+        """Returns the options of this process, from the config of a run; its batch size unless another is given.
+
+        Where examples are large, ``example_bytes`` each, fewer batches are made in advance.
+        """
+        options = cls._from_config(config, batch_size=batch_size or config.eval.batch_size)
+        own_bytes = options.batch_size // options.process_count * example_bytes
+        ahead = max(1, MAX_BYTES_AHEAD // max(own_bytes, 1))
+        return dataclasses.replace(
+            options,
+            num_threads=min(options.num_threads, ahead),
+            prefetch_buffer_size=min(options.prefetch_buffer_size, ahead),
+        )
 
     @classmethod
     def _from_config(cls, config: ml_collections.ConfigDict, **sizes: Any) -> "LoaderOptions":

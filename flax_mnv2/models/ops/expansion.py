@@ -16,6 +16,7 @@ from jax import lax
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops import shifts
 from flax_mnv2.models.ops.activations import Activation
+from flax_mnv2.models.ops.bands import convolve_in_bands, rows_per_band
 from flax_mnv2.models.ops.depthwise import native_depthwise
 from flax_mnv2.models.ops.platforms import Form, Implementation, platform_op, vary_like
 from flax_mnv2.models.ops.pointwise import Moments, affine_act, contraction, matrix_product, moments
@@ -65,7 +66,9 @@ class Expansion:
         image_bytes = height * width * kernel.shape[-1] * self._x.dtype.itemsize
         images = images_per_slice(batch, image_bytes)
         gradient_images = images_per_slice(batch, image_bytes, min_slices=shifts.MIN_SLICES)
-        static = _Static(act, Window(stride, padding, dilation), images, gradient_images)
+        window = Window(stride, padding, dilation)
+        rows = rows_per_band(image_bytes, height, window)
+        static = _Static(act, window, images, gradient_images, rows)
         arrays = (self._product, self._x, self._weights, multiplier, offset, kernel)
         return _depthwise(static, self._implementation, *arrays)
 
@@ -75,6 +78,7 @@ class _Static(NamedTuple):
     window: Window
     images: int  # expanded at once on CPU
     gradient_images: int  # the same for the gradient
+    rows: int  # of an image's output computed at once on CPU; 0 for all
 
 
 def _no_product(_, x, weights):
@@ -124,8 +128,13 @@ def _expand_slice(act, x, weights, multiplier, offset):
 def _sliced(static, product, x, weights, multiplier, offset, kernel):
     del product
 
+    def expand(x):
+        return _expand_slice(static.act, x, weights, multiplier, offset)
+
     def expand_and_convolve(x):
-        return shifts.shifted_sum(_expand_slice(static.act, x, weights, multiplier, offset), kernel, static.window)
+        if static.rows:
+            return convolve_in_bands(expand, x, kernel, static.window, static.rows)
+        return shifts.shifted_sum(expand(x), kernel, static.window)
 
     return map_slices(expand_and_convolve, x, static.images)
 
