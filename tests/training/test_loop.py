@@ -14,6 +14,7 @@ from PIL import Image
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
 from flax_mnv2.checkpoint.run import Checkpoints
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
+from flax_mnv2.tasks.segmentation.decide import scores_of
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
@@ -215,13 +216,17 @@ def test_several_scales_and_mirrors_are_averaged(tiny_config):
     task = SegmentationTask.for_training(tiny_config, ("a", "b"))
     variables = task.init_variables(0)
     images = jax.random.normal(jax.random.key(0), (2, 48, 64, 3))
-    average = jax.jit(task.scores)
+
+    def evaluated(variables, images):
+        return scores_of(task.views(variables, images), images.shape[1:3])
+
+    average = jax.jit(evaluated)
     scores = average(variables, images)
     np.testing.assert_allclose(scores.sum(-1), 1.0, rtol=1e-5)
     mirrored = average(variables, images[:, :, ::-1])[:, :, ::-1]
     np.testing.assert_allclose(scores, mirrored, atol=1e-3)  # the views are summed in another order
     tiny_config.eval.scales, tiny_config.eval.flip = (1.0,), False
-    again = jax.jit(functools.partial(task.scores))  # to be traced anew: the config differs
+    again = jax.jit(functools.partial(evaluated))  # to be traced anew: the config differs
     single = jax.nn.softmax(again(variables, images))
     assert float(abs(single - scores).max()) > 1e-3
 
