@@ -13,13 +13,13 @@ from flax_mnv2.data.datasets.preparation import report_left_out
 from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.data.loader.batches import BatchIterator
 from flax_mnv2.errors import CheckpointError, DataError
-from flax_mnv2.training.early_stopping import EarlyStopping
 from flax_mnv2.training.evaluate import evaluate
 from flax_mnv2.training.faults.interrupt import Interrupted, StopRequest
 from flax_mnv2.training.faults.nan_search import NanSearch
 from flax_mnv2.training.faults.run_lock import only_run
 from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.initial_weights import initial_weights
+from flax_mnv2.training.logging.early_stopping import EarlyStopping
 from flax_mnv2.training.logging.learning_curve import save_curve
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress

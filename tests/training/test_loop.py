@@ -13,8 +13,8 @@ from PIL import Image
 
 from flax_mnv2 import CheckpointError, ConfigError, save_pretrained
 from flax_mnv2.checkpoint.run import Checkpoints
-from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.decide import scores_of
+from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics

@@ -146,7 +146,7 @@ def test_the_module_runs_as_a_command(tmp_path, random_variables, monkeypatch):
     config = CONFIG.replace(depth_multiplier=0.35)
     save_pretrained(tmp_path / "hf", make_model(config, "classification"), random_variables(config, "classification"))
     command = [sys.executable, "-m", "flax_mnv2.convert", "hf", "flax"]
-    root = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(__file__).resolve().parents[3]
     environment = {"PATH": "", "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
