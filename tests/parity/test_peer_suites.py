@@ -194,23 +194,22 @@ def random_like():
 @pytest.fixture(scope="module", params=["classification", "segmentation"])
 def trained(request):
     """Logits and gradients of two images, twice, and of the same two in the other order."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(fm.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (16, 2, 2)))
-    model = _model(request.param)
-    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    labels = np.ones((2,) if request.param == "classification" else (2, 32, 32), np.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fm.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (16, 2, 2)))
+        model = _model(request.param)
+        images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        labels = np.ones((2,) if request.param == "classification" else (2, 32, 32), np.int32)
 
-    @jax.jit
-    def step(params, images):
-        def loss(params):
-            output = model.apply({**variables, "params": params}, images, labels)
-            return output.loss, output.logits
+        @jax.jit
+        def step(params, images):
+            def loss(params):
+                output = model.apply({**variables, "params": params}, images, labels=labels)
+                return output.loss, output.logits
 
-        return jax.grad(loss, has_aux=True)(params)
+            return jax.grad(loss, has_aux=True)(params)
 
-    yield [step(variables["params"], order) for order in (images, images, images[::-1])]
-    patch.undo()
+        return [step(variables["params"], order) for order in (images, images, images[::-1])]
 
 
 def test_the_same_twice(trained):

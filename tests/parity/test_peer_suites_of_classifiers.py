@@ -16,7 +16,8 @@ import pytest
 import flax_mnv2 as fm
 from flax_mnv2.layer_plan import make_divisible
 from flax_mnv2.models.complexity import complexity
-from flax_mnv2.models.layers import ACTIVATION_FUNCTIONS, DropPath, same_padding
+from flax_mnv2.models.layers import DropPath, same_padding
+from flax_mnv2.models.ops.activations import ACTIVATION_FUNCTIONS
 from flax_mnv2.weights.formats import FORMATS
 from flax_mnv2.weights.formats import timm as timm_format
 from flax_mnv2.weights.formats.base import Found

@@ -67,9 +67,10 @@ def whole_run(environment, tmp_path_factory):
 
 def test_train_then_eval(whole_run, run):
     workdir, printed = whole_run
-    last = printed.strip().splitlines()[-2:]
+    last = printed.strip().splitlines()[-3:]
     assert last[0].startswith(f"checkpoints: {workdir}/checkpoints")
     assert last[1].startswith(f"metrics:     {workdir}/metrics.jsonl")
+    assert last[2] == f"curve:       {workdir}/learning_curve.png"
     assert re.search(r"step 8/8: loss \d+\.\d+, learning rate", printed)
     # Without --config the run's own is overridden, and a field that it does not have is named.
     result = run("eval.py", f"--workdir={workdir}", "--step=latest", "--config.eval.batch_size=16")
