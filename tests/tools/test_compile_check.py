@@ -167,12 +167,16 @@ def test_batch_shapes_are_those_of_the_segmentation_pipeline(tiny_config):
     assert {name: (each.shape, each.dtype) for name, each in task.batch_shapes(tiny_config).items()} == expected
 
 
+class _Source(list):
+    as_stored = False
+
+
 def test_batch_shapes_are_those_of_the_classification_pipeline(tiny_blocks):
     tiny_config = default_config("classification")
     tiny_config.batch_size, tiny_config.data.num_threads, tiny_config.data.train_size = 8, 1, 40
     file = io.BytesIO()
     Image.fromarray(np.zeros((64, 80, 3), np.uint8)).save(file, "JPEG")
-    examples = [{"image": file.getvalue(), "label": 1, "file_name": "x.jpg"}] * 8
+    examples = _Source([{"image": file.getvalue(), "label": 1, "file_name": "x.jpg"}] * 8)
     task = get_task(tiny_config.task).for_training(tiny_config, ("a", "b"))
     with task.train_batches(SimpleNamespace(source=lambda split: examples), start_step=0) as batches:
         batch = next(batches)
