@@ -31,3 +31,15 @@ def test_classes_that_never_occurred():
 
 def test_nothing_to_remark():
     assert _evaluated(np.ones((5, 5), np.int64)).remarks() == []
+
+
+def test_large_photos_are_kept_at_a_size_to_be_drawn():
+    evaluator = SegmentationEvaluator(LABELS, ignore_label=255, num_pictures=1)
+    label = np.arange(2200 * 30, dtype=np.uint8).reshape(1, 2200, 30) % 5
+    batch = {"index": np.array([0]), "mask": np.array([True]), "size": np.array([[2100, 28]]), "label": label}
+    batch["image"] = np.repeat(label[..., None], 3, axis=-1)
+    evaluator.add(batch, np.zeros((5, 5), np.int64), label)
+    [picture] = evaluator.pictures
+    assert picture.image.shape == (700, 10, 3)
+    np.testing.assert_array_equal(picture.label, label[0, :2100:3, :28:3])
+    np.testing.assert_array_equal(picture.prediction, picture.label)

@@ -12,10 +12,15 @@ from flax_mnv2.metrics import SegmentationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
 from flax_mnv2.visualize import save_confusion_matrix, save_predictions
 
+_MAX_PICTURE_PX = 1024  # longer side of what is kept to be drawn, at a third of that
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One example with its prediction, unpadded, uint8: image (h, w, 3), label and prediction (h, w)."""
+    """One example with its prediction, unpadded, uint8: image (h, w, 3), label and prediction (h, w).
+
+    Of one beyond ``_MAX_PICTURE_PX`` every second pixel is kept, every third, and so on.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -44,8 +49,9 @@ class SegmentationEvaluator(Evaluator):
         rows = zip(*(batch[name] for name in names), examples, strict=True)
         for index, valid, (height, width), image, label, prediction in rows:
             if valid and index < self._limit:
-                window = np.s_[:height, :width]
-                self._pictures[int(index)] = Picture(image[window], label[window], prediction[window])
+                step = -(-max(height, width) // _MAX_PICTURE_PX)
+                window = np.s_[:height:step, :width:step]
+                self._pictures[int(index)] = Picture(*(array[window].copy() for array in (image, label, prediction)))
 
     @property
     def pictures(self) -> list[Picture]:
