@@ -1,8 +1,10 @@
 """What the data sets store, and the checks that images and masks must pass to be stored."""
 
+import concurrent.futures
 import io
+import os
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -10,12 +12,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.preparation import LEFT_OUT, Outcome, check_left_out, new_notes, noted
 from flax_mnv2.data.decode import AS_STORED, UPRIGHT, check_encoded, check_mask, decode_rgb
 from flax_mnv2.data.labels.histogram import LabelHistogram
 from flax_mnv2.data.labels.masks import MaskRule
 from flax_mnv2.errors import DataError
 from flax_mnv2.image_processing.reading import FILE_FORMATS, read_orientation
+
+_READ_AHEAD = 256  # images read and checked together
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -142,6 +147,25 @@ def check_image(data: bytes, name: str) -> None:
             f"{name} is not a readable image ({str(reason) or type(reason).__name__}). Expected a whole file in one of "
             f"the formats {', '.join(FILE_FORMATS)}: replace it, or remove it."
         ) from error
+
+
+def read_images(tree: FileTree, names: Sequence[str], *, prefix: str = "") -> Iterator[bytes | DataError]:
+    """Yields each encoded image, or what is wrong with it, which begins with ``prefix`` and its name.
+
+    Threads read and check them, some ahead of what is taken.
+    """
+
+    def read(name: str) -> bytes | DataError:
+        try:
+            data = tree.read(name)
+            check_image(data, f"{prefix}{name}")
+        except DataError as error:
+            return error
+        return data
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(names), _READ_AHEAD):
+            yield from pool.map(read, names[start : start + _READ_AHEAD])
 
 
 def checked_mask(

@@ -1,9 +1,6 @@
 """TFDS builder for images of the user's own, in folders by split and class; it needs no TensorFlow."""
 
 import collections
-import concurrent.futures
-import functools
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,13 @@ import tensorflow_datasets as tfds
 
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tree import FileTree
-from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
+from flax_mnv2.data.datasets.examples import LocalBuilder, read_images
 from flax_mnv2.data.datasets.folder_layout import HELD_OUT, TRAIN, Layout, find_layout, more
 from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
 from flax_mnv2.data.datasets.prepared import is_prepared, prepared
 from flax_mnv2.data.datasets.records import ClassificationDataset, opened
 from flax_mnv2.data.decode import UPRIGHT
 from flax_mnv2.errors import ConfigError, DataError
-
-_READ_AHEAD = 256  # images read and checked together
 
 
 def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDataset:
@@ -119,31 +114,17 @@ class ImageFolder(LocalBuilder):
         return self._noted({split: self._generate_examples(split, images) for split, images in splits.items()})
 
     def _generate_examples(self, split: str, images: list[tuple[str, str]]) -> Iterator[Outcome]:
-        read = functools.partial(_read_image, self._tree)
         remaining = set()
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(images), _READ_AHEAD):
-                part = images[start : start + _READ_AHEAD]
-                data = pool.map(read, [name for name, _ in part])
-                for (name, label), image in zip(part, data, strict=True):
-                    if isinstance(image, DataError):
-                        yield image
-                    else:
-                        remaining.add(label)
-                        yield {"image": image, "label": label, "file_name": name}
+        read = read_images(self._tree, [name for name, _ in images], prefix=f"{self._tree.path}: ")
+        for (name, label), image in zip(images, read, strict=True):
+            if isinstance(image, DataError):
+                yield image
+            else:
+                remaining.add(label)
+                yield {"image": image, "label": label, "file_name": name}
         empty = sorted({label for _, label in images} - remaining)
         if empty and remaining and split == TRAIN and self._max_left_out:  # else all bad files are named in the end
             raise DataError(
                 f"{self._tree.path}: no image of the class {empty[0]}{more(empty)} in {split} can be read. Replace "
                 "them, or remove the class."
             )
-
-
-def _read_image(tree: FileTree, name: str) -> bytes | DataError:
-    """Returns an encoded image, or what is wrong with it."""
-    try:
-        data = tree.read(name)
-        check_image(data, f"{tree.path}: {name}")
-    except DataError as error:
-        return error
-    return data

@@ -223,8 +223,8 @@ class VectorDataset(Dataset):
     example = VectorExample
 
     @classmethod
-    def of(cls, name: str, builder: tfds.core.DatasetBuilder) -> Self:
-        """Returns what ``builder``, which is prepared, has."""
+    def of(cls, name: str, builder: tfds.core.DatasetBuilder, **attributes: Any) -> Self:
+        """Returns what ``builder``, which is prepared, has, with ``attributes`` such as ``left_out``."""
         metadata = builder.info.metadata
         return cls(
             name=name,
@@ -232,6 +232,7 @@ class VectorDataset(Dataset):
             builders=opened(builder.info.splits, builder),
             mean={split: tuple(values) for split, values in metadata["mean"].items()},
             std={split: tuple(values) for split, values in metadata["std"].items()},
+            **attributes,
         )
 
     def _table(self, columns: Mapping[str, Sequence[str]]) -> list[str]:

@@ -40,7 +40,7 @@ CHANGEABLE = (
 )
 
 # What a run reads. Its content must be that which the run began with, wherever it lies (training/inputs.py).
-INPUTS = ("data.archive", "data.sbd_archive", "data.labels", "init_from")
+INPUTS = ("data.archive", "data.sbd_archive", "data.table", "data.labels", "init_from")
 
 TWINS = (  # durations in epochs, in steps, and the fewest steps
     ("num_epochs", "num_steps", 1),

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from flax_mnv2.data.datasets import image_folder
+from flax_mnv2.data.datasets import examples
 from flax_mnv2.data.datasets.prepared import LOCK_FILE
 from flax_mnv2.data.datasets.registry import load_classification
 from flax_mnv2.data.decode import decode_image, decode_rgb
@@ -321,13 +321,13 @@ def test_data_dir_inside_the_images(archives, tmp_path, load):
 
 def test_images_that_change_while_they_are_read(archives, tmp_path, load, monkeypatch):
     path = archives.write(tmp_path / "x", files())
-    check = image_folder.check_image
+    check = examples.check_image
 
     def check_and_add(data, name):
         check(data, name)
         (path / "train" / "cat" / "late.jpg").write_bytes(image(seed=60))
 
-    monkeypatch.setattr(image_folder, "check_image", check_and_add)
+    monkeypatch.setattr(examples, "check_image", check_and_add)
     with pytest.raises(DataError, match="changed while they were read"):
         load(path)
     monkeypatch.undo()

@@ -1,10 +1,7 @@
 """TFDS builder for images with a table of labels or numbers, of the user's own; it needs no TensorFlow."""
 
-import concurrent.futures
 import dataclasses
-import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,11 @@ from absl import logging
 
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity, open_tree
 from flax_mnv2.data.archives.tree import FileTree
-from flax_mnv2.data.datasets.examples import LocalBuilder, check_image
+from flax_mnv2.data.datasets.examples import LocalBuilder, read_images
 from flax_mnv2.data.datasets.image_table import targets
 from flax_mnv2.data.datasets.image_table.finding import Images, checked_splits, read_tables
 from flax_mnv2.data.datasets.image_table.rows import SPLITS, TRAIN, VAL, Table, refuse
+from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
 from flax_mnv2.data.datasets.prepared import is_prepared, prepared
 from flax_mnv2.data.datasets.records import MultiLabelDataset, RegressionDataset, VectorDataset
 from flax_mnv2.errors import ConfigError, DataError
@@ -28,7 +26,6 @@ _KINDS: Mapping[str, tuple[type[VectorDataset], Callable[..., targets.Targets]]]
     MULTI_LABEL: (MultiLabelDataset, targets.multi_label),
     REGRESSION: (RegressionDataset, targets.regression),
 }
-_READ_AHEAD = 256  # images read and checked together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Options:
     table: str  # a name in the archive or a path; empty: what is found
     labels: tuple[str, ...]  # columns or classes, in their order; empty: all
     holdout: float  # fraction of train that becomes val where there is no other split
-    max_bad: int  # rows without a readable image that may be left out
+    max_left_out: int  # rows without a readable image that may be left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +67,11 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> VectorDataset:
         table=str(data.get("table") or ""),
         labels=tuple(label.strip() for label in (data.get("labels") or "").split(",") if label.strip()),
         holdout=holdout,
-        max_bad=data.get("max_bad_examples", 100) if data.get("bad_examples") == "skip" else 0,
+        max_left_out=max_left_out(data),
     )
+    builder = prepared(lambda: _make_builder(name, options, data_dir), data_dir)
     kind, _ = _KINDS[name]
-    return kind.of(name, prepared(lambda: _make_builder(name, options, data_dir), data_dir))
+    return kind.of(name, builder, left_out=left_out_of(builder, options.max_left_out))
 
 
 def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -90,7 +88,7 @@ def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.Data
     outside = Path(options.table).expanduser() if options.table else None
     outside = outside.resolve() if outside is not None and outside.exists() else None
     read = (identity(path), identity(outside) if outside else options.table)
-    choices = (options.labels, options.holdout, options.max_bad > 0)
+    choices = (options.labels, options.holdout, options.max_left_out > 0)
     config_name = f"{name.partition('/')[2]}_{archive_stem(path)}_{fingerprint(*read, *choices)}"
     target = data_dir / ImageTable.name / config_name / str(ImageTable.VERSION)
     if is_prepared(target):
@@ -105,7 +103,12 @@ def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.Data
     logging.info("%s", notes)
     config = tfds.core.BuilderConfig(name=config_name, description=f"images of {path}; {notes}")
     return ImageTable(
-        tree=tree, splits=splits, labels=labels, max_bad=options.max_bad, config=config, data_dir=data_dir
+        tree=tree,
+        splits=splits,
+        labels=labels,
+        config=config,
+        data_dir=data_dir,
+        max_left_out=options.max_left_out,
     )
 
 
@@ -127,7 +130,7 @@ def _examples(
     labels, vectors = read(tables, options.labels)
     rows = [row for table in tables for row in table.rows]
     images = Images(tree)
-    found = images.find(rows, may_miss=options.max_bad)
+    found = images.find(rows, may_miss=options.max_left_out)
     kept = checked_splits(rows, found, [tuple(vector) for vector in vectors])
     splits: dict[str, list[Item]] = {}
     for position, name in kept.items():
@@ -166,16 +169,8 @@ def _hold_out(tree: FileTree, items: Sequence[Item], fraction: float) -> dict[st
 class ImageTable(LocalBuilder):
     """Images, as they are, with a vector each; ``tree`` is closed when the data set is built."""
 
-    def __init__(
-        self,
-        *,
-        tree: FileTree,
-        splits: Mapping[str, list[Item]],
-        labels: tuple[str, ...],
-        max_bad: int,
-        **kwargs: Any,
-    ):
-        self._tree, self._splits, self._labels, self._max_bad = tree, splits, labels, max_bad
+    def __init__(self, *, tree: FileTree, splits: Mapping[str, list[Item]], labels: tuple[str, ...], **kwargs: Any):
+        self._tree, self._splits, self._labels = tree, splits, labels
         self._bad: list[str] = []
         super().__init__(**kwargs)
 
@@ -189,26 +184,24 @@ class ImageTable(LocalBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # the images are the user's own
-        return {split: self._generate_examples(split, items) for split, items in self._splits.items()}
+        return self._noted({split: self._generate_examples(split, items) for split, items in self._splits.items()})
 
-    def _generate_examples(self, split: str, items: list[Item]) -> Iterator[tuple[int, dict]]:
-        vectors, read = [], functools.partial(_read_image, self._tree)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(items), _READ_AHEAD):
-                part = items[start : start + _READ_AHEAD]
-                for item, (data, problem) in zip(part, pool.map(read, [item.name for item in part]), strict=True):
-                    if problem:
-                        self._bad.append(problem)
-                        continue
-                    vectors.append(item.vector)
-                    yield len(vectors) - 1, {"image": data, "label": item.vector, "file_name": item.name}
+    def _generate_examples(self, split: str, items: list[Item]) -> Iterator[Outcome]:
+        vectors = []
+        for item, image in zip(items, read_images(self._tree, [item.name for item in items]), strict=True):
+            if isinstance(image, DataError):
+                self._bad.append(str(image))
+                yield image
+                continue
+            vectors.append(item.vector)
+            yield {"image": image, "label": item.vector, "file_name": item.name}
         self._check_bad(split, len(vectors))
         self.info.metadata["mean"][split] = np.mean(vectors, axis=0, dtype=np.float64).tolist()
         self.info.metadata["std"][split] = np.std(vectors, axis=0, dtype=np.float64).tolist()
 
     def _check_bad(self, split: str, stored: int) -> None:
         """Raises a DataError of all unreadable images once all are known, or of a split with no other."""
-        if self._bad and len(self._bad) <= self._max_bad and stored:
+        if self._bad and len(self._bad) <= self._max_left_out and stored:
             logging.warning("Left out %d images that cannot be read: %s", len(self._bad), "; ".join(self._bad[:5]))
         elif self._bad and (split == list(self._splits)[-1] or not stored):
             raise refuse(
@@ -216,13 +209,3 @@ class ImageTable(LocalBuilder):
                 self._bad,
                 "Replace them, or leave them out: --config.data.bad_examples=skip.",
             )
-
-
-def _read_image(tree: FileTree, name: str) -> tuple[bytes, str]:
-    """Returns the bytes of an image, or why it cannot be read."""
-    try:
-        data = tree.read(name)
-        check_image(data, name)
-    except DataError as error:
-        return b"", str(error)
-    return data, ""

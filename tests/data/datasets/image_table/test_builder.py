@@ -65,6 +65,9 @@ def test_a_table_beside_the_archive_and_a_change_in_it(archives, tmp_path, load)
     table.write_text("image,age\na,31\nc,20\nb,8.5\n")
     changed = load(path, "regression", table=str(table), holdout=0)
     assert stored(changed, "train")["img/b.jpg"] == [8.5]
+    before, after = dataset.fingerprint("train"), changed.fingerprint("train")
+    assert before["sizes"] == after["sizes"]
+    assert before["digest"] != after["digest"]  # else a run would go on with other numbers
 
 
 def test_a_part_is_held_out_always_the_same(archives, tmp_path, load):
