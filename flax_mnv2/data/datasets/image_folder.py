@@ -11,11 +11,11 @@ from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity,
 from flax_mnv2.data.archives.tree import FileTree
 from flax_mnv2.data.datasets.examples import LocalBuilder, read_images
 from flax_mnv2.data.datasets.folder_layout import HELD_OUT, TRAIN, Layout, find_layout, more
-from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
-from flax_mnv2.data.datasets.prepared import is_prepared, prepared
+from flax_mnv2.data.datasets.preparation import Outcome, images_and_holdout, left_out_of, max_left_out
+from flax_mnv2.data.datasets.prepared import check_apart, is_prepared, prepared
 from flax_mnv2.data.datasets.records import ClassificationDataset, opened
 from flax_mnv2.data.decode import UPRIGHT
-from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.errors import DataError
 
 
 def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDataset:
@@ -25,16 +25,9 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
     0.1; 0 is none). A split that cannot be used is left out unless ``data["train_split"]`` or ``data["eval_split"]``
     name it; files that are no images are left out as ``data["bad_examples"]`` says.
     """
-    archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
-    if not archive:
-        raise ConfigError(
-            f"config.data.archive is empty, but {name} needs the path of a folder, tar or zip of images. Set "
-            "--config.data.archive=PATH."
-        )
-    if not 0 <= holdout < 1:
-        raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
+    path, holdout = images_and_holdout(name, data)
     asked, limit = {data.get("train_split") or TRAIN, data.get("eval_split") or HELD_OUT}, max_left_out(data)
-    builder = prepared(lambda: _make_builder(archive, data_dir, holdout, asked, limit), data_dir)
+    builder = prepared(lambda: _make_builder(path, data_dir, holdout, asked, limit), data_dir)
     metadata = builder.info.metadata or {}  # an older version wrote none
     unusable = metadata.get("unusable", {})
     for split in sorted(asked & unusable.keys()):
@@ -50,7 +43,7 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> ClassificationDa
 
 
 def _make_builder(
-    archive: str, data_dir: Path, holdout: float, asked: Collection[str], limit: int
+    path: Path, data_dir: Path, holdout: float, asked: Collection[str], limit: int
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a folder or archive of images: one that only reads, where it is prepared in ``data_dir``.
 
@@ -58,12 +51,7 @@ def _make_builder(
     of ``holdout``, so that two archives never share a prepared data set, and a changed one is built anew; the rule of
     decoding is part of it too, for what was prepared under another.
     """
-    path = Path(archive).expanduser().resolve()
-    if path.is_dir() and data_dir.resolve().is_relative_to(path):
-        raise DataError(
-            f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
-            "Set --config.data.data_dir to another place."
-        )
+    check_apart(path, data_dir)
     name = f"{archive_stem(path)}_{fingerprint(identity(path), holdout, UPRIGHT)}"
     target = data_dir / ImageFolder.name / name / str(ImageFolder.VERSION)
     if is_prepared(target):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,22 @@ def max_left_out(data: Mapping[str, Any]) -> int:
     if action not in ("fail", "skip"):
         raise ConfigError(f"config.data.bad_examples must be one of 'fail', 'skip'; found {action!r}.")
     return data.get("max_bad_examples", 100) if action == "skip" else 0
+
+
+def images_and_holdout(name: str, data: Mapping[str, Any]) -> tuple[Path, float]:
+    """Returns of ``config.data`` the path of the images, and the fraction of train to hold out (default 0.1; 0: none).
+
+    A ConfigError where the data set ``name`` is given no path, or no fraction.
+    """
+    archive, holdout = data.get("archive") or "", data.get("holdout", 0.1)
+    if not archive:
+        raise ConfigError(
+            f"config.data.archive is empty, but {name} needs the path of a folder, tar or zip of images. Set "
+            "--config.data.archive=PATH."
+        )
+    if not 0 <= holdout < 1:
+        raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
+    return Path(archive).expanduser().resolve(), holdout
 
 
 def noted(

@@ -31,6 +31,15 @@ def default_data_dir(data_dir: str) -> Path:
     return Path(place).expanduser()
 
 
+def check_apart(images: Path, data_dir: Path) -> None:
+    """Raises a DataError where prepared data sets would lie in the folder ``images`` that they are made of."""
+    if images.is_dir() and data_dir.resolve().is_relative_to(images):
+        raise DataError(
+            f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {images}, and would change "
+            "it. Set --config.data.data_dir to another place."
+        )
+
+
 def prepared(make: Callable[[], tfds.core.DatasetBuilder], data_dir: Path, **options: Any) -> tfds.core.DatasetBuilder:
     """Returns the builder of a prepared data set, which is built first where it is not there yet.
 

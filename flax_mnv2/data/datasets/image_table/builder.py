@@ -16,10 +16,10 @@ from flax_mnv2.data.datasets.examples import LocalBuilder, read_images
 from flax_mnv2.data.datasets.image_table import targets
 from flax_mnv2.data.datasets.image_table.finding import Images, checked_splits, read_tables
 from flax_mnv2.data.datasets.image_table.rows import SPLITS, TRAIN, VAL, Table, refuse
-from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
-from flax_mnv2.data.datasets.prepared import is_prepared, prepared
+from flax_mnv2.data.datasets.preparation import Outcome, images_and_holdout, left_out_of, max_left_out
+from flax_mnv2.data.datasets.prepared import check_apart, is_prepared, prepared
 from flax_mnv2.data.datasets.records import MultiLabelDataset, RegressionDataset, VectorDataset
-from flax_mnv2.errors import ConfigError, DataError
+from flax_mnv2.errors import DataError
 
 MULTI_LABEL, REGRESSION = "image_table/multi_label", "image_table/regression"
 _KINDS: Mapping[str, tuple[type[VectorDataset], Callable[..., targets.Targets]]] = {
@@ -54,16 +54,9 @@ def load(name: str, data: Mapping[str, Any], data_dir: Path) -> VectorDataset:
     commas), ``holdout`` (fraction of train that becomes ``val`` where no other split is; default 0.1, 0 is none), and
     ``bad_examples``: with "skip" up to ``max_bad_examples`` rows without a readable image are left out.
     """
-    if not data.get("archive"):
-        raise ConfigError(
-            f"config.data.archive is empty, but {name} needs the path of a folder, tar or zip of images. Set "
-            "--config.data.archive=PATH."
-        )
-    holdout = data.get("holdout", 0.1)
-    if not 0 <= holdout < 1:
-        raise ConfigError(f"config.data.holdout is {holdout}, expected a fraction from 0 to below 1, such as 0.1.")
+    path, holdout = images_and_holdout(name, data)
     options = Options(
-        archive=Path(data["archive"]).expanduser().resolve(),
+        archive=path,
         table=str(data.get("table") or ""),
         labels=tuple(label.strip() for label in (data.get("labels") or "").split(",") if label.strip()),
         holdout=holdout,
@@ -80,11 +73,7 @@ def _make_builder(name: str, options: Options, data_dir: Path) -> tfds.core.Data
     Its config is named after the archive and a digest of all that decides what is stored, as of ``image_folder``.
     """
     path = options.archive
-    if path.is_dir() and data_dir.resolve().is_relative_to(path):
-        raise DataError(
-            f"The folder of prepared data sets, {data_dir}, lies in the folder of images, {path}, and would change it. "
-            "Set --config.data.data_dir to another place."
-        )
+    check_apart(path, data_dir)
     outside = Path(options.table).expanduser() if options.table else None
     outside = outside.resolve() if outside is not None and outside.exists() else None
     read = (identity(path), identity(outside) if outside else options.table)
