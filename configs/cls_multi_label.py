@@ -18,6 +18,7 @@ Expected: of 800 drawn pictures with one to three shapes of three kinds, at 96 p
 others (seed 0). Ten minutes on two busy CPU cores.
 """
 
+from configs import cls_image_folder
 from flax_mnv2.training.config.defaults import default_config
 
 
@@ -38,14 +39,7 @@ def get_config(variant: str = ""):
     config.optimizer.weight_decay = 4e-5
 
     if variant == "smoke":
-        config.init_from = ""
-        config.model.depth_multiplier = 0.35
-        config.data.train_size, config.data.eval_resize, config.data.eval_crop = 32, 36, 32
-        config.batch_size = config.eval.batch_size = 4
-        config.num_epochs, config.num_steps = 0.0, 4
-        config.eval_every_epochs = config.checkpoint.every_epochs = 0.0
-        config.eval_every_steps = config.checkpoint.every_steps = 4
-        config.log_every_steps = 2
+        cls_image_folder.shrink(config)
     elif variant:
         raise ValueError(f"configs/cls_multi_label.py has the variant smoke; found {variant!r}.")
     return config
