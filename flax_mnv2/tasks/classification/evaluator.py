@@ -10,9 +10,8 @@ import numpy as np
 
 from flax_mnv2.metrics import ClassificationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.tasks.kept_examples import KeptExamples, file_name
 from flax_mnv2.visualize import save_confusion_matrix
-
-_NAME_BYTES = 256  # file names travel between hosts as arrays of this width
 
 
 class ClassificationEvaluator(Evaluator):
@@ -22,7 +21,7 @@ class ClassificationEvaluator(Evaluator):
         """``labels`` are the model's class names by index."""
         self._labels, self._report = tuple(labels), report
         self._counts: dict[str, np.ndarray] = {}
-        self._examples: list[dict[str, np.ndarray]] = []
+        self._kept = KeptExamples()
 
     def needs_examples(self, batch: HostBatch) -> bool:
         """Returns True for a report: every example is kept."""
@@ -33,9 +32,7 @@ class ClassificationEvaluator(Evaluator):
         for name, counts in sums.items():
             self._counts[name] = self._counts.get(name, 0) + counts.astype(np.int64)
         if examples is not None:
-            names = np.char.encode(batch["file_name"], "utf-8").astype(f"S{_NAME_BYTES}")
-            fixed_width = names.view(np.uint8).reshape(len(names), _NAME_BYTES)
-            self._examples.append({"index": batch["index"].astype(np.int32), "file_name": fixed_width, **examples})
+            self._kept.add(batch, examples)
 
     def metrics(self) -> dict[str, float]:
         """Returns ``top1`` and ``top5``."""
@@ -69,12 +66,8 @@ class ClassificationEvaluator(Evaluator):
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a row per example in the order of the split, from all processes, which all call it."""
-        from jax.experimental import multihost_utils
-
-        mine = {name: np.concatenate([batch[name] for batch in self._examples]) for name in self._examples[0]}
-        rows = multihost_utils.process_allgather(mine, tiled=True) if jax.process_count() > 1 else mine
-        order = np.argsort(rows["index"], kind="stable")
-        return [self._row(rows, at) for at in order if rows["index"][at] >= 0]
+        rows = self._kept.gathered()
+        return [self._row(rows, at) for at in range(len(rows["index"]))]
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
         """Writes ``predictions.jsonl`` and, for few classes, ``confusion_matrix.png``."""
@@ -95,7 +88,7 @@ class ClassificationEvaluator(Evaluator):
         label = int(rows["label"][at])
         best = zip(rows["top"][at], rows["probability"][at], strict=True)
         return {
-            "file_name": rows["file_name"][at].tobytes().rstrip(b"\0").decode("utf-8", "replace"),
+            "file_name": file_name(rows["file_name"][at]),
             "label": label,
             "label_name": self._labels[label],
             "top5": [

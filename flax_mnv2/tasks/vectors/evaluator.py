@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from flax_mnv2.tasks.base import Evaluator, HostBatch
-
-_NAME_BYTES = 256  # file names travel between hosts as arrays of this width
+from flax_mnv2.tasks.kept_examples import KeptExamples, file_name
 
 
 class VectorEvaluator(Evaluator):
@@ -22,7 +21,7 @@ class VectorEvaluator(Evaluator):
     def __init__(self, labels: Sequence[str]):
         """``labels`` are the model's names of the targets."""
         self._labels = tuple(labels)
-        self._batches: list[dict[str, np.ndarray]] = []
+        self._kept = KeptExamples()
         self._all: dict[str, np.ndarray] = {}
 
     def needs_examples(self, batch: HostBatch) -> bool:
@@ -32,20 +31,12 @@ class VectorEvaluator(Evaluator):
     def add(self, batch: HostBatch, sums: Any, examples: Mapping[str, np.ndarray]) -> None:
         """Takes one batch."""
         del sums
-        names = np.char.encode(batch["file_name"], "utf-8").astype(f"S{_NAME_BYTES}")
-        fixed_width = names.view(np.uint8).reshape(len(names), _NAME_BYTES)
-        self._batches.append({"index": batch["index"].astype(np.int32), "file_name": fixed_width, **examples})
+        self._kept.add(batch, examples)
 
     def examples(self) -> dict[str, np.ndarray]:
         """Returns ``file_name``, ``label`` and ``output`` of all, from all processes, which call it together once."""
         if not self._all:
-            from jax.experimental import multihost_utils
-
-            mine = {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
-            rows = multihost_utils.process_allgather(mine, tiled=True) if jax.process_count() > 1 else mine
-            order = np.argsort(rows["index"], kind="stable")
-            order = order[rows["index"][order] >= 0]
-            self._all = {name: np.asarray(values)[order] for name, values in rows.items()}
+            self._all = self._kept.gathered()
         return self._all
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -55,8 +46,7 @@ class VectorEvaluator(Evaluator):
             return {}
         with path.open("w", encoding="utf-8") as file:
             for name, label, output in zip(rows["file_name"], rows["label"], rows["output"], strict=True):
-                file_name = name.tobytes().rstrip(b"\0").decode("utf-8", "replace")
-                row = {"file_name": file_name, **self.row(label, output)}
+                row = {"file_name": file_name(name), **self.row(label, output)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return {"predicted": path}
 
