@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -63,20 +64,22 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
     return int(rounded + divisor if rounded < 0.9 * value else rounded)
 
 
-def scale_channels(config: MobileNetV2Config, channels: int) -> int:
+def scale_channels(config: MobileNetV2Config, channels: int, depth_multiplier: float) -> int:
     """Returns ``channels`` times the depth multiplier; round-half-to-even is part of Hugging Face's rule."""
-    scaled = channels * config.depth_multiplier
+    scaled = channels * depth_multiplier
     return make_divisible(round(scaled) if config.round_widths else scaled, config.depth_divisible_by, config.min_depth)
 
 
-def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
-    """Computes every width, stride and dilation of the backbone.
+def make_layer_plan(config: MobileNetV2Config, depth_multiplier: float | None = None) -> LayerPlan:
+    """Computes every width, stride and dilation of the backbone, by the config's depth multiplier or by another.
 
     Once the running stride has reached ``output_stride``, a block that would stride keeps its resolution and
     the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and Hugging Face).
     """
-    in_channels = scale_channels(config, STEM_OUT_CHANNELS)
-    stem_channels = STEM_CHANNELS if config.fixed_stem_and_head else scale_channels(config, STEM_CHANNELS)
+    multiplier = config.depth_multiplier if depth_multiplier is None else depth_multiplier
+    scale = functools.partial(scale_channels, config, depth_multiplier=multiplier)
+    in_channels = scale(STEM_OUT_CHANNELS)
+    stem_channels = STEM_CHANNELS if config.fixed_stem_and_head else scale(STEM_CHANNELS)
     stem = StemSpec(
         channels=stem_channels,
         out_channels=in_channels,
@@ -96,7 +99,7 @@ def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
         if current_stride == config.output_stride:
             dilation, rate, stride = rate, rate * stride, 1
         current_stride *= stride
-        out_channels = scale_channels(config, channels)
+        out_channels = scale(channels)
         expanded = round(in_channels * config.expand_ratio)
         blocks.append(
             BlockSpec(
@@ -111,6 +114,6 @@ def make_layer_plan(config: MobileNetV2Config) -> LayerPlan:
             )
         )
         in_channels = out_channels
-    keep_last = config.fixed_stem_and_head or (config.finegrained_output and config.depth_multiplier < 1.0)
-    last = LAST_CHANNELS if keep_last else scale_channels(config, LAST_CHANNELS)
+    keep_last = config.fixed_stem_and_head or (config.finegrained_output and multiplier < 1.0)
+    last = LAST_CHANNELS if keep_last else scale(LAST_CHANNELS)
     return LayerPlan(stem=stem, blocks=tuple(blocks), last_channels=last)

@@ -18,7 +18,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.checks import MAX_WIDTH_FACTOR
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.layer_plan import LayerPlan
+from flax_mnv2.layer_plan import LayerPlan, make_layer_plan
 from flax_mnv2.weights.formats.base import Format, Found
 from flax_mnv2.weights.source import Checkpoint, Source
 from flax_mnv2.weights.tensors import Naming, Path, StateDict, write_state
@@ -222,7 +222,7 @@ def find_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -
     """
 
     def compare(multiplier: float) -> tuple[bool, bool]:
-        found = norm_widths(base.replace(depth_multiplier=multiplier).layer_plan)
+        found = norm_widths(make_layer_plan(base, multiplier))
         pairs = [(found[path], width) for path, width in widths.items() if path in found]
         return all(ours >= theirs for ours, theirs in pairs), any(ours > theirs for ours, theirs in pairs)
 
@@ -246,7 +246,7 @@ def nearest_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]
     """Returns the multiplier at which most of ``widths`` agree, for a message about the others."""
 
     def agreeing(multiplier: float) -> int:
-        found = norm_widths(base.replace(depth_multiplier=multiplier).layer_plan)
+        found = norm_widths(make_layer_plan(base, multiplier))
         return sum(found.get(path) == width for path, width in widths.items())
 
     return max(_GRID, key=agreeing)
