@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from structure import drawn
 
 from flax_mnv2 import ConfigError, MobileNetV2Config, MobileNetV2ForSemanticSegmentation, UserError
 from flax_mnv2.image_processing.features import BatchFeature
@@ -53,7 +54,7 @@ def test_features_can_be_read_by_key_and_attribute(processor, image):
 def test_features_go_into_a_model_and_through_jit(processor, image, tiny_blocks):
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=4))
     features = processor(image, image[..., 0] % 4, size=40, crop_size=40, return_tensors="jax")
-    variables = jax.jit(model.init)(jax.random.key(0), features.pixel_values)
+    variables = drawn(model)
     loss = jax.jit(lambda variables, features: model.apply(variables, **features).loss)(variables, features)
     expected = jax.jit(model.apply)(variables, features.pixel_values, features.labels).loss
     np.testing.assert_allclose(loss, expected, rtol=1e-6)

@@ -29,8 +29,9 @@ def _call(model, *args, **options):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_call_says_or_the_config_does(cls):
     asks = cls(CONFIG.replace(output_hidden_states=True, return_dict=False))
-    assert type(_call(asks, IMAGES)) is tuple
-    assert len(_call(asks, IMAGES)[-1]) == 3
+    asked = _call(asks, IMAGES)
+    assert type(asked) is tuple
+    assert len(asked[-1]) == 3
     output = _call(asks, IMAGES, output_hidden_states=False, return_dict=True)
     assert output.hidden_states is None
     assert _call(cls(CONFIG), IMAGES).keys() == output.keys()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from structure import variables_of
+from structure import drawn, images_of, variables_of
 
 from flax_mnv2 import (
     ConfigError,
@@ -27,9 +27,8 @@ def _shapes(model, images=IMAGES, **arguments):
     return jax.eval_shape(functools.partial(model.apply, **arguments), variables_of(model), images)
 
 
-def _tiny(model, seed=0):
-    images = jax.random.normal(jax.random.key(seed), (2, 64, 64, 3))
-    return jax.jit(model.init)(jax.random.key(1), images), images
+def _tiny(model):
+    return drawn(model, std=model.config.initializer_range), images_of(2, 64, 64, 3)
 
 
 # ---- output_hidden_states ------------------------------------------------------------------------------------
@@ -75,21 +74,21 @@ def test_selected_values_are_those_of_the_network(tiny_blocks):
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (("layer_16",), "'layer_16'"),
+        (("layer_03",), "'layer_03'"),
         (("layer_01/projection",), "layer_01/projection"),
-        ((16,), "index 16; this network has 16"),
+        ((3,), "index 3; this network has 3"),
         ((True,), "names True"),
         (jnp.zeros(()), "static"),
         ("layer_01", r"\('layer_01',\)"),
         (3, r"\(3,\)"),
     ],
 )
-def test_layers_that_do_not_exist_are_named(selection, message):
+def test_layers_that_do_not_exist_are_named(selection, message, tiny_blocks):
     with pytest.raises(ConfigError, match=message):
         _shapes(MobileNetV2Model(MobileNetV2Config()), output_hidden_states=selection)
 
 
-def test_segmentation_has_no_last_convolution_to_select():
+def test_segmentation_has_no_last_convolution_to_select(tiny_blocks):
     with pytest.raises(ConfigError, match="conv_1x1"):
         _shapes(MobileNetV2ForSemanticSegmentation(MobileNetV2Config()), output_hidden_states=("conv_1x1",))
 
@@ -138,8 +137,7 @@ def test_run_to_gives_the_same_values(tiny_blocks):
 # ---- features by resolution ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("depth_multiplier", [0.35, 1.0])
+@pytest.mark.parametrize(("output_stride", "depth_multiplier"), [(8, 0.35), (16, 1.0), (32, 0.35)])
 def test_features_have_the_channels_that_were_announced(output_stride, depth_multiplier):
     model = MobileNetV2Backbone(MobileNetV2Config(output_stride=output_stride, depth_multiplier=depth_multiplier))
     features = _shapes(model)
@@ -183,9 +181,9 @@ def test_window_means():
     np.testing.assert_allclose(pool(x, window=100)[:, 0, 0], x.mean((1, 2)), atol=1e-6)
 
 
-def test_larger_images_give_a_map_of_logits():
+def test_larger_images_give_a_map_of_logits(tiny_blocks):
     config = MobileNetV2Config(num_labels=5, pool_window=7)
-    large = jax.ShapeDtypeStruct((1, 320, 256, 3), jnp.float32)
+    large = jax.ShapeDtypeStruct((1, 80, 64, 3), jnp.float32)  # a map of 10×8
     assert _shapes(MobileNetV2ForImageClassification(config), large).logits.shape == (1, 4, 2, 5)
     assert _shapes(MobileNetV2Model(config), large).pooler_output.shape == (1, 4, 2, 1280)
     with pytest.raises(ValueError, match="give 4×2 logits"):
@@ -208,14 +206,14 @@ def test_the_window_of_the_whole_map_is_global_pooling(tiny_blocks):
 
 
 def test_remat_computes_more_keeps_less_and_changes_nothing(monkeypatch):
-    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2), (8, 1, 1), (16, 2, 2)))
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 2, 2),))  # one block with a shortcut, one without
     config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0, expand_ratio=8.0)
     results, costs = [], []
+    variables, images = _tiny(MobileNetV2ForImageClassification(config))
     for remat in (False, True):
         model = MobileNetV2ForImageClassification(config, remat=remat)
-        variables, images = _tiny(model)
 
-        def loss(params, variables=variables, model=model, images=images):
+        def loss(params, model=model):
             output, updated = model.apply(
                 {**variables, "params": params}, images, labels=np.array([1, 4]), train=True, mutable=["batch_stats"]
             )
@@ -233,7 +231,7 @@ def test_remat_computes_more_keeps_less_and_changes_nothing(monkeypatch):
     assert remat_kept < 0.8 * kept
 
 
-def test_remat_has_the_same_parameters():
+def test_remat_has_the_same_parameters(tiny_blocks):
     for remat in (False, True):
         model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=21), remat=remat)
         variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)

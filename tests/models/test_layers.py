@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structure import drawn, images_of
 
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
 from flax_mnv2.models.layers import ChannelDropout, same_padding
@@ -49,11 +50,12 @@ def test_dropout_edges():
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_batch_statistics_are_those_of_all_devices_or_of_each(sync, tiny_blocks):
+def test_batch_statistics_are_those_of_all_devices_or_of_each(sync, monkeypatch):
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
     config = MobileNetV2Config(num_labels=5, classifier_dropout_prob=0.0)
     model = MobileNetV2ForImageClassification(config, axis_name="data", sync_batch_norm=sync)
-    images = jax.random.normal(jax.random.key(0), (2, 2, 32, 32, 3)) * jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1)
-    variables = jax.jit(model.init)(jax.random.key(1), images[0])
+    images = images_of(2, 2, 32, 32, 3) * np.float32([1.0, 3.0]).reshape(2, 1, 1, 1, 1)
+    variables = drawn(model, std=0.02)
 
     def apply(model, images):
         output, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])

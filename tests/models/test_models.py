@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from structure import variables_of
+from structure import drawn, images_of, variables_of
 
 from flax_mnv2 import (
     ConfigError,
@@ -16,6 +16,8 @@ from flax_mnv2 import (
     MobileNetV2Model,
 )
 
+CLASSIFIER = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))
+DEEPLAB = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=21))
 MODELS = (MobileNetV2Model, MobileNetV2ForImageClassification, MobileNetV2ForSemanticSegmentation)
 
 
@@ -29,22 +31,22 @@ def _count(tree):
 
 
 def test_parameter_counts_are_the_published_ones():
-    classifier = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000))
-    assert _count(variables_of(classifier)["params"]) == 3_504_872
-    deeplab = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=21))
-    assert round(_count(variables_of(deeplab)["params"]) / 1e6, 2) == 2.11
+    assert _count(variables_of(CLASSIFIER)["params"]) == 3_504_872
+    assert round(_count(variables_of(DEEPLAB)["params"]) / 1e6, 2) == 2.11
 
 
 @pytest.mark.parametrize("output_stride", [2, 4, 8, 16, 32])
 @pytest.mark.parametrize("tf_padding", [True, False])
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (97, 129), (513, 513)])
-def test_segmentation_logits_have_the_output_stride(output_stride, tf_padding, size):
+def test_segmentation_logits_have_the_output_stride(output_stride, tf_padding, monkeypatch):
+    """With a block for each stride, and one behind them; which of all sixteen stride, the tests of parity show."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", (*[(8, 1, 2)] * 4, (8, 1, 1)))
     config = MobileNetV2Config(num_labels=5, output_stride=output_stride, tf_padding=tf_padding)
     model = MobileNetV2ForSemanticSegmentation(config)
     # Neither the stride nor the padding changes the variables.
     variables = variables_of(MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=5)))
-    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)).logits
-    assert logits.shape == (2, *(-(-side // output_stride) for side in size), 5)
+    for size in ((32, 32), (33, 47), (513, 513)):
+        logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)).logits
+        assert logits.shape == (2, *(-(-side // output_stride) for side in size), 5)
 
 
 def test_hidden_states_are_the_sixteen_blocks():
@@ -55,7 +57,11 @@ def test_hidden_states_are_the_sixteen_blocks():
     assert shapes == plan
     assert output.last_hidden_state.shape == (1, 8, 8, 1280)
     assert output.pooler_output.shape == (1, 1280)
-    assert _outputs(MobileNetV2Model(config, False), (1, 64, 64, 3)).pooler_output is None  # positional, as theirs
+
+
+def test_pooling_is_left_out_where_the_second_argument_says_so(tiny_blocks):
+    """By position, as in transformers."""
+    assert _outputs(MobileNetV2Model(MobileNetV2Config(), False), (1, 64, 64, 3)).pooler_output is None
 
 
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny_blocks):
@@ -70,24 +76,21 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny
 def test_bfloat16_agrees_with_float32(tiny_blocks):
     config = MobileNetV2Config(num_labels=3)
     model = MobileNetV2ForSemanticSegmentation(config)
-    images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    images, variables = images_of(2, 64, 64, 3), drawn(model, std=0.02)
     exact = jax.jit(model.apply)(variables, images).logits
     rough = jax.jit(MobileNetV2ForSemanticSegmentation(config, dtype=jnp.bfloat16).apply)(variables, images).logits
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
 
 
 def test_segmentation_does_not_have_the_last_convolution():
-    variables = variables_of(MobileNetV2ForSemanticSegmentation(MobileNetV2Config()))
-    assert "conv_1x1" not in variables["params"]["mobilenet_v2"]
-    assert "conv_1x1" in variables_of(MobileNetV2Model(MobileNetV2Config()))["params"]["mobilenet_v2"]
+    assert "conv_1x1" not in variables_of(DEEPLAB)["params"]["mobilenet_v2"]
+    assert "conv_1x1" in variables_of(CLASSIFIER)["params"]["mobilenet_v2"]
 
 
 def test_initialisers_follow_the_config(tiny_blocks):
     config = MobileNetV2Config(num_labels=40, initializer_range=0.07, classifier_initializer_range=0.3)
-    init = jax.jit(MobileNetV2ForSemanticSegmentation(config).init)
-    params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    head = params["segmentation_head"]
+    model, images = MobileNetV2ForSemanticSegmentation(config), jnp.zeros((1, 32, 32, 3))
+    head = jax.jit(lambda key: model.init(key, images)["params"]["segmentation_head"])(jax.random.key(0))
     assert abs(float(head["conv_projection"]["convolution"]["kernel"].std()) - 0.07) < 0.002
     assert abs(float(head["classifier"]["convolution"]["kernel"].std()) - 0.3) < 0.01
     assert not head["classifier"]["convolution"]["bias"].any()
@@ -95,12 +98,10 @@ def test_initialisers_follow_the_config(tiny_blocks):
 
 
 def test_frozen_batch_norm_leaves_the_statistics(tiny_blocks):
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    config = MobileNetV2Config(classifier_dropout_prob=0.0)
+    images, variables = images_of(2, 32, 32, 3), drawn(MobileNetV2ForSemanticSegmentation(config), std=0.02)
     for freeze in (True, False):
-        model = MobileNetV2ForSemanticSegmentation(
-            MobileNetV2Config(classifier_dropout_prob=0.0), freeze_batch_norm=freeze
-        )
-        variables = jax.jit(model.init)(jax.random.key(0), images)
+        model = MobileNetV2ForSemanticSegmentation(config, freeze_batch_norm=freeze)
         step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
         _, updated = step(variables, images)
         pairs = zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True)
@@ -110,8 +111,7 @@ def test_frozen_batch_norm_leaves_the_statistics(tiny_blocks):
 def test_training_works_at_batch_one(tiny_blocks):
     """Hugging Face's model raises there: its pooled branch normalises a single value."""
     model = MobileNetV2ForSemanticSegmentation(MobileNetV2Config())
-    images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    images, variables = images_of(1, 64, 64, 3), drawn(model, std=0.02)
     step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     output, _ = step(variables, images, rngs={"dropout": jax.random.key(2)})
     assert np.isfinite(output.logits).all()

@@ -1,16 +1,15 @@
 """``jax.export`` with dimensions that are known when the program is run: the same outputs as of the model itself."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from structure import drawn
 
 import flax_mnv2 as fm
 
 pytestmark = pytest.mark.usefixtures("tiny_blocks")
-HE = nn.initializers.he_normal()
 SHAPES = {
     "b,48,64,3": [(1, 48, 64, 3), (3, 48, 64, 3)],
     "b,h,w,3": [(2, 48, 64, 3), (1, 39, 70, 3)],
@@ -35,10 +34,6 @@ def _close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
 
-def _made(model):
-    return jax.jit(model.init)(jax.random.key(0), _images((1, 64, 64, 3)))
-
-
 @pytest.mark.parametrize(
     ("make", "fields", "spec", "implementation"),
     [
@@ -49,16 +44,16 @@ def _made(model):
     ids=["classification", "torch padding", "segmentation"],
 )
 def test_models(make, fields, spec, implementation):
-    model = make(fm.MobileNetV2Config(**fields), implementation=implementation, kernel_init=HE)
-    variables = _made(model)
+    model = make(fm.MobileNetV2Config(**fields), implementation=implementation)
+    variables = drawn(model)
     call = _exported(lambda variables, images: model.apply(variables, images).logits, variables, spec=spec)
     for shape in SHAPES[spec]:
         _close(call(variables, _images(shape)), jax.jit(model.apply)(variables, _images(shape)).logits)
 
 
 def test_compiled_inference():
-    model = fm.MobileNetV2ForImageClassification(fm.MobileNetV2Config(), kernel_init=HE)
-    predict = fm.make_inference_fn(model, _made(model))
+    model = fm.MobileNetV2ForImageClassification(fm.MobileNetV2Config())
+    predict = fm.make_inference_fn(model, drawn(model))
     call = _exported(lambda images: predict(images).logits, spec="b,48,64,3")
     for shape in SHAPES["b,48,64,3"]:
         _close(call(_images(shape)), predict(_images(shape)).logits)
@@ -66,8 +61,8 @@ def test_compiled_inference():
 
 def test_gradients():
     """A program that is trained elsewhere, on batches of any size."""
-    model = fm.MobileNetV2Model(fm.MobileNetV2Config(), kernel_init=HE)
-    variables = _made(model)
+    model = fm.MobileNetV2Model(fm.MobileNetV2Config())
+    variables = drawn(model)
 
     def loss(params, images):
         return jnp.sum(model.apply({**variables, "params": params}, images, run_to="layer_00").last_hidden_state ** 2)

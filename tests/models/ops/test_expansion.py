@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from structure import variables_of
 
 import flax_mnv2.layer_plan
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForImageClassification
@@ -30,17 +31,17 @@ def _window(height, width, stride, dilation, tf_padding):
 
 def _arrays(height=7, width=6, *, batch=2, without=(), taps=3, dtype="float64"):
     """A dict of NAMES; what ``without`` names is None. Multiplier and offset are at least float32, as in a network."""
-    keys = dict(zip(NAMES, jax.random.split(jax.random.key(0), len(NAMES)), strict=True))
+    rng = np.random.default_rng(0)
     channels = CHANNELS if "weights" in without else IN_CHANNELS
     exact = jnp.promote_types(dtype, jnp.float32)
     arrays = {
-        "x": 3.0 * jax.random.normal(keys["x"], (batch, height, width, channels), dtype),
-        "weights": jax.random.normal(keys["weights"], (IN_CHANNELS, CHANNELS), dtype),
-        "multiplier": jax.random.uniform(keys["multiplier"], (CHANNELS,), exact, 0.5, 2.0),
-        "offset": jax.random.normal(keys["offset"], (CHANNELS,), exact),
-        "kernel": jax.random.normal(keys["kernel"], (taps, taps, 1, CHANNELS), dtype),
+        "x": (3.0 * rng.normal(size=(batch, height, width, channels)), dtype),
+        "weights": (rng.normal(size=(IN_CHANNELS, CHANNELS)), dtype),
+        "multiplier": (rng.uniform(0.5, 2.0, CHANNELS), exact),
+        "offset": (rng.normal(size=CHANNELS), exact),
+        "kernel": (rng.normal(size=(taps, taps, 1, CHANNELS)), dtype),
     }
-    return {name: None if name in without else array for name, array in arrays.items()}
+    return {name: None if name in without else jnp.asarray(*arrays[name]) for name in NAMES}
 
 
 def _ours(act=RELU6, implementation="auto", **window):
@@ -322,9 +323,9 @@ def _network(implementation, hidden_act, mode, tf_padding):
 def test_networks_of_both_forms_agree(hidden_act, mode, tf_padding, float64, monkeypatch):
     monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2),))
     monkeypatch.setattr(slices, "_SLICE_BYTES", 40_000)  # an image a slice in the stem, and two at the end
-    images = jax.random.normal(jax.random.key(1), (2, 34, 33, 3))
+    images = np.random.default_rng(1).normal(size=(2, 34, 33, 3))
     network = functools.partial(_network, hidden_act=hidden_act, mode=mode, tf_padding=tf_padding)
-    shapes = jax.eval_shape(network("auto").init, jax.random.key(0), images)
+    shapes = variables_of(network("auto"))
     paths = jax.tree.leaves_with_path(shapes)
     rng = np.random.default_rng(0)
 
