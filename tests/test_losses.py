@@ -1,5 +1,7 @@
 """The segmentation loss against torch's, and its sums over parts of a batch."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from flax_mnv2.losses import (
     soft_cross_entropy_sum,
     upsample_logits,
 )
+
+_sums = functools.partial(jax.jit, static_argnames="ignore_label")(segmentation_cross_entropy_sums)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def test_equals_torch(batch):
         total, count = segmentation_cross_entropy_sums(logits, labels, ignore_label=255)
         return total / count
 
-    ours, gradient = jax.value_and_grad(loss)(logits)
+    ours, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     assert abs(float(ours) - theirs.item()) < 1e-6 * theirs.item()
     expected = theirs_logits.grad.permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(gradient, expected, atol=1e-6 * np.abs(expected).max() + 1e-8)
@@ -46,7 +50,7 @@ WEIGHTS = np.array([0.2, 1.0, 3.0, 0.0, 0.5, 2.0], np.float32)
 def test_class_weights_are_torchs(batch):
     torch = pytest.importorskip("torch")
     logits, labels = batch
-    total, weight = segmentation_cross_entropy_sums(logits, labels, ignore_label=255, class_weights=WEIGHTS)
+    total, weight = _sums(logits, labels, ignore_label=255, class_weights=WEIGHTS)
     upsampled = torch.from_numpy(np.array(upsample_logits(logits, (33, 47)))).permute(0, 3, 1, 2)
     entropy = torch.nn.CrossEntropyLoss(torch.from_numpy(WEIGHTS), ignore_index=255)
     theirs = entropy(upsampled, torch.from_numpy(labels.astype(np.int64)))
@@ -72,23 +76,22 @@ def test_focal_loss_is_the_papers(gamma):
     expected = (WEIGHTS[labels] * -((1 - np.exp(log_p)) ** gamma) * log_p).sum()
     more = {"class_weights": WEIGHTS, "focal_gamma": gamma}
     loss = lambda logits: cross_entropy_sums(logits, labels, ignore_label=255, **more)[0]  # noqa: E731
-    total, gradient = jax.value_and_grad(loss)(logits)
+    total, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        soft_cross_entropy_sum(logits, smooth_targets(labels, 6, 0.0), **more), expected, rtol=1e-5
-    )
+    soft = jax.jit(lambda logits: soft_cross_entropy_sum(logits, smooth_targets(labels, 6, 0.0), **more))
+    np.testing.assert_allclose(soft(logits), expected, rtol=1e-5)
     assert np.isfinite(gradient).all()
 
 
 def test_sums_of_parts_add_up(batch):
     logits, labels = batch
-    whole = segmentation_cross_entropy_sums(logits, labels, ignore_label=255)
-    parts = [segmentation_cross_entropy_sums(logits[i : i + 2], labels[i : i + 2], ignore_label=255) for i in (0, 2)]
+    whole = _sums(logits, labels, ignore_label=255)
+    parts = [_sums(logits[i : i + 2], labels[i : i + 2], ignore_label=255) for i in (0, 2)]
     np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
     assert whole[1] == (labels != 255).sum()
 
 
 def test_nothing_counts_where_all_is_ignored(batch):
     logits, labels = batch
-    total, count = segmentation_cross_entropy_sums(logits, np.full_like(labels, 255), ignore_label=255)
+    total, count = _sums(logits, np.full_like(labels, 255), ignore_label=255)
     assert total == count == 0

@@ -221,21 +221,22 @@ def _first_kernel(variables):
     return variables["params"]["mobilenet_v2"]["conv_stem"]["first_conv"]["convolution"]["kernel"]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 6])
 @pytest.mark.parametrize("source", ["hf", "timm file", "torchvision file"])
-def test_weights_for_photos_take_other_channels(make_source, random_variables, channels, source, caplog):
+def test_weights_for_photos_take_other_channels(make_source, random_variables, source, caplog):
     path, variables = make_source(source)
-    model, adapted = from_pretrained(path, num_channels=channels)
-    kernel, found = (_first_kernel(tree) for tree in (variables, adapted))
-    assert model.config.num_channels == channels
-    assert found.shape[2] == channels
-    expected = (
-        kernel.sum(axis=2, keepdims=True) if channels == 1 else kernel[:, :, np.arange(channels) % 3] * 3 / channels
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert f"3 input channels became {channels}" in caplog.text
-    under = load_backbone(path, random_variables(model.config, "segmentation"))
-    np.testing.assert_array_equal(_first_kernel(under), found)
+    for channels in (1, 2, 4, 6):
+        model, adapted = from_pretrained(path, num_channels=channels)
+        kernel, found = (_first_kernel(tree) for tree in (variables, adapted))
+        assert model.config.num_channels == channels
+        assert found.shape[2] == channels
+        expected = (
+            kernel.sum(axis=2, keepdims=True) if channels == 1 else kernel[:, :, np.arange(channels) % 3] * 3 / channels
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert f"3 input channels became {channels}" in caplog.text
+        under = load_backbone(path, random_variables(model.config, "segmentation"))
+        np.testing.assert_array_equal(_first_kernel(under), found)
+        caplog.clear()
 
 
 def test_other_channels_than_three(make_folder):

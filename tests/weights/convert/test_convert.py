@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -141,7 +142,7 @@ def test_counters_may_be_absent_and_stay_so(make_folder, tmp_path, assert_same):
 
 
 @pytest.mark.slow
-def test_the_module_runs_as_a_command(tmp_path, random_variables, monkeypatch):
+def test_the_module_runs_as_a_command(tmp_path, random_variables, monkeypatch, capsys):
     monkeypatch.undo()  # the other process has all sixteen blocks
     config = CONFIG.replace(depth_multiplier=0.35)
     save_pretrained(tmp_path / "hf", make_model(config, "classification"), random_variables(config, "classification"))
@@ -151,6 +152,13 @@ def test_the_module_runs_as_a_command(tmp_path, random_variables, monkeypatch):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("source      hf (hf)\nnetwork     MobileNetV2 0.35, classification, 5 classes")
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.endswith("error: flax exists and is not empty; name another place, or pass --overwrite.\n")
+    # Again, as ``python -m`` would do it, in this process.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command[2:])
+    monkeypatch.delitem(sys.modules, "flax_mnv2.convert")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("flax_mnv2.convert", run_name="__main__")
+    assert ended.value.code == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.endswith("error: flax exists and is not empty; name another place, or pass --overwrite.\n")
