@@ -163,7 +163,8 @@ def test_missing_and_misshapen_variables_are_named_by_linen():
 
 def test_nnx_bridge_trains_a_step(monkeypatch):
     monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2),))
-    bridged = nnx.bridge.ToNNX(MobileNetV2ForImageClassification(CONFIG), rngs=nnx.Rngs(0)).lazy_init(IMAGES)
+    model = MobileNetV2ForImageClassification(CONFIG)
+    bridged = nnx.jit(lambda: nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(IMAGES))()
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(bridged, nnx.BatchStat)))
     optimizer = nnx.Optimizer(bridged, optax.sgd(0.01), wrt=nnx.Param)
 

@@ -262,26 +262,29 @@ def test_download_with_mirrors(official, server, tmp_path, load, monkeypatch):
 
 
 def _load_in_child(url, voc_file, data_dir, queue):
+    queue.put("imported")
     os.environ["no_proxy"] = "127.0.0.1"
     voc_segmentation.VOC2012_FILE = dataclasses.replace(voc_file, urls=(url,))
     data = {"dataset": "voc_segmentation/2012", "data_dir": data_dir}
     queue.put(load_segmentation(data).num_examples)
 
 
-def test_two_processes_download_once(official, server, asked, tmp_path):
-    """The second waits while the first downloads and prepares, and takes what it has got."""
+def test_two_processes_download_once(official, server, asked, tmp_path, load, monkeypatch):
+    """The second waits while the first downloads and prepares, and takes what it has got; one of them is this one."""
     folder, address = server
     (official / VOC_NAME).rename(folder / VOC_NAME)
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    arguments = (f"{address}/{VOC_NAME}", voc_segmentation.VOC2012_FILE, str(tmp_path / "prepared"), queue)
-    children = [context.Process(target=_load_in_child, args=arguments) for _ in range(2)]
-    for child in children:
-        child.start()
-    assert [queue.get(timeout=120)["train"] for _ in children] == [2, 2]
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
+    url = f"{address}/{VOC_NAME}"
+    arguments = (url, voc_segmentation.VOC2012_FILE, str(tmp_path / "prepared"), queue)
+    child = context.Process(target=_load_in_child, args=arguments)
+    child.start()
+    assert queue.get(timeout=120) == "imported"
+    _offer(monkeypatch, "VOC2012_FILE", url)
+    assert load(dataset="voc_segmentation/2012", labels="").num_examples["train"] == 2
+    assert queue.get(timeout=120)["train"] == 2
+    child.join()
+    assert child.exitcode == 0
     assert asked == [f"/{VOC_NAME}"]
 
 
