@@ -30,6 +30,10 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: half a million objects in which no collection need look for cycles
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of real data and weights, or a skip with the reason."""

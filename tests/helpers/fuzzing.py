@@ -3,8 +3,11 @@
 import os
 
 import hypothesis
+from hypothesis import strategies as st
 
 FEW = 200  # of each kind, unless FUZZ=all
+# What UTF-8 can encode, as ``st.text`` has it; without trying a million characters in each process that asks.
+CHARACTERS = st.characters(exclude_categories=("Cs",))
 
 
 def cases(count: int) -> hypothesis.settings:

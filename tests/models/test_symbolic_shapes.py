@@ -9,7 +9,13 @@ from structure import drawn
 
 import flax_mnv2 as fm
 
-pytestmark = pytest.mark.usefixtures("tiny_blocks")
+
+@pytest.fixture(autouse=True)
+def two_blocks(monkeypatch):
+    """One with a shortcut, one without."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 2, 2),))
+
+
 SHAPES = {
     "b,48,64,3": [(1, 48, 64, 3), (3, 48, 64, 3)],
     "b,h,w,3": [(2, 48, 64, 3), (1, 39, 70, 3)],

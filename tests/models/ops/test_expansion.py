@@ -160,7 +160,7 @@ def test_other_implementations(implementation, float64):
     _assert_defined(_arrays(), RELU6, implementation)
 
 
-@pytest.mark.parametrize("act", ["relu", "silu", "hardswish", "gelu", None])
+@pytest.mark.parametrize("act", ["silu", "hardswish", None])  # smooth, with kinks, none
 def test_other_activations(act, float64):
     arrays = _arrays(3, 3, taps=2)
     _assert_defined(arrays, None if act is None else ACTIVATION_FUNCTIONS[act])

@@ -8,7 +8,7 @@ import json
 
 import hypothesis
 import pytest
-from fuzzing import cases
+from fuzzing import CHARACTERS, cases
 from hypothesis import strategies as st
 
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ImageProcessor, UserError
@@ -40,8 +40,8 @@ odd = st.integers(0, len(ODD) - 1).map(
     lambda index: ODD[index]
 )  # some of them cannot be printed, which sampled_from does
 values = st.recursive(
-    odd | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    odd | st.integers() | st.floats() | st.text(CHARACTERS, max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(CHARACTERS, max_size=3), inner, max_size=3),
     max_leaves=5,
 )
 configs = st.dictionaries(st.sampled_from(FIELDS), values, min_size=1, max_size=4) | values
