@@ -155,10 +155,10 @@ def test_missing_and_misshapen_variables_are_named_by_linen():
     path = ("params", "mobilenet_v2", "layer_01", "conv_3x3", "normalization", "scale")
     absent = traverse_util.unflatten_dict({key: value for key, value in weights.items() if key != path})
     with pytest.raises(errors.ScopeParamNotFoundError, match=r'"scale".*layer_01/conv_3x3/normalization'):
-        model.apply(absent, IMAGES)
+        jax.eval_shape(model.apply, absent, IMAGES)
     misshapen = traverse_util.unflatten_dict(weights | {path: np.ones(5, np.float32)})
     with pytest.raises(errors.ScopeParamShapeError, match=r"(?s)scale.*layer_01/conv_3x3/normalization"):
-        model.apply(misshapen, IMAGES)
+        jax.eval_shape(model.apply, misshapen, IMAGES)
 
 
 def test_nnx_bridge_trains_a_step(monkeypatch):
