@@ -12,13 +12,13 @@ def data(tmp_path_factory) -> harness.Data:
 
 @pytest.fixture(scope="session")
 def uncut(data, tmp_path_factory):
-    """(task, **fields) → the folder of a tiny run that nothing happened to."""
+    """(task, **fields, mode and devices) → the folder of a tiny run that nothing happened to."""
 
-    def train(task, **fields):
+    def train(task, *, mode="jit", devices=1, **fields):
         workdir = tmp_path_factory.mktemp("uncut")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
-            assert harness.train_here(data.config(task, **fields), workdir) == 0
+            assert harness.train_here(data.config(task, **fields), workdir, mode=mode, devices=devices) == 0
         return workdir
 
     return train

@@ -33,7 +33,6 @@ def test_global_batches_do_not_depend_on_processes_workers_and_resumption(tiny, 
 def test_a_run_moves_from_one_device_to_four_and_to_two_under_pmap(tiny, tmp_path, monkeypatch):
     """In float64, so that only float32 weights and statistics round: else what grows depends on the CPU."""
     monkeypatch.setitem(checks._RULES, "dtype", (lambda value: value == "float64", "float64"))
-    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS[:1])  # such programs compile slowly
     config = tiny(
         "plain", dtype="float64", num_steps=6, eval_every_steps=6, checkpoint__every_steps=6, log_every_steps=1
     )

@@ -1,6 +1,8 @@
 """A run that was cut, again and again, is the run that was not: arrays bit for bit, metrics, events, evaluation."""
 
+import functools
 import json
+import shutil
 
 import harness
 import pytest
@@ -11,21 +13,35 @@ from flax_mnv2.training.evaluate import evaluate_run
 SHORT = {"num_steps": 12, "eval_every_steps": 6, "checkpoint__every_steps": 3}
 
 
-def _report(config, workdir):
-    metrics = evaluate_run(config, workdir=str(workdir), step="latest")
+@pytest.fixture(scope="module")
+def whole(uncut):
+    """(task, mode, devices) → the folder of a run that nobody cut."""
+
+    @functools.cache
+    def train(task, mode, devices):
+        return uncut(task, **SHORT, parallel=mode, mode=mode, devices=devices)
+
+    return train
+
+
+def _report(config, workdir, **place):
+    with pytest.MonkeyPatch.context() as patch:
+        parallel = harness.compiling_once(config, **place, what="evaluation")
+        patch.setattr("flax_mnv2.training.evaluate.make_parallel", lambda _: parallel)
+        metrics = evaluate_run(config, workdir=str(workdir), step="latest")
     return {name: value for name, value in metrics.items() if name != "model"}
 
 
 @pytest.mark.parametrize(("task", "mode", "devices"), [("segmentation", "jit", 1), ("classification", "pmap", 2)])
-def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, tmp_path, task, mode, devices):
+def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, whole, tmp_path, task, mode, devices):
     config = tiny(task, **SHORT, parallel=mode)
     place = {"mode": mode, "devices": devices}
-    assert harness.train_here(config, tmp_path / "whole", **place) == 0
+    right = whole(task, mode, devices)
     for fault in ({"during": "training", "at": 5}, {"during": "evaluating", "at": 1}):
         assert harness.train_here(config, tmp_path / "cut", fault={"signal": "SIGTERM", **fault}, **place) == 143
     assert max(remains.steps(tmp_path / "cut")) == 6
     assert harness.train_here(config, tmp_path / "cut", **place) == 0
-    assert remains.differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert remains.differences(right, tmp_path / "cut") == []
     lines = [(line["step"], line["split"] == "train") for line in remains.metrics(tmp_path / "cut")]
     assert lines == [(step, True) for step in (1, 2, 4, 6)] + [
         (6, False),
@@ -34,7 +50,7 @@ def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, tmp_path, ta
         (12, True),
         (12, False),
     ]
-    assert _report(config, tmp_path / "whole") == _report(config, tmp_path / "cut")
+    assert _report(config, right, **place) == _report(config, tmp_path / "cut", **place)
 
 
 def test_cut_by_kill_9_and_gone_on_with_other_input_workers(data, tmp_path):
@@ -49,18 +65,17 @@ def test_cut_by_kill_9_and_gone_on_with_other_input_workers(data, tmp_path):
     assert remains.differences(tmp_path / "whole", tmp_path / "cut") == []
 
 
-def test_the_comparison_sees_what_differs(tiny, tmp_path):
-    config = tiny("plain", **SHORT | {"num_steps": 3})
-    harness.train_here(config, tmp_path / "one")
-    harness.train_here(config, tmp_path / "other")
-    assert remains.differences(tmp_path / "one", tmp_path / "other") == []
-    lines = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()
-    changed = json.dumps(json.loads(lines[-1]) | {"step": 4})
-    (tmp_path / "other" / "metrics.jsonl").write_text("\n".join([*lines[:-1], changed, changed]) + "\n")
-    next((tmp_path / "other" / "tensorboard").glob("events*")).unlink()
-    arrays = remains.arrays(tmp_path / "one", 3)
+def test_the_comparison_sees_what_differs(whole, tmp_path):
+    one, other = whole("segmentation", "jit", 1), tmp_path / "other"
+    shutil.copytree(one, other)
+    assert remains.differences(one, other) == []
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    changed = json.dumps(json.loads(lines[-1]) | {"step": 13})
+    (other / "metrics.jsonl").write_text("\n".join([*lines[:-1], changed, changed]) + "\n")
+    next((other / "tensorboard").glob("events*")).unlink()
+    arrays = remains.arrays(one, 12)
     name = next(name for name in arrays if name.startswith("ema"))
     assert remains.different_arrays(arrays, arrays | {name: arrays[name] + 1e-7}) == [f"array {name}"]
-    found = remains.differences(tmp_path / "one", tmp_path / "other")
+    found = remains.differences(one, other)
     assert sum(line.startswith("metrics.jsonl") for line in found) == 2
     assert any(line.startswith("TensorBoard") for line in found)
