@@ -82,7 +82,7 @@ def test_a_run_stops_and_names_step_example_batch_and_checkpoint(config, tmp_pat
     (victim,) = _only_in(indices, 5)
     poison("segmentation", [victim], label=NO_CLASS)
     with pytest.raises(NotFiniteError) as caught:
-        train(config, tmp_path, parallel=_parallel())
+        train(config, tmp_path, parallel=compiling_once(config))  # labels change, not what a step computes
     message, names = str(caught.value), _names(config, indices[4])
     assert "The loss became nan at step 5" in message
     assert f"At fault: {_names(config, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
@@ -134,7 +134,8 @@ class _Run:
         self.task = get_task(config.task).for_training(config, self.dataset.labels, axis_name=parallel.axis_name)
         schedule, rule = configured_optimizer(config)
         self.step = parallel.compile_train_step(configured_train_step(config, self.task, schedule, rule, parallel))
-        self.state = parallel.put_state(TrainState.create(self.task.init_variables(config.seed), rule, ema=True))
+        create = jax.jit(lambda variables: TrainState.create(variables, rule, ema=True))
+        self.state = parallel.put_state(create(self.task.init_variables(config.seed)))
         self.config, self.train_step = config, self.step
         self.search = NanSearch(self, lambda: self.state)
 
@@ -198,7 +199,7 @@ def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config
 
 def test_every_way_skips_the_same_and_finds_the_same_without_compiling_again(config, poison, caplog):
     """Compared after one update: rounding grows."""
-    (victim,) = _only_in(_positions(config, 8), 1)
+    (victim,) = _only_in(_positions(config, 2), 1)
     poison("segmentation", [victim], label=NO_CLASS)
     states = []
     for parallel in (make_parallel("jit", jax.devices()[:4], shard_optimizer=True), _parallel("pmap", 4)):
