@@ -37,7 +37,7 @@ class Hanging:
 if __name__ == "__main__":
     mode = sys.argv[1]
     source = list(range(100)) if mode == "clean" else Hanging()
-    options = LoaderOptions(batch_size=4, num_threads=1, num_workers=0 if mode == "threads" else 2)
+    options = LoaderOptions(batch_size=4, num_threads=1, num_workers={"threads": 0, "workers": 2, "clean": 1}[mode])
     batches = train_batches(TrainRow(source), source, options, start_step=0)
     kept = next(batches)  # workers take their time to start
     if mode != "clean":
