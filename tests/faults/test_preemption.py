@@ -1,5 +1,6 @@
 """Told to stop at any moment, a run saves, ends with 128 + signal, and goes on later; told twice it ends at once."""
 
+import itertools
 import json
 import signal
 
@@ -16,19 +17,17 @@ def whole(uncut):
     return uncut("plain", **SHORT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(
-    ("during", "at", "saved"),
-    [("saving", 1, 2), ("evaluating", 1, 4), ("evaluating", 7, 6)],
-    ids=["saving", "evaluating", "final evaluation"],
-)
-def test_a_signal_beside_the_steps(tiny, whole, tmp_path, number, during, at, saved):
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
+def test_a_signal_beside_the_steps(tiny, whole, tmp_path, numbers):
+    """One run is cut while it saves, while it evaluates, and in its final evaluation, by one signal after the other."""
     config = tiny("plain", **SHORT)
-    fault = {"signal": number.name, "during": during, "at": at}
-    assert harness.train_here(config, tmp_path, fault=fault) == 128 + number
-    assert max(remains.steps(tmp_path)) == saved
-    evaluated = [line["step"] for line in remains.metrics(tmp_path) if line["split"] != "train"]
-    assert evaluated == [4] * (saved == 6)  # the one that was going on was given up
+    moments = [("saving", 1, 2), ("evaluating", 1, 4), ("evaluating", 7, 6)]
+    for (during, at, saved), number in zip(moments, itertools.cycle(numbers), strict=False):
+        fault = {"signal": number.name, "during": during, "at": at}
+        assert harness.train_here(config, tmp_path, fault=fault) == 128 + number
+        assert max(remains.steps(tmp_path)) == saved
+        evaluated = [line["step"] for line in remains.metrics(tmp_path) if line["split"] != "train"]
+        assert evaluated == [4] * (saved == 6)  # the one that was going on was given up, and is made up for
     assert harness.train_here(config, tmp_path) == 0
     assert remains.differences(whole, tmp_path) == []
 
@@ -56,15 +55,3 @@ def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_whole_checkpoints(data,
         assert remains.arrays(tmp_path, step)["training['step']"] == step
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
-
-
-@pytest.mark.slow
-def test_one_of_two_processes_is_told_while_they_evaluate(data, tmp_path):
-    flags = [*data.flags("plain"), f"--workdir={tmp_path}", "--config.num_steps=100000", "--config.eval.batch_size=4"]
-    flags += ["--config.eval_every_steps=4", "--config.log_every_steps=4"]
-    fault = {"signal": "SIGTERM", "during": "evaluating", "at": 1}
-    with harness.two_processes(*flags, faults={1: fault}, pace=1.5) as two:  # JAX looks for signals once a second
-        harness.check_ends(two, 143, 143)
-    assert remains.steps(tmp_path) == [4]
-    assert [line["split"] for line in remains.metrics(tmp_path)] == ["train", "train"]
-    assert "SIGTERM: saved step 4" in two[0].printed

@@ -21,6 +21,7 @@ HEARTBEAT = 8  # seconds
 ABORTED = 128 + signal.SIGABRT  # as JAX ends a process when another has died
 STEPS = {"num_steps": 8, "eval_every_steps": 3, "log_every_steps": 1, "batch_size": 16}
 STEPS |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.001}  # so that rounding stays rounding
+ENDLESS = STEPS | {"num_steps": 100_000, "eval__batch_size": 4, "shard_optimizer_state": True}
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +90,24 @@ def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monk
     _check_same(one, two)
 
 
+@pytest.mark.slow
+def test_one_of_two_is_told_while_they_evaluate(data, tmp_path):
+    flags = _flags(data, "plain", tmp_path, **ENDLESS | {"eval_every_steps": 4, "log_every_steps": 4})
+    fault = {"signal": "SIGTERM", "during": "evaluating", "at": 1}
+    with harness.two_processes(*flags, faults={1: fault}, pace=1.5) as two:  # JAX looks for signals once a second
+        harness.check_ends(two, 143, 143)
+    assert remains.steps(tmp_path) == [4]
+    assert [line["split"] for line in remains.metrics(tmp_path)] == ["train", "train"]
+    assert "SIGTERM: saved step 4" in two[0].printed
+
+
 # ---- failures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_is_killed_jax_ends_the_other_and_names_it(data, tmp_path, killed):
-    flags = _flags(data, "plain", tmp_path, **STEPS | {"num_steps": 100_000, "shard_optimizer_state": True})
+    flags = _flags(data, "plain", tmp_path, **ENDLESS)
     fault = {"signal": "SIGKILL", "during": "training", "at": 2}
     with harness.two_processes(*flags, faults={killed: fault}, heartbeat=HEARTBEAT) as processes:
         assert processes[killed].end() == 128 + signal.SIGKILL
