@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +35,7 @@ INITIALIZERS = {
     "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),  # He's, torchvision's and timm's
 }
 _FOR_CALLERS = {"return_dict": True, "output_hidden_states": False}  # whatever the config of the weights says
+_LLVM_LEVEL = "xla_backend_optimization_level"
 MAX_SIDE_PX = 2049  # that a model's files may ask for: eight photos then take 0.4 GB before the network has begun
 
 
@@ -305,12 +307,13 @@ class Task(abc.ABC):
         """Returns random variables of the model.
 
         The program draws numbers and has no network in it. It runs once, and on CPU compiling it costs half as much
-        with LLVM's first level, which gives the same numbers.
+        with LLVM's first level, which gives the same numbers. A level that XLA_FLAGS names stays.
         """
         image = jax.ShapeDtypeStruct((1, 64, 64, self.model.config.num_channels), jnp.float32)
         key = jax.random.key(seed)
         runs_on_cpu = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)  # else for shapes alone
-        options = {"xla_backend_optimization_level": 1} if runs_on_cpu else None
+        chosen = _LLVM_LEVEL in os.environ.get("XLA_FLAGS", "")
+        options = {_LLVM_LEVEL: 1} if runs_on_cpu and not chosen else None
         return jax.jit(lambda key: self.model.lazy_init(key, image), compiler_options=options)(key)
 
     # ---- on the device -----------------------------------------------------------------------------------
