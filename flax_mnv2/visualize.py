@@ -287,7 +287,7 @@ def save_predictions(
         for index, name in names.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), frameon=False)
-    figure.savefig(path, dpi=100)
+    _write(figure, path, dpi=100)
 
 
 def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequence[str]) -> None:
@@ -308,7 +308,7 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
         text = f"{100 * fractions[row, column]:.0f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axis, label="fraction of the true class", shrink=0.8)
-    figure.savefig(path, dpi=110)
+    _write(figure, path, dpi=110)
 
 
 def save_curves(path: pathlib.Path, *panels: Mapping[str, Sequence[tuple[int, float]]]) -> None:
@@ -322,7 +322,13 @@ def save_curves(path: pathlib.Path, *panels: Mapping[str, Sequence[tuple[int, fl
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     axis.set_xlabel("step")
-    figure.savefig(path, dpi=110)
+    _write(figure, path, dpi=110)
+
+
+def _write(figure: Figure, path: pathlib.Path, *, dpi: int) -> None:
+    """Writes a figure as a PNG; ``Figure.savefig`` would draw it twice, once to find out how large it is."""
+    figure.set_dpi(dpi)
+    figure.canvas.print_png(path, pil_kwargs={"compress_level": _COMPRESS_LEVEL})
 
 
 def _new_figure(width: float, height: float) -> Figure:
