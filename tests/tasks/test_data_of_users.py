@@ -2,6 +2,7 @@
 
 import numpy as np
 import voc_archives
+from harness import compiling_once
 from PIL import Image
 
 from flax_mnv2.data.prepare import command
@@ -10,7 +11,7 @@ from flax_mnv2.training.loop import train
 LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\nnever:0,128,0::\n"
 
 
-def test_an_export_of_cvat(tiny_config, tmp_path, capsys):
+def test_an_export_of_cvat(tiny_config, tmp_path, monkeypatch, capsys):
     """Masks in colours, a label file with them, lists of image and mask, a list that nobody asked for."""
     masks = voc_archives.mask_array(40, 60, num_classes=2)
     masks[0] = 0
@@ -38,7 +39,8 @@ def test_an_export_of_cvat(tiny_config, tmp_path, capsys):
 
     tiny_config.batch_size = tiny_config.eval.batch_size = 4
     tiny_config.num_steps = tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
-    train(tiny_config, tmp_path / "run")
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
+    train(tiny_config, tmp_path / "run", parallel=compiling_once(tiny_config))
     printed = capsys.readouterr().out
     assert "  train: 8 ids of ImageSets/Segmentation/train.txt\n" in printed
     assert "  not read: test\n  no pixel in train: never\n" in printed

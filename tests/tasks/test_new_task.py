@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from harness import compiling_once
 from redness_task import RednessTask
 
 from flax_mnv2.errors import ConfigError
@@ -18,11 +19,10 @@ from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
-from flax_mnv2.training.parallel import make_parallel
 
 
 @pytest.fixture
-def config(photos, tiny_blocks, monkeypatch):
+def config(photos, tiny_blocks, drawn_once, monkeypatch):
     monkeypatch.setitem(TASKS, "redness", RednessTask)
     config = default_config("redness")
     config.data.archive, config.data.eval_split = str(photos), "test"
@@ -44,7 +44,7 @@ def test_it_has_fields_and_rules_of_its_own(config):
 
 
 def test_it_trains_resumes_evaluates_and_predicts(config, photos, tmp_path, capsys):
-    parallel, workdir = make_parallel("jit", jax.devices()[:1]), tmp_path / "run"
+    parallel, workdir = compiling_once(config), tmp_path / "run"
     state = train(config, workdir, parallel=parallel)
     assert "best by R2: step 60" in capsys.readouterr().out
     logged = read_metrics(workdir)[-1]

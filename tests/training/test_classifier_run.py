@@ -25,6 +25,12 @@ def config(classifier_config):
     return classifier_config
 
 
+@pytest.fixture
+def parallel(config):
+    """For runs that differ from ``config`` in their length, or in where weights come from, which changes no step."""
+    return compiling_once(config)
+
+
 def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_path, capsys):
     config.num_steps = config.eval_every_steps = config.checkpoint.every_steps = 40
     config.ema.decay = 0.8
@@ -59,12 +65,12 @@ def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_pat
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 32}, {"height": 32, "width": 32})
 
 
-def test_epochs_are_counted_in_the_data(config, tmp_path):
+def test_epochs_are_counted_in_the_data(config, parallel, tmp_path):
     defaults = default_config("classification")
     config.num_steps, config.eval_every_steps = defaults.num_steps, defaults.eval_every_steps
     config.checkpoint.every_steps = defaults.checkpoint.every_steps
     config.num_epochs, config.eval_every_epochs, config.checkpoint.every_epochs = 1.5, 1.0, 1.0
-    state = train(config, tmp_path, parallel=compiling_once(config))
+    state = train(config, tmp_path, parallel=parallel)
     assert int(state.step) == round(1.5 * 36 / 8)
     assert [line["step"] for line in read_metrics(tmp_path) if line["split"] == "test"] == [4, 7]
 
@@ -81,39 +87,40 @@ def test_frozen_layers_keep_weights_and_statistics(config, tmp_path):
             assert all(same) if name in ("conv_stem", "layer_00") else not any(same), f"{collection}: {name}"
 
 
-def test_a_note_where_the_weights_know_other_pixels(config, tmp_path, capsys):
+def test_a_note_where_the_weights_know_other_pixels(config, parallel, tmp_path, capsys):
+    config.model.tf_padding = False
     task = get_task(config.task).for_training(config, ("a", "b"))
     variables = jax.tree.map(np.asarray, task.init_variables(0))
     processor = MobileNetV2ImageProcessor(image_mean=(0.485, 0.456, 0.406))
     save_pretrained(tmp_path / "weights", task.model, variables, processor)
     config.init_from, config.num_steps = str(tmp_path / "weights"), 1
-    config.model.tf_padding = False
-    train(config, tmp_path / "run", parallel=compiling_once(config))
+    config.model.tf_padding = True
+    train(config, tmp_path / "run", parallel=parallel)
     printed = capsys.readouterr().out
     assert "--config.data.image_mean=0.485,0.456,0.406 keeps what it learned" in printed
-    assert "tf_padding True, this run has False; --config.model.tf_padding=True keeps" in printed
+    assert "tf_padding False, this run has True; --config.model.tf_padding=False keeps" in printed
 
 
-def test_another_recipe_in_the_same_folder_is_refused_field_by_field(config, tmp_path):
+def test_another_recipe_in_the_same_folder_is_refused_field_by_field(config, parallel, tmp_path):
     config.num_steps = 1
-    train(config, tmp_path, parallel=compiling_once(config))
+    train(config, tmp_path, parallel=parallel)
     config.optimizer.name, config.ema.decay = "rmsprop", 0.99
     with pytest.raises(ConfigError, match="another config") as caught:
-        train(config, tmp_path, parallel=compiling_once(config))
+        train(config, tmp_path, parallel=parallel)
     assert "ema.decay: 0.0 there, 0.99 now" in str(caught.value)
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError):
-        train(config, tmp_path, parallel=compiling_once(config))
+        train(config, tmp_path, parallel=parallel)
 
 
-def test_a_first_mistake_can_be_mended_in_the_same_folder(config, tmp_path):
+def test_a_first_mistake_can_be_mended_in_the_same_folder(config, parallel, tmp_path):
     config.num_steps = 1
     for name, value in (("freeze_until", "layer_99"), ("init_from", str(tmp_path / "nowhere"))):
         wrong = config.copy_and_resolve_references()
         wrong[name] = value
         with pytest.raises(UserError, match=r"layer_99|nowhere"):
-            train(wrong, tmp_path / "run", parallel=compiling_once(wrong))
-    assert int(train(config, tmp_path / "run", parallel=compiling_once(config)).step) == 1
+            train(wrong, tmp_path / "run", parallel=parallel)
+    assert int(train(config, tmp_path / "run", parallel=parallel).step) == 1
 
 
 def test_repetitions_that_would_be_mixed_with_themselves_are_refused(config, tmp_path):
@@ -129,9 +136,9 @@ def test_what_cannot_be_divided_is_explained(config, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_evaluating_an_average_that_was_not_kept(config, tmp_path):
+def test_evaluating_an_average_that_was_not_kept(config, parallel, tmp_path):
     config.num_steps = 1
-    train(config, tmp_path, parallel=compiling_once(config))
+    train(config, tmp_path, parallel=parallel)
     with pytest.raises(CheckpointError, match="has no moving average"):
         evaluate_run(config, workdir=str(tmp_path), weights="ema")
     with pytest.raises(ConfigError, match="--weights must be one of auto, raw, ema; found 'best'"):

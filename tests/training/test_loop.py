@@ -1,9 +1,13 @@
 """Whole runs: what they leave behind, how they go on, when they refuse."""
 
+import contextlib
+import copy
 import functools
+import io
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -18,13 +22,43 @@ from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
-from flax_mnv2.training.logging.training_log import NotFiniteError
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
 
+_FINISHED = []
 
-def _one_device(mode="jit"):
-    return make_parallel(mode, jax.devices()[:1])
+
+@pytest.fixture
+def finished(tiny_config, tmp_path_factory):
+    """A run of ``tiny_config`` that has ended, made once: its folder, last state and what it printed."""
+    if not _FINISHED:
+        workdir, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            state = train(tiny_config, workdir, parallel=compiling_once(tiny_config))
+        _FINISHED.append(
+            types.SimpleNamespace(workdir=workdir, state=jax.device_get(state), printed=printed.getvalue())
+        )
+    return _FINISHED[0]
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of that run, to change."""
+    return shutil.copytree(finished.workdir, tmp_path / "run")
+
+
+@pytest.fixture
+def one_block(monkeypatch):
+    """Less to compile where a run of its own kind is."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
+
+
+def _learning_nothing(config):
+    """The ways to run of ``config``, with a training step that counts alone."""
+    parallel = copy.copy(compiling_once(config))
+    metrics = dict.fromkeys(("loss", "gradient_norm", "learning_rate", "skipped"), 0.0)
+    parallel.compile_train_step = lambda _: lambda state, batch: (state.replace(step=state.step + 1), metrics)
+    return parallel
 
 
 def _assert_same(one, other):
@@ -35,12 +69,11 @@ def _without_rates(lines):
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
-def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_path, capsys):
-    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    printed = capsys.readouterr().out
-    assert f"checkpoints: {tmp_path / 'checkpoints'} (last step 6, best by mean IoU: step 6)" in printed
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 6]
-    lines = read_metrics(tmp_path)
+def test_a_finished_run_leaves_checkpoints_metrics_and_config(finished):
+    workdir = finished.workdir
+    assert f"checkpoints: {workdir / 'checkpoints'} (last step 6, best by mean IoU: step 6)" in finished.printed
+    assert Checkpoints(workdir / "checkpoints").steps() == [3, 6]
+    lines = read_metrics(workdir)
     assert [(line["step"], line["split"]) for line in lines] == [
         (1, "train"),
         (2, "train"),
@@ -50,11 +83,11 @@ def test_a_finished_run_leaves_checkpoints_metrics_and_config(tiny_config, tmp_p
     ]
     assert all(np.isfinite(line["loss"]) for line in lines[:-1])
     assert 0 <= lines[-1]["mean_iou"] <= 1
-    assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 6
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert json.loads((workdir / "config.json").read_text())["num_steps"] == 6
+    assert list((workdir / "tensorboard").glob("events*"))
 
 
-def test_bfloat16_trains(tiny_config, tmp_path):
+def test_bfloat16_trains(tiny_config, one_block, tmp_path):
     tiny_config.dtype = "bfloat16"
     tiny_config.num_steps = tiny_config.eval_every_steps = 3
     state = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
@@ -62,14 +95,13 @@ def test_bfloat16_trains(tiny_config, tmp_path):
     assert np.isfinite(read_metrics(tmp_path)[-2]["loss"])
 
 
-def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, tmp_path):
-    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    before = read_metrics(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "step_6")  # as if killed before the last save
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+def test_metrics_of_steps_that_are_repeated_are_not_doubled(tiny_config, workdir):
+    before = read_metrics(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "step_6")  # as if killed before the last save
+    with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "spl')  # and while writing a line
-    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    assert _without_rates(read_metrics(tmp_path)) == _without_rates(before)
+    train(tiny_config, workdir, parallel=compiling_once(tiny_config))
+    assert _without_rates(read_metrics(workdir)) == _without_rates(before)
 
 
 def test_best_and_last_checkpoints_are_kept_and_patience_ends_the_run(tiny_config, tmp_path, monkeypatch, capsys):
@@ -77,12 +109,12 @@ def test_best_and_last_checkpoints_are_kept_and_patience_ends_the_run(tiny_confi
 
     original = SegmentationEvaluator.metrics
     monkeypatch.setattr(SegmentationEvaluator, "metrics", lambda self: {**original(self), "mean_iou": next(scores)})
-    tiny_config.num_steps = 7
+    parallel = compiling_once(tiny_config)  # when a run saves, evaluates and ends does not change a step
     tiny_config.early_stopping.patience = 3
     tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
     tiny_config.checkpoint.keep_last = 1
     for _ in range(2):  # the same command again does nothing more
-        train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
+        train(tiny_config, tmp_path, parallel=parallel)
         checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
         assert checkpoints.steps() == [2, 5]
         assert checkpoints.best_step() == 2
@@ -91,62 +123,43 @@ def test_best_and_last_checkpoints_are_kept_and_patience_ends_the_run(tiny_confi
         assert min(curve.size) > 400
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tiny_config, tmp_path, monkeypatch):
-    original = SegmentationTask.loss_sums
-
-    def poisoned(self, variables, batch, key, **more):
-        loss, rest = original(self, variables, batch, key, **more)
-        return jax.numpy.where(jax.random.key_data(key).sum() == poisoned_key, jax.numpy.nan, loss), rest
-
-    poisoned_key = jax.random.key_data(jax.random.fold_in(jax.random.key(tiny_config.seed), 4)).sum()
-    monkeypatch.setattr(SegmentationTask, "loss_sums", poisoned)
-    with pytest.raises(NotFiniteError, match="became nan at step 5") as caught:
-        train(tiny_config, tmp_path, parallel=_one_device())
-    assert f"last good checkpoint is {tmp_path / 'checkpoints' / 'step_3'}" in str(caught.value)
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [3]
-
-
-def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, tmp_path):
-    tiny_config.num_steps = tiny_config.eval_every_steps = 3
-    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    (tmp_path / "config.json").unlink()
+def test_checkpoint_of_another_architecture_is_refused_by_name(tiny_config, workdir):
+    (workdir / "config.json").unlink()
     tiny_config.model.depth_multiplier = 1.0
     with pytest.raises(CheckpointError, match="do not fit the model") as caught:
-        train(tiny_config, tmp_path, parallel=_one_device())
+        train(tiny_config, workdir, parallel=compiling_once(tiny_config))
     name = "batch_stats/mobilenet_v2/conv_stem/conv_3x3/normalization/mean"
     assert f"{name}: the checkpoint has (16,), the model needs (32,)" in str(caught.value)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_config, tmp_path, capsys):
-    whole = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    lines = _without_rates(read_metrics(tmp_path))
-    for file in (tmp_path / "checkpoints" / "step_6" / "variables").rglob("*"):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tiny_config, finished, workdir, capsys):
+    lines = _without_rates(read_metrics(workdir))
+    for file in (workdir / "checkpoints" / "step_6" / "variables").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"6.*damaged.*Without --strict"):
-        train(tiny_config, tmp_path, parallel=compiling_once(tiny_config), strict=True)
-    assert (tmp_path / "checkpoints" / "step_6").is_dir()
-    again = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
+        train(tiny_config, workdir, parallel=compiling_once(tiny_config), strict=True)
+    assert (workdir / "checkpoints" / "step_6").is_dir()
+    again = train(tiny_config, workdir, parallel=compiling_once(tiny_config))
     printed = capsys.readouterr().out
     assert "is damaged" in printed
     assert "kept as step_6.damaged, going on from the one before" in printed
     assert "going on from step 3" in printed
-    _assert_same(again, whole)
-    assert _without_rates(read_metrics(tmp_path)) == lines
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_3", "step_6", "step_6.damaged"]
+    _assert_same(again, finished.state)
+    assert _without_rates(read_metrics(workdir)) == lines
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["step_3", "step_6", "step_6.damaged"]
 
 
-def test_a_run_with_damaged_checkpoints_alone_does_not_begin_anew(tiny_config, tmp_path):
-    tiny_config.num_steps = tiny_config.eval_every_steps = 3
-    train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
-    shutil.rmtree(tmp_path / "checkpoints" / "step_3" / "training")
-    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole; all of \[3\] are damaged"):
-        train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
+def test_a_run_with_damaged_checkpoints_alone_does_not_begin_anew(tiny_config, workdir):
+    for step in ("step_3", "step_6"):
+        shutil.rmtree(workdir / "checkpoints" / step / "training")
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole; all of \[3, 6\] are damaged"):
+        train(tiny_config, workdir, parallel=compiling_once(tiny_config))
 
 
 def test_start_from_pretrained_weights(tiny_config, tmp_path):
+    parallel = _learning_nothing(tiny_config)  # where weights come from does not change a step
     tiny_config.num_steps = 1
-    tiny_config.optimizer.learning_rate = 1e-9
     task = SegmentationTask.for_training(tiny_config, ("a", "b", "c", "d"))
     variables = jax.tree.map(np.asarray, task.init_variables(seed=7))
     save_pretrained(tmp_path / "weights", task.model, variables)
@@ -156,7 +169,6 @@ def test_start_from_pretrained_weights(tiny_config, tmp_path):
         config = tiny_config.copy_and_resolve_references()
         config.init_scope = scope
         config.update_from_flattened_dict(changes)
-        parallel = compiling_once(tiny_config)  # where weights come from does not change a step
         return train(config, tmp_path / f"{scope}{len(changes)}", parallel=parallel).params
 
     def close(one, other):
@@ -188,12 +200,11 @@ def test_batch_must_divide_over_the_devices(tiny_config, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_evaluation_report(tiny_config, tmp_path, capsys):
-    train(tiny_config, tmp_path / "run", parallel=compiling_once(tiny_config))
-    logged = read_metrics(tmp_path / "run")[-1]
-    report = evaluate_run(tiny_config, workdir=str(tmp_path / "run"))
+def test_evaluation_report(tiny_config, workdir, tmp_path, capsys):
+    logged = read_metrics(workdir)[-1]
+    report = evaluate_run(tiny_config, workdir=str(workdir))
     printed = capsys.readouterr().out
-    folder = tmp_path / "run" / "evaluation" / "val_step_6"
+    folder = workdir / "evaluation" / "val_step_6"
     assert json.loads((folder / "metrics.json").read_text()) == report
     assert report["num_examples"] == 16
     assert report["mean_iou"] == pytest.approx(logged["mean_iou"], abs=1e-6)
@@ -203,14 +214,15 @@ def test_evaluation_report(tiny_config, tmp_path, capsys):
         assert str(folder / name) in printed
     assert f"triangle             {report['iou_per_class'][3]['iou']:.4f}" in printed
 
+    tiny_config.eval.num_pictures = 1
     by_path = evaluate_run(
-        tiny_config, checkpoint=str(tmp_path / "run" / "checkpoints" / "step_3"), output=str(tmp_path / "report")
+        tiny_config, checkpoint=str(workdir / "checkpoints" / "step_3"), output=str(tmp_path / "report")
     )
     assert by_path["model"].endswith("checkpoints/step_3")
     assert (tmp_path / "report" / "metrics.json").exists()
 
 
-def test_several_scales_and_mirrors_are_averaged(tiny_config):
+def test_several_scales_and_mirrors_are_averaged(tiny_config, one_block):
     tiny_config.eval.scales, tiny_config.eval.flip = (0.75, 1.0), True
     tiny_config.model.initializer_range = tiny_config.model.classifier_initializer_range = 0.4
     task = SegmentationTask.for_training(tiny_config, ("a", "b"))
@@ -231,11 +243,11 @@ def test_several_scales_and_mirrors_are_averaged(tiny_config):
     assert float(abs(single - scores).max()) > 1e-3
 
 
-def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, tmp_path, monkeypatch):
+def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, one_block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = SegmentationTask.for_training(tiny_config, ("a", "b", "c", "d"))
     save_pretrained("weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))
-    tiny_config.eval.output_stride = 4
+    tiny_config.eval.output_stride, tiny_config.eval.num_pictures = 4, 1
     report = evaluate_run(tiny_config, pretrained="weights")
     assert report["output_stride"] == 4
     assert (pathlib.Path("evaluation") / "metrics.json").exists()

@@ -4,9 +4,13 @@ import pathlib
 from types import ModuleType
 
 import imagenet_archives
+import jax
+import numpy as np
 import pytest
 from pictures import make_photos, make_table, prepare_shapes
 
+import flax_mnv2.layer_plan
+from flax_mnv2.tasks.base import Task
 from flax_mnv2.training.config.defaults import default_config
 
 
@@ -16,8 +20,28 @@ def shapes_dir(tmp_path_factory) -> pathlib.Path:
     return prepare_shapes(tmp_path_factory.mktemp("tfds"))
 
 
+_DRAWN = {}
+
+
 @pytest.fixture
-def tiny_config(shapes_dir, tiny_blocks):
+def drawn_once(monkeypatch):
+    """Random weights of a model are drawn once for each seed: both decide them, and their program costs a second."""
+    draw = Task.init_variables
+
+    def init_variables(self, seed):
+        key = (repr(self.model), flax_mnv2.layer_plan.BLOCK_TABLE, seed, jax.config.jax_enable_x64)
+        if key not in _DRAWN:
+            drawn = draw(self, seed)
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(drawn)):
+                return drawn  # only shapes are asked for
+            _DRAWN[key] = jax.tree.map(np.array, drawn)
+        return jax.tree.map(jax.numpy.array, _DRAWN[key])
+
+    monkeypatch.setattr(Task, "init_variables", init_variables)
+
+
+@pytest.fixture
+def tiny_config(shapes_dir, tiny_blocks, drawn_once):
     config = default_config()
     config.num_steps = 6
     config.batch_size = config.eval.batch_size = 8
@@ -49,7 +73,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def classifier_config(photos, tiny_blocks):
+def classifier_config(photos, tiny_blocks, drawn_once):
     """A classifier of those photos, small enough to train in a second."""
     config = default_config("classification")
     config.data.dataset, config.data.archive, config.data.eval_split = "image_folder", str(photos), "test"
@@ -75,7 +99,7 @@ def table(tmp_path_factory):
 
 
 @pytest.fixture
-def vector_config(table, tiny_blocks):
+def vector_config(table, tiny_blocks, drawn_once):
     """Returns the config of a job with a table's name, small enough to train in a second or two."""
 
     def make(task: str, name: str):
