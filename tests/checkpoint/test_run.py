@@ -1,5 +1,6 @@
 """Checkpoints by themselves: what is kept, what is noticed, what is never touched."""
 
+import functools
 import re
 import resource
 import shutil
@@ -20,6 +21,7 @@ ABOUT = {"config": {"seed": 0}, "model": {"depth_multiplier": 1.0}}
 OPTIMIZER = optax.chain(optax.trace(0.9), optax.scale(-0.1))
 
 
+@functools.cache
 def _state(step):
     rng = np.random.default_rng(step)
     params = {"conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32), "bias": jnp.full(16, step)}}

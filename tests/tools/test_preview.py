@@ -122,9 +122,9 @@ def test_cutmix_shares_are_those_of_the_pixels(config, tmp_path, monkeypatch):
     config.data.cutmix_alpha = 1.0
     names = tuple(COLORS)
     dataset = get_task(config.task).load_dataset(config.data)
-    mixed = []
-    for step in range(3):
-        for one in seen_examples(config, dataset, step=step, num_images=8):
+    mixed, seen = [], [seen_examples(config, dataset, step=step, num_images=8) for step in range(3)]
+    for examples in seen:
+        for one in examples:
             nearest = np.argmin([np.abs(one.image - np.float32(color)).sum(-1) for color in COLORS.values()], axis=0)
             np.testing.assert_allclose(np.bincount(nearest.ravel(), minlength=3) / 1024, one.target, atol=0.01)
             mixed.append(np.sort(one.target)[-2] > 0.1)
@@ -135,9 +135,7 @@ def test_cutmix_shares_are_those_of_the_pixels(config, tmp_path, monkeypatch):
     fractions = []
     for step in range(3):
         preview(config, tmp_path / "p.png", num_images=8, step=step)
-        for (original, shown), one in zip(
-            sheets.pop(), seen_examples(config, dataset, step=step, num_images=8), strict=True
-        ):
+        for (original, shown), one in zip(sheets.pop(), seen[step], strict=True):
             own = original.caption[0].partition("_")[0]  # files are named after their class
             stored = dataset.source("train")[one.index]
             np.testing.assert_array_equal(original.image, decode_image(stored["image"]))
