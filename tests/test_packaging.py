@@ -1,5 +1,6 @@
 """What is installed says what it needs: one list of versions, messages that name the extra, types for a checker."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -20,11 +21,36 @@ COMMANDS = {
     "preview": "runpy.run_module('flax_mnv2.tools.preview', run_name='__main__', alter_sys=True)",
     "tpu_compile": "runpy.run_module('flax_mnv2.tools.tpu_compile', run_name='__main__', alter_sys=True)",
 }
-HIDE = "import runpy, sys; sys.modules |= dict.fromkeys(('ml_collections', 'tensorflow_datasets', 'cv2', 'grain')); "
+MODULES = ("flax_mnv2.training.config.defaults", "flax_mnv2.data.datasets.registry")
+LIBRARY = "import flax_mnv2.convert, flax_mnv2.predict.command as c; sys.exit(c.main(['--help']))"
+# The library first: what it needs, nothing else has imported by then.
+WITHOUT_TRAIN = """\
+import contextlib, io, json, runpy, sys, traceback
+sys.modules |= dict.fromkeys(('ml_collections', 'tensorflow_datasets', 'cv2', 'grain'))
+ended = {}
+for code in json.loads(sys.argv.pop()):
+    status, error = 0, io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+        try:
+            exec(code)
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+    ended[code] = (status, error.getvalue())
+print(json.dumps(ended))
+"""
 
 
-def _without_train(code):
-    return subprocess.run([sys.executable, "-c", HIDE + code], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def without_train():
+    """Statement → exit status and stderr of it, one after the other in one process that lacks the extra."""
+    code = json.dumps([LIBRARY, *COMMANDS.values(), *(f"import {module}" for module in MODULES)])
+    command = [sys.executable, "-c", WITHOUT_TRAIN, code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def test_requirements_are_those_of_the_package_and_its_extra():
@@ -34,21 +60,22 @@ def test_requirements_are_those_of_the_package_and_its_extra():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_without_its_extra_names_it(name):
-    result = _without_train(COMMANDS[name])
-    assert result.returncode == 2
-    assert re.fullmatch(r"error: This needs \w+, .*pip install 'flax-mnv2\[train\]'.*\n", result.stderr)
+def test_a_command_without_its_extra_names_it(without_train, name):
+    status, error = without_train[COMMANDS[name]]
+    assert status == 2
+    assert re.fullmatch(r"error: This needs \w+, .*pip install 'flax-mnv2\[train\]'.*\n", error)
 
 
-@pytest.mark.parametrize("module", ["flax_mnv2.training.config.defaults", "flax_mnv2.data.datasets.registry"])
-def test_a_module_without_its_extra_names_it(module):
-    result = _without_train(f"import {module}")
-    assert re.search(r"^ModuleNotFoundError: This needs .*flax-mnv2\[train\]", result.stderr, re.MULTILINE)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_without_its_extra_names_it(without_train, module):
+    status, error = without_train[f"import {module}"]
+    assert status == 1
+    assert re.search(r"^ModuleNotFoundError: This needs .*flax-mnv2\[train\]", error, re.MULTILINE)
 
 
-def test_a_library_without_the_extra_does_what_inference_needs():
-    code = "import flax_mnv2.convert, flax_mnv2.predict.command as c; sys.exit(c.main(['--help']))"
-    assert _without_train(code).returncode == 0
+def test_a_library_without_the_extra_does_what_inference_needs(without_train):
+    status, error = without_train[LIBRARY]
+    assert status == 0, error
 
 
 def test_a_file_of_pytorch_without_it_names_the_extra(monkeypatch, tmp_path):

@@ -1,6 +1,6 @@
 """The scripts as a user runs them, and mistakes on the command line; tests/faults/ has signals and kill -9.
 
-One run, its evaluation and one mistake have processes of their own; the other mistakes share this one.
+One run and one mistake of an evaluation have processes of their own; everything else shares this one.
 """
 
 import json
@@ -10,10 +10,13 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 import scripts
 
+import flax_mnv2.training.evaluate as evaluate_run_module
 from flax_mnv2.training.logging.metrics_writer import read_metrics
+from flax_mnv2.training.parallel import make_parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = [
@@ -24,9 +27,13 @@ SMALL = [
     "--config.data.crop_size=48,48",
 ]
 
-
-def _command(script, *arguments):
-    return [sys.executable, script, *map(str, arguments)]
+# python SCRIPT …, with the network of the fixture tiny_blocks
+TINY = """\
+import runpy, sys, flax_mnv2.layer_plan
+flax_mnv2.layer_plan.BLOCK_TABLE = ((8, 1, 2), (16, 2, 2))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="session")
@@ -37,35 +44,21 @@ def environment(tmp_path_factory):
     }
 
 
-@pytest.fixture
-def run(environment):
-    def run(script, *arguments, check=True):
-        result = subprocess.run(
-            _command(script, *arguments),
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if check:
-            assert result.returncode == 0, result.stderr
-        return result
-
-    return run
+def _run(environment, *command):
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="session")
 def whole_run(environment, tmp_path_factory):
-    """Metrics of a run that nobody interrupted."""
+    """The folder of a run that nobody interrupted, and what it printed."""
     workdir = tmp_path_factory.mktemp("whole")
-    command = _command("train.py", *SMALL, f"--workdir={workdir}")
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    result = _run(environment, "-c", TINY, "train.py", *SMALL, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir, result.stdout
 
 
-def test_train_then_eval(whole_run, run):
+def test_train_then_eval(whole_run, environment, tiny_blocks, monkeypatch):
     workdir, printed = whole_run
     last = printed.strip().splitlines()[-3:]
     assert last[0].startswith(f"checkpoints: {workdir}/checkpoints")
@@ -73,7 +66,11 @@ def test_train_then_eval(whole_run, run):
     assert last[2] == f"curve:       {workdir}/learning_curve.png"
     assert re.search(r"step 8/8: loss \d+\.\d+, learning rate", printed)
     # Without --config the run's own is overridden, and a field that it does not have is named.
-    result = run("eval.py", f"--workdir={workdir}", "--step=latest", "--config.eval.batch_size=16")
+    monkeypatch.setenv("TFDS_DATA_DIR", environment["TFDS_DATA_DIR"])
+    one_device = make_parallel("jit", jax.devices()[:1])  # as that process had
+    monkeypatch.setattr(evaluate_run_module, "make_parallel", lambda _: one_device)
+    result = scripts.run("eval.py", f"--workdir={workdir}", "--step=latest", "--config.eval.batch_size=16")
+    assert result.returncode == 0, result.stderr
     assert "mean IoU" in result.stdout
     report = json.loads((workdir / "evaluation" / "val_step_8" / "metrics.json").read_text())
     assert report["num_examples"] == 80
@@ -110,21 +107,21 @@ def test_mistakes_give_one_message_and_status_2(environment, tmp_path, monkeypat
     assert result.stderr.startswith("error: ")
 
 
-def test_an_evaluation_overrides_the_recorded_config_by_its_own_fields(whole_run):
+def test_an_evaluation_overrides_the_recorded_config_by_its_own_fields(whole_run, environment):
     workdir, _ = whole_run
     for place in (f"--workdir={workdir}", f"--checkpoint={workdir}/checkpoints/step_8"):
         result = scripts.run("eval.py", place, "--config.data.archiv=elsewhere")
         assert (result.returncode, result.stderr.splitlines()[0][:6]) == (2, "error:")
         assert 'Did you mean "archive"' in result.stderr
-    result = scripts.run("eval.py", "--workdir=absent", "--config.data.archive=elsewhere")
+    result = _run(environment, "eval.py", "--workdir=absent", "--config.data.archive=elsewhere")
     assert result.returncode == 2
     assert "absent holds no config.json" in result.stderr
 
 
-def test_another_runs_workdir_is_refused(whole_run, run):
+def test_another_runs_workdir_is_refused(whole_run):
     workdir, _ = whole_run
     before = sorted(path.name for path in workdir.rglob("*"))
-    result = run("train.py", *SMALL, f"--workdir={workdir}", "--config.seed=1", check=False)
+    result = scripts.run("train.py", *SMALL, f"--workdir={workdir}", "--config.seed=1")
     assert result.returncode == 2
     assert "holds a run with another config:\n  seed: 0 there, 1 now" in result.stderr
     assert sorted(path.name for path in workdir.rglob("*")) == before
