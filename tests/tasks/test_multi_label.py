@@ -27,7 +27,8 @@ JOB = "multi_label_classification"
 
 
 @pytest.fixture
-def config(vector_config):
+def config(vector_config, monkeypatch):
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))  # colours need no more
     return vector_config(JOB, "labels.csv")
 
 
