@@ -22,8 +22,9 @@ from flax_mnv2.training.loop import train
 
 
 @pytest.fixture
-def config(photos, tiny_blocks, drawn_once, monkeypatch):
+def config(photos, drawn_once, monkeypatch):
     monkeypatch.setitem(TASKS, "redness", RednessTask)
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
     config = default_config("redness")
     config.data.archive, config.data.eval_split = str(photos), "test"
     config.data.data_dir, config.data.num_threads = str(photos.parent / "prepared"), 1
