@@ -19,6 +19,7 @@ import optax
 import pytest
 from flax import traverse_util
 
+import flax_mnv2.layer_plan
 from flax_mnv2 import MobileNetV2Config
 from flax_mnv2.losses import segmentation_cross_entropy_sums
 from flax_mnv2.weights.formats import hugging_face
@@ -26,20 +27,27 @@ from flax_mnv2.weights.pretrained import make_model, variable_shapes
 
 MOMENTUM, LEARNING_RATE, LABELS = 0.9, 0.05, 5
 SIZE = (33, 42)
+# Eight of the sixteen blocks: one a stage, and of 24 and of 160 channels two, for a plain shortcut and a dilated one.
+FEWER_BLOCKS = ((24, 2, 2), (32, 1, 2), (64, 1, 2), (96, 1, 1), (160, 2, 2), (320, 1, 1))
+FEWER_LAYERS = (0, 1, 2, 5, 9, 12, 13, 15)  # the same, among theirs
 
 
-@pytest.mark.parametrize(("output_stride", "tf_padding"), [(16, True), (8, False)])
-def test_one_step_of_sgd(transformers, randomize, output_stride, tf_padding):
+@pytest.mark.parametrize(("output_stride", "tf_padding", "whole"), [(16, True, True), (8, False, False)])
+def test_one_step_of_sgd(transformers, randomize, monkeypatch, output_stride, tf_padding, whole):
     fields = {
         "depth_multiplier": 0.35,
         "output_stride": output_stride,
         "tf_padding": tf_padding,
         "classifier_dropout_prob": 0.0,
     }
-    hf_model = randomize(
-        transformers.MobileNetV2ForSemanticSegmentation(transformers.MobileNetV2Config(**fields, num_labels=LABELS)),
-        seed=0,
-    ).double()
+    hf_model = transformers.MobileNetV2ForSemanticSegmentation(
+        transformers.MobileNetV2Config(**fields, num_labels=LABELS)
+    )
+    if not whole:
+        layers = hf_model.mobilenet_v2.layer
+        hf_model.mobilenet_v2.layer = type(layers)([layers[index] for index in FEWER_LAYERS])
+        monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", FEWER_BLOCKS)
+    randomize(hf_model, seed=0).double()
     config = MobileNetV2Config(**fields, num_labels=LABELS, batch_norm_momentum=MOMENTUM)
     model = make_model(config, "segmentation", dtype=jnp.float64)
     shapes = variable_shapes(make_model(config, "segmentation"))
