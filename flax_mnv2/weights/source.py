@@ -40,6 +40,16 @@ _log = logging.getLogger(__name__)
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 FIRST_KERNEL = ("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
+_SHAPELESS = {  # fields that decide no variable's shape, all at one value: networks that differ in them share a trace
+    field.name: field.default
+    for field in dataclasses.fields(MobileNetV2Config)
+    if field.name
+    in {
+        *("image_size", "output_stride", "hidden_act", "tf_padding", "classifier_dropout_prob", "initializer_range"),
+        *("layer_norm_eps", "semantic_loss_ignore_index", "output_hidden_states", "return_dict", "problem_type"),
+        *("batch_norm_momentum", "head_batch_norm_momentum", "classifier_initializer_range"),
+    }
+}
 
 
 def class_of(task: str) -> type[nn.Module]:
@@ -76,6 +86,9 @@ def task_of(config: MobileNetV2Config) -> str:
 
 def variable_shapes(model: nn.Module) -> Shapes:
     """Returns the shape of every variable by its path, without computing anything."""
+    if type(model) in MODEL_CLASSES.values():  # what others make of a field is theirs
+        config = model.config.replace(num_labels=model.config.num_labels, extra={}, **_SHAPELESS)
+        model = model.clone(config=config, dtype=np.float32, kernel_init=nn.initializers.zeros)
     return dict(_variable_shapes(model, model.config.layer_plan))
 
 
