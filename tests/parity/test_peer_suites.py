@@ -4,6 +4,7 @@ Here transformers' (tests/models/mobilenet_v2, the common tests of models and co
 ``test_peer_suites_of_classifiers.py``. Whole networks are only traced; what has to run has three blocks.
 """
 
+import functools
 import inspect
 import json
 
@@ -25,14 +26,24 @@ HF_FIELDS += ("output_stride", "first_layer_is_expansion", "finegrained_output",
 HF_FIELDS += ("classifier_dropout_prob", "initializer_range", "layer_norm_eps", "semantic_loss_ignore_index")
 
 
+KERNEL_INIT = nn.initializers.he_normal()
+
+
 def _model(task, **fields):
-    return MODEL_CLASSES[task](fm.MobileNetV2Config(**TESTER | fields), kernel_init=nn.initializers.he_normal())
+    return MODEL_CLASSES[task](fm.MobileNetV2Config(**TESTER | fields), kernel_init=KERNEL_INIT)
 
 
-def _traced(model, image=IMAGE, **arguments):
+@functools.cache
+def _initialised(model, plan):
+    """Shapes and types of the variables."""
+    del plan  # part of the key
+    return jax.eval_shape(model.init, jax.random.key(0), IMAGE)
+
+
+def _traced(model, **arguments):
     """Shapes and types of the variables and of the outputs."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return variables, jax.eval_shape(lambda v, x: model.apply(v, x, **arguments), variables, image)
+    variables = _initialised(model, model.config.layer_plan)
+    return variables, jax.eval_shape(lambda v, x: model.apply(v, x, **arguments), variables, IMAGE)
 
 
 # ---- transformers: the config ----------------------------------------------------------------------------------------
@@ -191,6 +202,17 @@ def random_like():
     return make
 
 
+def _drawn(shapes):
+    """Values as ``KERNEL_INIT`` and the norms give them, without a program that draws them."""
+    rng = np.random.default_rng(0)
+    flat = traverse_util.flatten_dict(shapes)
+    for path, leaf in flat.items():
+        flat[path] = np.full(leaf.shape, {"scale": 1.0, "var": 1.0}.get(path[-1], 0.0), np.float32)
+        if path[-1] == "kernel":
+            flat[path] += rng.normal(0.0, (2.0 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape).astype(np.float32)
+    return traverse_util.unflatten_dict(flat)
+
+
 @pytest.fixture(scope="module", params=["classification", "segmentation"])
 def trained(request):
     """Logits and gradients of two images, twice, and of the same two in the other order."""
@@ -198,7 +220,7 @@ def trained(request):
         patch.setattr(fm.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (16, 2, 2)))
         model = _model(request.param)
         images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-        variables = jax.jit(model.init)(jax.random.key(0), images)
+        variables = _drawn(jax.eval_shape(model.init, jax.random.key(0), images))
         labels = np.ones((2,) if request.param == "classification" else (2, 32, 32), np.int32)
 
         @jax.jit

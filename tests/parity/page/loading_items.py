@@ -18,14 +18,22 @@ NO_DROPOUT = (("classifier_dropout_prob", 0.0),)  # a module of its own: trainin
 _KEPT = tempfile.TemporaryDirectory()
 
 
-def load(lib, name, where=None, **options):
-    """(model, variables) or a module and None, from a folder of transformers."""
-    loaded = getattr(lib, name).from_pretrained(str(where or path(name)), **options)
+def _load(lib, name, where, **options):
+    loaded = getattr(lib, name).from_pretrained(where, **options)
     return loaded if is_ours(lib) else (loaded, None)
 
 
-def output(lib, name, where=None, call=(), **options):
-    return apply(lib, *load(lib, name, where, **options), IMAGES, **dict(call))
+_load_once = functools.cache(_load)
+
+
+def load(lib, name, where=None, **options):
+    """(model, variables) or a module and None, from a folder of transformers; the same call is made once."""
+    once = _load if "config" in options else _load_once  # theirs has no hash
+    return once(lib, name, str(where or path(name)), **options)
+
+
+def output(lib, name, where=None, **options):
+    return apply(lib, *load(lib, name, where, **options), IMAGES)
 
 
 def saved(lib, name, library):
@@ -64,11 +72,10 @@ def dtype(value):
 def shape(lib, name, size=(64, 48), **fields):
     """Shape of the last hidden state or of the logits, channels last."""
     images = np.zeros((1, *size, fields.get("num_channels", 3)), np.float32)
+    model, variables = made(lib, name, tuple(fields.items()))
     if not is_ours(lib):
-        model = getattr(lib, name)(config(lib, **fields)).eval()
-        return list(apply(lib, model, None, images)[0].shape)
-    model = getattr(lib, name)(config(lib, **fields))
-    return list(jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], images)[0].shape)
+        return list(apply(lib, model, variables, images)[0].shape)
+    return list(jax.eval_shape(model.apply, variables, images)[0].shape)
 
 
 def _trained(lib, name):
