@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_mnv2.visualize import (
-    percent,
-    save_confusion_matrix,
-    save_mask,
-    save_overlay,
-    save_predictions,
-    voc_palette,
-)
+from flax_mnv2.visualize.legend import percent, voc_palette
+from flax_mnv2.visualize.masks import save_mask, save_overlay
+from flax_mnv2.visualize.plots import save_confusion_matrix, save_predictions
 
 
 @dataclasses.dataclass

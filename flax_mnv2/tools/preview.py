@@ -21,7 +21,7 @@ from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import ConfigError, DataError, needs_extra
 from flax_mnv2.tasks.base import Batch
 from flax_mnv2.tasks.registry import get_task
-from flax_mnv2.visualize import save_contact_sheet
+from flax_mnv2.visualize.sheets import save_contact_sheet
 
 with needs_extra("train", __name__):
     import ml_collections

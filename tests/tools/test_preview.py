@@ -16,7 +16,6 @@ import scripts
 from pictures import COLORS, make_photos
 from PIL import Image
 
-from flax_mnv2 import visualize
 from flax_mnv2.data.decode import decode_image
 from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.tasks.registry import get_task
@@ -27,6 +26,7 @@ from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import configured_train_step
+from flax_mnv2.visualize import legend, masks, sheets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -188,20 +188,20 @@ def test_crops_of_a_segmentation_come_with_their_masks(segmentation, tmp_path):
     preview(segmentation, tmp_path / "s.png", num_images=4, step=1)
     sheet = _read(tmp_path / "s.png")
     for one in seen:
-        painted = visualize.overlay_mask(one.image, one.target, dataset.labels, ignore_label=255)
+        painted = masks.overlay_mask(one.image, one.target, dataset.labels, ignore_label=255)
         for picture in (one.image, painted):
             assert _contains(sheet, picture.repeat(2, 0).repeat(2, 1))  # 80 pixels are drawn as 160
     for index in np.unique(batch["label"][batch["label"] != 255]):
-        swatch = np.broadcast_to(visualize.voc_palette()[index], (8, 8, 3))
+        swatch = np.broadcast_to(legend.voc_palette()[index], (8, 8, 3))
         assert _contains(sheet[-100:], swatch)  # in the legend
 
 
 def test_void_is_striped_and_classes_are_coloured():
     photo = np.full((32, 32, 3), 100, np.uint8)
     mask = np.repeat(np.array([0, 3, 255, 255], np.uint8), 8)[None].repeat(32, 0)
-    picture = visualize.overlay_mask(photo, mask, ("background", "a", "b", "c"), ignore_label=255)
+    picture = masks.overlay_mask(photo, mask, ("background", "a", "b", "c"), ignore_label=255)
     np.testing.assert_array_equal(picture[0, 4], [75, 75, 75])  # the background is dimmed less
-    np.testing.assert_allclose(picture[0, 12], 50 + visualize.voc_palette()[3] / 2, atol=1)
+    np.testing.assert_allclose(picture[0, 12], 50 + legend.voc_palette()[3] / 2, atol=1)
     void = picture[:, 16:].reshape(-1, 3)
     white, bare = (void == 255).all(-1), (void == 100).all(-1)
     assert (white | bare).all()
@@ -216,10 +216,9 @@ def test_a_sheet_of_any_size_shows_all_panels(tmp_path, count, size):
     rng = np.random.default_rng(0)
     panels = [rng.integers(10, 14, (*size, 3)).astype(np.uint8) for _ in range(count)]
     tiles = [
-        (visualize.Panel(np.full((90, 120, 3), 7, np.uint8), ("Größe λ" * 50,)), visualize.Panel(panel))
-        for panel in panels
+        (sheets.Panel(np.full((90, 120, 3), 7, np.uint8), ("Größe λ" * 50,)), sheets.Panel(panel)) for panel in panels
     ]
-    visualize.save_contact_sheet(tmp_path / "x.png", tiles, rows=("above", "below"), title=("title", "word " * 200))
+    sheets.save_contact_sheet(tmp_path / "x.png", tiles, rows=("above", "below"), title=("title", "word " * 200))
     sheet = _read(tmp_path / "x.png")
     assert sheet.shape[1] <= 3200
     assert (sheet[:, -4:] == 255).all()  # nothing is cut off

@@ -11,7 +11,7 @@ import numpy as np
 from flax_mnv2.metrics import ClassificationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
 from flax_mnv2.tasks.kept_examples import KeptExamples, file_name
-from flax_mnv2.visualize import save_confusion_matrix
+from flax_mnv2.visualize.plots import save_confusion_matrix
 
 
 class ClassificationEvaluator(Evaluator):

@@ -14,7 +14,7 @@ from flax_mnv2.tasks.multi_label.predictor import MultiLabelPredictor
 from flax_mnv2.tasks.rules import FRACTION, Rule
 from flax_mnv2.tasks.vectors import config as shared_config
 from flax_mnv2.tasks.vectors.task import VectorTask
-from flax_mnv2.visualize import percent
+from flax_mnv2.visualize.legend import percent
 
 if TYPE_CHECKING:
     import ml_collections

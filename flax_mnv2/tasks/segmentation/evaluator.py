@@ -10,7 +10,7 @@ import numpy as np
 
 from flax_mnv2.metrics import SegmentationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
-from flax_mnv2.visualize import save_confusion_matrix, save_predictions
+from flax_mnv2.visualize.plots import save_confusion_matrix, save_predictions
 
 _MAX_PICTURE_PX = 1024  # longer side of what is kept to be drawn, at a third of that
 

@@ -25,7 +25,8 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
 from flax_mnv2.tasks.base import Example, Predictor, check_sides
-from flax_mnv2.visualize import percent, save_mask, save_overlay
+from flax_mnv2.visualize.legend import percent
+from flax_mnv2.visualize.masks import save_mask, save_overlay
 
 MAX_OWN_SIDE_PX = 1025
 MAX_CLASSES = 2**16  # of a mask in a PNG file

@@ -20,7 +20,9 @@ from flax_mnv2.tasks.segmentation import config as own_config
 from flax_mnv2.tasks.segmentation.decide import View, most_likely
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
-from flax_mnv2.visualize import Panel, class_color, overlay_mask, percent
+from flax_mnv2.visualize.legend import percent
+from flax_mnv2.visualize.masks import class_color, overlay_mask
+from flax_mnv2.visualize.sheets import Panel
 
 if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from flax_mnv2.training.logging.metrics_writer import read_metrics
-from flax_mnv2.visualize import save_curves
+from flax_mnv2.visualize.plots import save_curves
 
 CURVE_NAME = "learning_curve.png"
 

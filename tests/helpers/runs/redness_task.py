@@ -16,7 +16,7 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import ImageClassifierOutputWithNoAttention, MobileNetV2Model
 from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import Evaluator, Example, Predictor, Task
-from flax_mnv2.visualize import Panel
+from flax_mnv2.visualize.sheets import Panel
 from flax_mnv2.weights.source import variable_shapes
 
 REDNESS = np.array([0.0, 0.0, 1.0], np.float32)  # of blue, green and red photos

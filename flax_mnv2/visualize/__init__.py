@@ -1,0 +1,1 @@
+"""Pictures for people: of predictions, of training images, of metrics."""
