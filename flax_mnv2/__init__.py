@@ -1,6 +1,7 @@
-"""MobileNetV2 and its DeepLab heads in JAX and Flax linen."""
+"""MobileNetV2 with its heads for classification, segmentation and detection, in JAX and Flax linen."""
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError, UserError
 from flax_mnv2.image_processing.processor import MobileNetV2FeatureExtractor, MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2Backbone, fold_batch_norm
@@ -9,6 +10,7 @@ from flax_mnv2.models.variants import VARIANTS, list_models, variant_config
 from flax_mnv2.version import __version__
 from flax_mnv2.weights.models import (
     MobileNetV2ForImageClassification,
+    MobileNetV2ForObjectDetection,
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
     MobileNetV2PreTrainedModel,
@@ -28,10 +30,12 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DetectionSpec",
     "MobileNetV2Backbone",
     "MobileNetV2Config",
     "MobileNetV2FeatureExtractor",
     "MobileNetV2ForImageClassification",
+    "MobileNetV2ForObjectDetection",
     "MobileNetV2ForSemanticSegmentation",
     "MobileNetV2ImageProcessor",
     "MobileNetV2Model",

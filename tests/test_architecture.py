@@ -20,6 +20,7 @@ FLOORS = {
     "layer_plan": 0,
     "config": 0,
     "models": 1,
+    "detection": 1,
     "losses": 1,
     "metrics": 1,
     "mixing": 1,

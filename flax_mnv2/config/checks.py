@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -210,6 +211,8 @@ def _dtype_name(value: Any) -> Any:
 
 def thaw(value: Any) -> Any:
     """Returns plain dicts and lists for what a config holds frozen."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

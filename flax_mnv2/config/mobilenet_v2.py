@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 
 from flax_mnv2.config import checks
 from flax_mnv2.config.common import COMMON_DEFAULTS, DTYPE_KEYS, WRITTEN_IN_FULL
+from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import read_json, shown, write_text
 from flax_mnv2.hub import resolve_folder
@@ -99,6 +100,8 @@ class MobileNetV2Config:
         Face's leaves it out. It matters at α ≤ 0.25 only. Ours.
       round_widths: round ``channels · α`` to an integer before making it divisible, as Hugging Face does;
         torchvision and timm do not. It matters at odd depth multipliers only. Ours.
+      detection: maps, anchors and losses of a detector, a ``DetectionSpec`` or its fields as a mapping; None is the
+        original's. Ours.
       extra: keys of a ``config.json`` that are not listed here, kept so that they are written back. Each is read as an
         attribute too, and keywords that are no fields go here: those that every config of transformers has
         (``architectures``, ``dtype``, ``output_attentions``, …), others with a warning.
@@ -139,6 +142,7 @@ class MobileNetV2Config:
     fixed_stem_and_head: bool = False
     stem_residual: bool = False
     round_widths: bool = True
+    detection: DetectionSpec | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=FrozenDict, hash=False)
 
     def __post_init__(self):
@@ -151,6 +155,8 @@ class MobileNetV2Config:
         checks.check_problem_type(self.problem_type, labels[0])
         values |= zip(("num_labels", "id2label", "label2id"), labels, strict=True)
         values["extra"] = checks.check_extra(self.extra)
+        if self.detection is not None and not isinstance(self.detection, DetectionSpec):
+            values["detection"] = DetectionSpec.from_dict(self.detection)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -362,6 +368,7 @@ _OWN_FIELDS = (
     "fixed_stem_and_head",
     "stem_residual",
     "round_widths",
+    "detection",
 )
 
 

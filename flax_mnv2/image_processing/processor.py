@@ -25,6 +25,7 @@ from PIL import Image
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.files import read_json, shown, write_text
 from flax_mnv2.hub import expand_user, resolve_folder
+from flax_mnv2.image_processing import detections
 from flax_mnv2.image_processing import reading as image_io
 from flax_mnv2.image_processing import steps as image_steps
 from flax_mnv2.image_processing.features import TENSOR_TYPES, BatchFeature
@@ -204,6 +205,26 @@ class MobileNetV2ImageProcessor:
             return [image_steps.label_map(image, size) for image, size in zip(logits, sizes, strict=True)]
         scores = [image_steps.upsample(image, size) for image, size in zip(logits, sizes, strict=True)]
         return [BatchFeature({"segmentation": score.argmax(-1), "segmentation_scores": score}) for score in scores]
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Returns the boxes that a detector found, the most probable first.
+
+        Args:
+          outputs: what ``MobileNetV2ForObjectDetection`` returns.
+          threshold: boxes of a probability above it are kept, from 0 to 1.
+          target_sizes: (height, width) per image; boxes are in pixels of these, without it fractions of the image.
+
+        Returns:
+          For each image ``scores`` (n,), ``labels`` (n,) and ``boxes`` (n, 4), (x_min, y_min, x_max, y_max).
+
+        Raises:
+          DataError: another model's output, or not one size per image.
+          ConfigError: a size that is no pair of whole pixels, or too large.
+        """
+        sizes = None if target_sizes is None else check_target_sizes(target_sizes)
+        return detections.boxes_of(outputs, threshold, sizes)
 
     @classmethod
     def from_pretrained(

@@ -7,9 +7,11 @@ from flax_mnv2.models.mobilenet_v2 import (
     MobileNetV2ForSemanticSegmentation,
     MobileNetV2Model,
 )
+from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
 from flax_mnv2.models.outputs import (
     BaseModelOutputWithPoolingAndNoAttention,
     ImageClassifierOutputWithNoAttention,
+    ObjectDetectionOutput,
     SemanticSegmenterOutput,
 )
 
@@ -18,8 +20,10 @@ __all__ = [
     "ImageClassifierOutputWithNoAttention",
     "MobileNetV2Backbone",
     "MobileNetV2ForImageClassification",
+    "MobileNetV2ForObjectDetection",
     "MobileNetV2ForSemanticSegmentation",
     "MobileNetV2Model",
+    "ObjectDetectionOutput",
     "SemanticSegmenterOutput",
     "fold_batch_norm",
 ]

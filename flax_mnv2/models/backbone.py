@@ -16,7 +16,7 @@ from flax_mnv2.models.ops.activations import activation
 
 
 class Backbone(nn.Module):
-    """MobileNetV2 without a head; ``_MobileNetV2`` says what the attributes that are not explained here mean.
+    """MobileNetV2 without a head; ``MobileNetV2Base`` says what the attributes that are not explained here mean.
 
     What comes after ``run_to`` is neither computed nor has it parameters (those that are given are left alone).
     """
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     norm: ModuleDef | None
     include_last_conv: bool = True  # the last 1×1 convolution, which classification needs and DeepLab does not
     run_to: str | None = None  # endpoint after which to stop
-    keep_expansions: bool = False  # return the expanded maps of the blocks too, which need not exist otherwise
+    keep_expansions: tuple[str, ...] = ()  # blocks whose expanded map is returned too; it need not exist otherwise
     remat: bool = False
     drop_path_rate: float = 0.0
     freeze_until: str = ""
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
             if self.drop_path_rate and spec.residual and spec.name not in frozen:
                 rate = self.drop_path_rate * (at + 1) / (len(plan.blocks) + 1)  # the stem has a block too
                 drop_path = functools.partial(DropPath, rate, self.axis_name)
-            outputs = block(spec, layer, stop_at, self.keep_expansions, drop_path, name=spec.name)(x)
+            outputs = block(spec, layer, stop_at, spec.name in self.keep_expansions, drop_path, name=spec.name)(x)
             endpoints |= {f"{spec.name}/{part}": outputs[part] for part in outputs if part != "output"}
             if "output" in outputs:
                 x = endpoints[spec.name] = self._maybe_stopped(outputs["output"], spec.name)

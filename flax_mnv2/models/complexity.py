@@ -6,10 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.detection import DetectionSpec
+from flax_mnv2.detection.anchors import map_sizes
 from flax_mnv2.errors import ConfigError
-from flax_mnv2.layer_plan import DEEPLAB_CHANNELS
+from flax_mnv2.layer_plan import DEEPLAB_CHANNELS, LayerPlan
+from flax_mnv2.models.endpoints import LAST_CONV
+from flax_mnv2.models.heads.ssdlite import extra_width
 
-TASKS = ("backbone", "classification", "segmentation")
+TASKS = ("backbone", "classification", "segmentation", "detection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,8 @@ def complexity(
     convs = [*_backbone(config, height, width, include_last_conv=task != "segmentation")]
     if task == "segmentation":
         convs += _deeplab_head(config, convs[-1])
+    if task == "detection":
+        convs += _ssdlite_head(config, (height, width))
     if task == "classification" and config.num_labels:
         features = config.layer_plan.last_channels * (2 if config.global_pool == "catavgmax" else 1)
         convs.append(_Conv(features, config.num_labels, 1, 1, 1, bias=True))
@@ -88,3 +94,27 @@ def _deeplab_head(config: MobileNetV2Config, features: _Conv) -> list[_Conv]:
         _Conv(2 * DEEPLAB_CHANNELS, DEEPLAB_CHANNELS, 1, height, width),
         _Conv(DEEPLAB_CHANNELS, config.num_labels, 1, height, width, bias=True),
     ]
+
+
+def layer_width(plan: LayerPlan, layer: str) -> int:
+    """Returns the channels of an endpoint of the backbone."""
+    block, _, part = layer.partition("/")
+    if block == LAST_CONV:
+        return plan.last_channels
+    [spec] = [spec for spec in plan.blocks if spec.name == block]
+    return spec.expanded_channels if part else spec.out_channels
+
+
+def _ssdlite_head(config: MobileNetV2Config, image_size: tuple[int, int]) -> Iterator[_Conv]:
+    spec, plan = config.detection or DetectionSpec(), config.layer_plan
+    sizes, widths = map_sizes(spec, plan, image_size), [layer_width(plan, layer) for layer in spec.feature_layers]
+    for channels, size in zip(spec.extra_channels, sizes[len(widths) :], strict=True):
+        inner, before = extra_width(config, channels // 2), sizes[len(widths) - 1]
+        yield _Conv(widths[-1], inner, 1, *before)
+        yield _Conv(1, inner, 3, *size)
+        widths.append(extra_width(config, channels))
+        yield _Conv(inner, widths[-1], 1, *size)
+    for width, size, kinds in zip(widths, sizes, spec.anchors, strict=True):
+        for depth in (spec.num_slots(config.num_labels), 4):
+            yield _Conv(1, width, 3, *size)
+            yield _Conv(width, len(kinds) * depth, 1, *size, bias=True)

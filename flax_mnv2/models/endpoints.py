@@ -37,9 +37,11 @@ def check_endpoint(name: str, known: Sequence[str], argument: str) -> str:
     return name
 
 
-def names_layers(selection: Selection) -> bool:
-    """Says whether ``selection`` may name the inside of a block; True stands for whole blocks, False for none."""
-    return not isinstance(selection, bool)
+def expansions_in(selection: Selection) -> tuple[str, ...]:
+    """Returns the blocks whose expanded map ``selection`` names; it need not exist otherwise."""
+    names = selection if isinstance(selection, list | tuple) else ()
+    parts = [name.partition("/") for name in names if isinstance(name, str)]
+    return tuple(block for block, _, part in parts if part == "expansion")
 
 
 def select(endpoints: Mapping[str, jax.Array], selection: Selection, plan: LayerPlan) -> tuple[jax.Array, ...] | None:

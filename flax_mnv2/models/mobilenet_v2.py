@@ -16,7 +16,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
-from flax_mnv2.models.endpoints import LAST_CONV, Selection, names_layers, select
+from flax_mnv2.models.endpoints import LAST_CONV, Selection, expansions_in, select
 from flax_mnv2.models.heads.classification import ClassificationHead
 from flax_mnv2.models.heads.deeplab import DeepLabV3Head
 from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, pool
@@ -31,7 +31,7 @@ MIN_SIZE_PX = 32
 _Value = TypeVar("_Value")
 
 
-class _MobileNetV2(nn.Module):
+class MobileNetV2Base(nn.Module):
     """What all models share.
 
     Attributes:
@@ -108,7 +108,7 @@ class _MobileNetV2(nn.Module):
         return conv, None if self.batch_norm_folded else norm
 
 
-class MobileNetV2Model(_MobileNetV2):
+class MobileNetV2Model(MobileNetV2Base):
     """The backbone with its last 1×1 convolution and, by default, average pooling."""
 
     add_pooling_layer: bool = True
@@ -138,8 +138,8 @@ class MobileNetV2Model(_MobileNetV2):
           ValueError: the images do not fit, or there are none. ConfigError: no such layer.
         """
         check_images(pixel_values, self.config)
-        output_hidden_states = _asked(output_hidden_states, self.config.output_hidden_states)
-        backbone = self._backbone(train=train, run_to=run_to, keep_expansions=names_layers(output_hidden_states))
+        output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
+        backbone = self._backbone(train=train, run_to=run_to, keep_expansions=expansions_in(output_hidden_states))
         endpoints = backbone(pixel_values)
         last = endpoints[run_to or LAST_CONV]
         output = BaseModelOutputWithPoolingAndNoAttention(
@@ -147,10 +147,10 @@ class MobileNetV2Model(_MobileNetV2):
             pooler_output=self._pool(last) if self.add_pooling_layer else None,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
-        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if asked(return_dict, self.config.return_dict) else output.to_tuple()
 
 
-class MobileNetV2Backbone(_MobileNetV2):
+class MobileNetV2Backbone(MobileNetV2Base):
     """Features by resolution, for decoders written elsewhere (feature pyramids, U-Nets).
 
     Attributes:
@@ -196,7 +196,7 @@ class MobileNetV2Backbone(_MobileNetV2):
         return OrderedDict((name, endpoints[spec.layer]) for name, spec in specs.items())
 
 
-class MobileNetV2ForImageClassification(_MobileNetV2):
+class MobileNetV2ForImageClassification(MobileNetV2Base):
     """The backbone with a linear classifier on its pooled features."""
 
     @nn.compact
@@ -216,8 +216,8 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         arguments ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
-        output_hidden_states = _asked(output_hidden_states, self.config.output_hidden_states)
-        backbone = self._backbone(train=train, keep_expansions=names_layers(output_hidden_states))
+        output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
+        backbone = self._backbone(train=train, keep_expansions=expansions_in(output_hidden_states))
         endpoints = backbone(pixel_values)
         head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
         logits = head(self._pool(endpoints[LAST_CONV]), train=train)
@@ -226,7 +226,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
             logits=logits,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
-        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if asked(return_dict, self.config.return_dict) else output.to_tuple()
 
     def _loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         if logits.ndim == 4:
@@ -239,7 +239,7 @@ class MobileNetV2ForImageClassification(_MobileNetV2):
         return classification_loss(logits, labels, problem_type=self.config.problem_type)
 
 
-class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
+class MobileNetV2ForSemanticSegmentation(MobileNetV2Base):
     """The backbone with a DeepLabV3 head; the backbone's last 1×1 convolution does not exist here."""
 
     @nn.compact
@@ -261,9 +261,9 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         check_images(pixel_values, self.config)
         if labels is not None and self.config.num_labels == 1:
             raise ConfigError("A segmentation loss needs at least two classes; found num_labels=1. Leave labels out.")
-        output_hidden_states = _asked(output_hidden_states, self.config.output_hidden_states)
+        output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
         backbone = self._backbone(
-            train=train, include_last_conv=False, keep_expansions=names_layers(output_hidden_states)
+            train=train, include_last_conv=False, keep_expansions=expansions_in(output_hidden_states)
         )
         endpoints = backbone(pixel_values)
         head = DeepLabV3Head(self.config, *self._conv_and_norm(train), self.axis_name, name="segmentation_head")
@@ -274,10 +274,10 @@ class MobileNetV2ForSemanticSegmentation(_MobileNetV2):
         output = SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan)
         )
-        return output if _asked(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if asked(return_dict, self.config.return_dict) else output.to_tuple()
 
 
-def _asked(by_call: _Value | None, by_config: _Value) -> _Value:
+def asked(by_call: _Value | None, by_config: _Value) -> _Value:
     """What a call says, or the config where it says nothing."""
     return by_config if by_call is None else by_call
 

@@ -9,6 +9,8 @@ from typing import Any
 import flax.struct
 import jax
 
+from flax_mnv2.config.detection import DetectionSpec
+
 
 class ModelOutput:
     """Base of the outputs: fields that are None do not count as entries of the tuple or the mapping.
@@ -18,7 +20,8 @@ class ModelOutput:
 
     def keys(self) -> tuple[str, ...]:
         """Returns the names of the fields that are not None, in their order."""
-        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+        arrays = (field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True))
+        return tuple(name for name in arrays if getattr(self, name) is not None)
 
     def values(self) -> tuple[Any, ...]:
         """Returns the fields that are not None, in their order."""
@@ -99,3 +102,24 @@ class SemanticSegmenterOutput(ModelOutput):
     logits: jax.Array = dataclasses.field(kw_only=True)
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: None = None
+
+
+@flax.struct.dataclass
+class ObjectDetectionOutput(ModelOutput):
+    """What ``MobileNetV2ForObjectDetection`` returns.
+
+    Attributes:
+      loss: scalar, float32, if labels were given.
+      logits: (N, A, slots), float32, of the classes and of no class, as ``spec`` says.
+      box_codes: (N, A, 4), float32, relative to the anchors.
+      pred_boxes: (N, A, 4), float32, decoded: (centre x, centre y, width, height) as fractions of the image.
+      hidden_states: the layers that ``output_hidden_states`` selects, if any.
+      spec: of the detector; static, and none of the entries.
+    """
+
+    loss: jax.Array | None = None
+    logits: jax.Array = dataclasses.field(kw_only=True)
+    box_codes: jax.Array = dataclasses.field(kw_only=True)
+    pred_boxes: jax.Array = dataclasses.field(kw_only=True)
+    hidden_states: tuple[jax.Array, ...] | None = None
+    spec: DetectionSpec = flax.struct.field(pytree_node=False, kw_only=True)

@@ -14,9 +14,9 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 
 
 class MobileNetV2PreTrainedModel:
-    """What ``MobileNetV2Model``, ``…ForImageClassification`` and ``…ForSemanticSegmentation`` share.
+    """What ``MobileNetV2Model``, ``…ForImageClassification``, ``…ForSemanticSegmentation`` and ``…Detection`` share.
 
-    A subclass of one of these three has ``from_pretrained`` and ``save_pretrained`` for the network that it inherits.
+    A subclass of one of these has ``from_pretrained`` and ``save_pretrained`` for the network that it inherits.
     """
 
     config_class: ClassVar[type[MobileNetV2Config]] = MobileNetV2Config
@@ -58,10 +58,15 @@ class MobileNetV2ForSemanticSegmentation(MobileNetV2PreTrainedModel, models.Mobi
     """``flax_mnv2.models.MobileNetV2ForSemanticSegmentation``, which loads and saves itself."""
 
 
+class MobileNetV2ForObjectDetection(MobileNetV2PreTrainedModel, models.MobileNetV2ForObjectDetection):
+    """``flax_mnv2.models.MobileNetV2ForObjectDetection``, which loads and saves itself, as ``layout="flax"``."""
+
+
 MODEL_CLASSES: dict[str, type[nn.Module]] = {  # by task
     "backbone": MobileNetV2Model,
     "classification": MobileNetV2ForImageClassification,
     "segmentation": MobileNetV2ForSemanticSegmentation,
+    "detection": MobileNetV2ForObjectDetection,
 }
 
 

@@ -39,6 +39,7 @@ from flax_mnv2.weights.tensors import (
 _log = logging.getLogger(__name__)
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 FIRST_KERNEL = ("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")
+_HEADS = {"segmentation": "segmentation_head", "classification": "classifier", "detection": "detection_head"}
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 _SHAPELESS = {  # fields that decide no variable's shape, all at one value: networks that differ in them share a trace
     field.name: field.default
@@ -276,7 +277,7 @@ class Source:
 
     def task_of_names(self) -> str:
         """Returns the task of the head that the tensors have; ``"backbone"`` where there is none."""
-        for task, head in (("segmentation", "segmentation_head"), ("classification", "classifier")):
+        for task, head in _HEADS.items():
             if any(re.match(rf"(\w+/)?{head}[./]", key) for key in self.state):
                 return task
         return "backbone"

@@ -22,6 +22,7 @@ from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
 PREFIX = "mobilenet_v2."
 _BACKBONE = re.compile(r"mobilenet_v2\.(conv_stem|layer\.\d+|conv_1x1)\.|(conv_stem|layer\.\d+)\.conv_3x3\.")
 _HEADS = ("classifier.", "segmentation_head.")
+_TASKS = ("backbone", "classification", "segmentation")
 # Fields of ours that change the network, and which transformers does not know.
 PLAN_FIELDS = ("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths")
 OTHER_NETWORK_FIELDS = ("pool_window", "global_pool")
@@ -71,6 +72,11 @@ class HuggingFaceFormat(Format):
 
     def check_target(self, checkpoint: Checkpoint) -> None:
         """Fields of ours may be set where they change nothing: what counts is the network that follows."""
+        if checkpoint.task not in _TASKS:
+            raise ConfigError(
+                f"transformers has no MobileNetV2 for {checkpoint.task}. Use the flax format instead: --to flax, or "
+                'save_pretrained(…, layout="flax").'
+            )
         config = checkpoint.config
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         fields = [name for name in OTHER_NETWORK_FIELDS if getattr(config, name) != defaults[name]]

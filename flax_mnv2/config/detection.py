@@ -1,0 +1,192 @@
+"""``DetectionSpec``: what an SSD is beside its backbone, so that TensorFlow's, mmdet's and others are one module."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax_mnv2.errors import ConfigError
+
+BACKGROUNDS = ("first", "last", "none")
+SCORES = ("sigmoid", "softmax")
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
+
+
+def ssd_anchors(num_maps: int = 6, *, min_scale: float = 0.2, max_scale: float = 0.95) -> Anchors:
+    """Returns the anchors of TensorFlow's SSD by map: (height, width) of each as fractions of the image's shorter side.
+
+    Scales grow linearly from map to map; the first has three anchors, of which a small one, all others six (TF Object
+    Detection API, ``ssd_anchor_generator`` with ``reduce_boxes_in_lowest_layer``, arXiv 1512.02325).
+    """
+    step = (max_scale - min_scale) / max(num_maps - 1, 1)
+    scales = [min_scale + step * index for index in range(num_maps)] + [1.0]
+    maps = [((0.1, 1.0), (min_scale, 2.0), (min_scale, 0.5))]
+    for scale, following in itertools.pairwise(scales[1:]):
+        ratios = (1.0, 2.0, 0.5, 3.0, 0.3333)  # of width to height; TensorFlow writes a third so
+        maps.append((*((scale, ratio) for ratio in ratios), (math.sqrt(scale * following), 1.0)))
+    return tuple(
+        tuple((scale / math.sqrt(ratio), scale * math.sqrt(ratio)) for scale, ratio in kinds) for kinds in maps
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionSpec:
+    """Maps, anchors, box codes, class slots and losses of an SSDLite detector; the defaults are the original's.
+
+    The original is ``ssdlite_mobilenet_v2_coco`` of the TF Object Detection API. Immutable, hashable, checked.
+
+    Attributes:
+      feature_layers: endpoints of the backbone that are maps, the finest first (``models.endpoints`` has the names).
+      extra_channels: width at α 1 of each map after these, at half the resolution of the one before.
+      anchors: by map, (height, width) of each kind of anchor as fractions of the image's shorter side.
+      strides: by map, pixels between anchors (mmdet's); None spreads them evenly over the image (TensorFlow's).
+      box_scales: factors of the four codes of a box: y, x, log height, log width.
+      max_log_size: limit of a decoded log size, where an original has one; None for none.
+      background: where the slot of no class is among the logits: ``"first"``, ``"last"``, or ``"none"``.
+      score: what makes probabilities of logits: ``"sigmoid"`` or ``"softmax"``.
+      positive_iou: overlap from which on an anchor has the class of a box; each box has its best anchor in any case.
+      negatives_per_positive: hard negatives in the loss for each positive of an image; ``focal_gamma`` 0 only.
+      min_negatives: fewest of an image.
+      mining_iou: of boxes that overlap more than this only that of the highest loss is counted; 1 leaves that out.
+      focal_gamma: of the focal loss (arXiv 1708.02002), over all anchors; 0 for cross-entropy with hard negatives.
+      focal_alpha: weight of positives in the focal loss; negatives have the rest.
+      box_loss_weight: of the boxes' Huber loss beside the classes'.
+      class_bias: where the bias of the class logits starts; -4.6 is a probability of 1 %.
+      nms_iou: overlap above which the less probable of two boxes of a class goes.
+      max_per_class: boxes of a class that are left in an image.
+      max_detections: boxes that are left in an image.
+
+    Raises:
+      ConfigError: a field has the wrong form or is out of range.
+    """
+
+    feature_layers: tuple[str, ...] = ("layer_12/expansion", "conv_1x1")
+    extra_channels: tuple[int, ...] = (512, 256, 256, 128)
+    anchors: Anchors = dataclasses.field(default_factory=ssd_anchors)
+    strides: tuple[float, ...] | None = None
+    box_scales: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    max_log_size: float | None = None
+    background: str = "first"
+    score: str = "sigmoid"
+    positive_iou: float = 0.5
+    negatives_per_positive: float = 3.0
+    min_negatives: int = 3
+    mining_iou: float = 0.99
+    focal_gamma: float = 0.0
+    focal_alpha: float = 0.75
+    box_loss_weight: float = 1.0
+    class_bias: float = 0.0
+    nms_iou: float = 0.6
+    max_per_class: int = 100
+    max_detections: int = 100
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        for name, (holds, expected) in _RULES.items():
+            try:
+                right = holds(self, getattr(self, name))
+            except (TypeError, ValueError):
+                right = False
+            if not right:
+                raise ConfigError(f"detection.{name} must be {expected}; found {getattr(self, name)!r}.")
+
+    @property
+    def num_maps(self) -> int:
+        """Maps that boxes are predicted from."""
+        return len(self.feature_layers) + len(self.extra_channels)
+
+    def num_slots(self, num_labels: int) -> int:
+        """Returns the logits of an anchor, for so many classes."""
+        return num_labels + (self.background != "none")
+
+    def replace(self, **changes: Any) -> DetectionSpec:
+        """Returns a copy with some fields changed."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields for JSON."""
+        return {field.name: _thawed(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DetectionSpec:
+        """Returns what ``to_dict`` gave; fields that are absent have their default, unknown ones are a ConfigError."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, Mapping) or set(values) - set(known):
+            found = sorted(set(values) - set(known)) if isinstance(values, Mapping) else type(values).__name__
+            raise ConfigError(f"detection must have fields among {', '.join(known)}; found {found}.")
+        return cls(**values)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _fraction(spec: DetectionSpec, value: Any) -> bool:
+    del spec
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _at_least_0(spec: DetectionSpec, value: Any) -> bool:
+    del spec
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+def _count(spec: DetectionSpec, value: Any) -> bool:
+    del spec
+    return isinstance(value, int) and 1 <= value <= 10_000
+
+
+def _is_anchors(spec: DetectionSpec, value: Any) -> bool:
+    sizes = [side for kinds in value for kind in kinds for side in kind]
+    pairs = all(len(kind) == 2 for kinds in value for kind in kinds)
+    return len(value) == spec.num_maps and all(value) and pairs and all(map(_positive, sizes))
+
+
+_RULES: Mapping[str, Any] = {
+    "feature_layers": (lambda _, value: bool(value) and all(isinstance(v, str) for v in value), "names of endpoints"),
+    "extra_channels": (
+        lambda _, value: all(isinstance(v, int) and v >= 1 for v in value),
+        "widths of extra maps",
+    ),
+    "anchors": (
+        _is_anchors,
+        "for each map a list of (height, width) above 0",
+    ),
+    "strides": (
+        lambda spec, value: value is None or (len(value) == spec.num_maps and all(map(_positive, value))),
+        "None, or pixels above 0 for each map",
+    ),
+    "box_scales": (lambda _, value: len(value) == 4 and all(map(_positive, value)), "4 numbers above 0"),
+    "max_log_size": (lambda _, value: value is None or _positive(value), "None, or a number above 0"),
+    "background": (lambda _, value: value in BACKGROUNDS, f"one of {', '.join(map(repr, BACKGROUNDS))}"),
+    "score": (
+        lambda spec, value: value in SCORES and (value, spec.background) != ("softmax", "none"),
+        "'sigmoid', or 'softmax' where background has a slot",
+    ),
+    "positive_iou": (_fraction, "from 0 to 1"),
+    "negatives_per_positive": (_at_least_0, "at least 0"),
+    "min_negatives": (_at_least_0, "at least 0"),
+    "mining_iou": (_fraction, "from 0 to 1"),
+    "focal_gamma": (
+        lambda spec, value: _at_least_0(spec, value) and (not value or spec.score == "sigmoid"),
+        "at least 0, and 0 with score='softmax'",
+    ),
+    "focal_alpha": (_fraction, "from 0 to 1"),
+    "box_loss_weight": (_at_least_0, "at least 0"),
+    "class_bias": (lambda _, value: isinstance(value, int | float) and math.isfinite(value), "a number"),
+    "nms_iou": (_fraction, "from 0 to 1"),
+    "max_per_class": (_count, "from 1 to 10,000"),
+    "max_detections": (_count, "from 1 to 10,000"),
+}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _thawed(value: Any) -> Any:
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Boxes: anchors, codes, matching, losses, suppression; functions of arrays that a detector is made of."""

@@ -1,0 +1,83 @@
+"""Greedy non-maximum suppression, of fixed size: under ``jit`` and ``vmap``, on any platform."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flax_mnv2.config.detection import DetectionSpec
+from flax_mnv2.detection.boxes import iou
+
+
+class Detections(NamedTuple):
+    """Boxes of one image, the most probable first; where there are fewer than rows, the score of the rest is 0."""
+
+    scores: jax.Array  # (D,)
+    labels: jax.Array  # (D,) int32
+    boxes: jax.Array  # (D, 4) corners, inside the image
+
+
+def class_scores(logits: jax.Array, spec: DetectionSpec) -> jax.Array:
+    """Logits (…, slots) → probabilities of the classes (…, num_labels), float32."""
+    scores = (jax.nn.softmax if spec.score == "softmax" else jax.nn.sigmoid)(logits.astype(jnp.float32))
+    return {"first": scores[..., 1:], "last": scores[..., :-1], "none": scores}[spec.background]
+
+
+def detect(scores: jax.Array, boxes: jax.Array, spec: DetectionSpec, *, threshold: float | jax.Array) -> Detections:
+    """Returns what is left of the boxes of one image: by class, then the most probable of all classes.
+
+    Of two boxes of one class whose overlap is above ``spec.nms_iou`` the less probable goes; of equal ones, the later.
+
+    Args:
+      scores: probabilities (A, C).
+      boxes: corners (A, 4), which are cut to the image first; those that are empty then do not count.
+      spec: of the detector.
+      threshold: scores must be above it.
+    """
+    boxes = jnp.clip(boxes, 0.0, 1.0)
+    empty = jnp.any(boxes[:, 2:] <= boxes[:, :2], axis=-1)
+    left = jnp.where(empty[:, None] | ~(scores > threshold), 0.0, scores).T  # (C, A)
+    num_kept, num_classes = min(spec.max_per_class, len(boxes)), len(left)
+
+    def more(carry: tuple[jax.Array, ...]) -> jax.Array:
+        count, left, _, _ = carry
+        return (count < num_kept) & jnp.any(left > 0)
+
+    def take(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        count, left, kept, places = carry
+        best = jnp.argmax(left, axis=1)
+        chosen = boxes[best]  # (C, 4)
+        score = jnp.take_along_axis(left, best[:, None], axis=1)[:, 0]
+        gone = (iou(chosen[:, None], boxes[None]) > spec.nms_iou) | (jnp.arange(len(boxes))[None] == best[:, None])
+        kept, places = kept.at[:, count].set(score), places.at[:, count].set(best)
+        return count + 1, jnp.where(gone, 0.0, left), kept, places
+
+    start = (0, left, jnp.zeros((num_classes, num_kept)), jnp.zeros((num_classes, num_kept), jnp.int32))
+    _, _, kept, places = jax.lax.while_loop(more, take, start)
+    scores, order = jax.lax.top_k(kept.reshape(-1), min(spec.max_detections, kept.size))
+    return Detections(scores, (order // num_kept).astype(jnp.int32), boxes[places.reshape(-1)[order]])
+
+
+def survivors(
+    boxes: jax.Array, scores: jax.Array, candidate: jax.Array, *, iou_threshold: float, limit: int
+) -> jax.Array:
+    """Says which boxes (A,) greedy suppression leaves, at most ``limit``, of those that are candidates.
+
+    ``boxes`` (A, 4) are corners, ``scores`` (A,) their order. The boxes in that order, one is left if none of those
+    before it that are left overlaps it more. Repeating this for all at once fixes at least the first that is not yet
+    right, so that it ends with the greedy answer, after as many rounds as boxes suppress each other in a chain.
+    """
+    order = jnp.argsort(jnp.where(candidate, -scores, jnp.inf), stable=True)
+    boxes, candidate = boxes[order], candidate[order]
+    before = jnp.tri(len(boxes), k=-1, dtype=bool)
+    overlaps = (iou(boxes[:, None], boxes[None]) > iou_threshold) & before  # (A, A): column's box comes first
+
+    def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left, _ = carry
+        return candidate & ~jnp.any(overlaps & left[None], axis=1), left
+
+    left, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[0] != carry[1]), step, (candidate, ~candidate))
+    left &= jnp.cumsum(left) <= limit
+    return jnp.zeros(len(boxes), bool).at[order].set(left)

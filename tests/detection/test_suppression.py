@@ -1,0 +1,60 @@
+"""Suppression against a loop, ties included; of fixed size, also under vmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import suppressed
+
+from flax_mnv2.config.detection import DetectionSpec
+from flax_mnv2.detection.suppression import class_scores, detect, survivors
+
+
+def _boxes(rng, count):
+    low = np.round(rng.random((count, 2)) * 0.7, 2)
+    return np.concatenate([low, low + np.round(0.1 + 0.3 * rng.random((count, 2)), 2)], -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("limits", [(100, 100), (3, 7)])
+def test_detections_are_those_of_the_loop(limits):
+    spec, rng = DetectionSpec(max_per_class=limits[0], max_detections=limits[1], nms_iou=0.4), np.random.default_rng(0)
+    images = []
+    for _ in range(3):
+        boxes = _boxes(rng, 60)
+        boxes[5] = boxes[4]
+        boxes[6, 2:] = boxes[6, :2]  # empty
+        images.append((np.round(rng.random((60, 4)), 1).astype(np.float32), boxes))  # many equal scores
+    scores, boxes = map(np.stack, zip(*images, strict=True))
+    run = jax.jit(jax.vmap(lambda scores, boxes: detect(scores, boxes, spec, threshold=0.35)))
+    found = jax.tree.map(np.asarray, run(scores, boxes))
+    for at, (score, box) in enumerate(images):
+        cut, rows = np.clip(box, 0, 1), []
+        for label in range(4):
+            usable = np.flatnonzero((score[:, label] > 0.35) & (cut[:, 2:] > cut[:, :2]).all(axis=1))
+            kept = usable[suppressed(cut[usable].astype(float), score[usable, label], 0.4, limits[0])]
+            rows += [(float(score[one, label]), label, cut[one]) for one in kept]
+        rows = sorted(rows, key=lambda row: -row[0])[: limits[1]]  # stable: of equal ones the lower class first
+        count = int((found.scores[at] > 0).sum())
+        assert count == len(rows) > 0
+        assert found.labels[at, :count].tolist() == [row[1] for row in rows]
+        np.testing.assert_array_equal(found.scores[at, :count], np.float32([row[0] for row in rows]))
+        np.testing.assert_array_equal(found.boxes[at, :count], [row[2] for row in rows])
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.99])
+def test_survivors_are_those_of_the_loop(threshold):
+    rng = np.random.default_rng(1)
+    boxes, scores = _boxes(rng, 200), np.round(rng.random(200), 2).astype(np.float32)
+    candidate = rng.random(200) < 0.9
+    left = survivors(jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(candidate), iou_threshold=threshold, limit=50)
+    usable = np.flatnonzero(candidate)
+    expected = usable[suppressed(boxes[usable].astype(float), scores[usable], threshold, 50)]
+    assert sorted(np.flatnonzero(left)) == sorted(expected)
+
+
+def test_scores_have_no_slot_of_no_class():
+    logits = jnp.asarray([[0.0, 1.0, 2.0]])
+    np.testing.assert_allclose(class_scores(logits, DetectionSpec()), jax.nn.sigmoid(logits)[:, 1:])
+    last = DetectionSpec(background="last", score="softmax")
+    np.testing.assert_allclose(class_scores(logits, last), jax.nn.softmax(logits)[:, :-1])
+    np.testing.assert_allclose(class_scores(logits, DetectionSpec(background="none")), jax.nn.sigmoid(logits))
