@@ -1,6 +1,7 @@
 """What a preparation notes beside the examples: a digest of each split, and the files that were left out."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 from flax_mnv2.errors import ConfigError, DataError
 
 DIGESTS, LEFT_OUT, DECODING = "digests", "left_out", "decoding"  # in the metadata of a prepared data set
+BOXES = "boxes"  # beside the splits in what is left out: boxes of images that are kept
 _NAMES = ("file_name", "image_id")  # features that say where an example lay, not what it is
 _SHOWN = 200  # messages on files in one error
-_ADVICE = "leave such files out: --config.data.bad_examples=skip, up to --config.data.max_bad_examples of them."
+_ADVICE = "out: --config.data.bad_examples=skip, up to --config.data.max_bad_examples of them."
 
 Outcome = dict[str, Any] | DataError  # an example, or why there is none
 
@@ -83,27 +85,31 @@ def _noted(
 def _add(digest: Any, example: Mapping[str, Any]) -> None:
     for name in sorted(example.keys() - set(_NAMES)):
         value = example[name]
-        content = value.encode() if isinstance(value, str) else value
+        content = json.dumps(value) if isinstance(value, list) else value
+        content = content.encode() if isinstance(content, str) else content
         content = content if isinstance(content, bytes) else np.asarray(content).tobytes()
         digest.update(f"{name} {len(content)} ".encode())
         digest.update(content)
 
 
 def check_left_out(left_out: Mapping[str, Sequence[str]], limit: int, *, folder: str = "") -> None:
-    """Raises a DataError that names the files left out of all splits, if they are more than ``limit``.
+    """Raises a DataError that names the files (and ``BOXES``) left out of all splits, if they are more than ``limit``.
 
     ``folder`` is that of a data set which lies prepared without them.
     """
+    what = _what(left_out)
     wrong = list(dict.fromkeys(message for messages in left_out.values() for message in messages))
     if len(wrong) <= limit:
         return
-    advice = f"Or {_ADVICE}" if not limit else "Repair them, or allow more with --config.data.max_bad_examples."
+    advice = "Repair them, or allow more with --config.data.max_bad_examples."
+    if not limit:
+        advice = f"{'Correct this, or' if BOXES in left_out else 'Or'} leave such {what} {_ADVICE}"
     if folder:
         advice += f" {folder} was prepared without them: delete it once they are mended."
     if len(wrong) == 1:
         raise DataError(f"{wrong[0]} {advice}")
     beyond = f", more than config.data.max_bad_examples = {limit}" if limit else ""
-    raise DataError(f"{len(wrong)} files cannot be used{beyond}:{_listed(wrong)}\n{advice}")
+    raise DataError(f"{len(wrong)} {what} cannot be used{beyond}:{_listed(wrong)}\n{advice}")
 
 
 def left_out_of(builder: Any, limit: int) -> dict[str, tuple[str, ...]]:
@@ -118,8 +124,13 @@ def report_left_out(left_out: Mapping[str, Sequence[str]]) -> list[str]:
     count = sum(map(len, left_out.values()))
     if not count:
         return []
-    lines = [f"{count} bad file{' was' if count == 1 else 's were'} left out when the data was prepared:"]
+    what = "bad file was" if count == 1 and BOXES not in left_out else f"bad {_what(left_out)} were"
+    lines = [f"{count} {what} left out when the data was prepared:"]
     return lines + [f"  {split}: {message}" for split, messages in left_out.items() for message in messages[:_SHOWN]]
+
+
+def _what(left_out: Mapping[str, Sequence[str]]) -> str:
+    return "boxes or images" if BOXES in left_out else "files"
 
 
 def _listed(messages: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
 
 _SHOWN = 12  # classes named in one line
+_Sequence = tfds.features.Sequence
 
 
 class EncodedExample(TypedDict):
@@ -40,6 +41,27 @@ class VectorExample(TypedDict):
     image: bytes
     label: np.ndarray
     file_name: str
+
+
+class Objects(TypedDict):
+    """The boxes of one image, as arrays of n rows."""
+
+    bbox: np.ndarray  # (n, 4) float32, (y_min, x_min, y_max, x_max) as fractions of the image
+    label: np.ndarray  # (n,) int64
+    ignored: np.ndarray  # (n,) bool: crowds of COCO, difficult ones of VOC, which metrics leave out
+    area: np.ndarray  # (n,) float32, in pixels; COCO's are of the objects' masks
+    id: np.ndarray  # (n,) int64, COCO's; -1 where the source has none
+
+
+class DetectionExample(TypedDict):
+    """One stored image with its boxes, perhaps none; ``image_id`` is COCO's number in decimal, or a name."""
+
+    image: bytes
+    image_id: str
+    file_name: str
+    height: int
+    width: int
+    objects: Objects
 
 
 class ExampleSource:
@@ -70,6 +92,11 @@ class ExampleSource:
         skip = tfds.decode.SkipDecoding()
         decoders = {name: skip for name, kind in self._features.items() if kind is bytes}
         self._records = builder.as_data_source(split, decoders=decoders)
+        sequences = {name: each for name, each in builder.info.features.items() if isinstance(each, _Sequence)}
+        self._sequences = {
+            name: {key: (inner.np_dtype, inner.shape) for key, inner in each.feature.items()}
+            for name, each in sequences.items()
+        }
 
     def __len__(self) -> int:
         return len(self._records)
@@ -86,10 +113,14 @@ class ExampleSource:
         missing = [name for name in self._features if record.get(name) is None]
         if missing:
             raise self._bad(index, f"has no {', '.join(missing)}")
-        return {
-            name: value.decode(errors="replace") if self._features.get(name) is str else value
-            for name, value in record.items()
-        }
+        return {name: self._converted(name, value) for name, value in record.items()}
+
+    def _converted(self, name: str, value: Any) -> Any:
+        """Returns text as a string, and the rows of a sequence, which TFDS gives one by one, as arrays."""
+        if name in self._sequences:
+            kinds = self._sequences[name].items()
+            return {key: np.array(value[key], dtype).reshape(-1, *shape) for key, (dtype, shape) in kinds}
+        return value.decode(errors="replace") if self._features.get(name) is str else value
 
     def _bad(self, index: int, what: str) -> BadExampleError:
         file = bisect.bisect_right(self._ends, index)
@@ -331,6 +362,34 @@ class SegmentationDataset(Dataset):
         columns = {split: counts["pixels"] for split, counts in self.pixels.items()}
         ignored = [counts["ignored"] for counts in self.pixels.values()]
         return format_table(self.labels, columns, {"(ignored)": ignored}) if columns else []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionDataset(Dataset):
+    """Images with boxes; a source gives :class:`DetectionExample`."""
+
+    category_ids: tuple[int, ...]  # COCO's, by class; 1, 2, … where the source has none
+    integer_ids: bool  # whether image ids are numbers, as COCO's result format wants them
+    max_boxes: Mapping[str, int]  # largest number in an image, by split
+    num_examples: Mapping[str, int]  # by split
+
+    kind = "detection"
+    example = DetectionExample
+
+    @classmethod
+    def of(cls, builder: tfds.core.DatasetBuilder, **attributes: Any) -> "DetectionDataset":
+        """Returns what ``builder``, which is prepared, has, with ``attributes`` such as ``left_out``."""
+        metadata = builder.info.metadata
+        labels = tuple(metadata["labels"])
+        return cls(
+            labels=labels,
+            builders=opened(builder.info.splits, builder),
+            category_ids=tuple(metadata["category_ids"]) or tuple(range(1, len(labels) + 1)),
+            integer_ids=metadata["integer_ids"],
+            max_boxes=dict(metadata["max_boxes"]),
+            num_examples={split: info.num_examples for split, info in builder.info.splits.items()},
+            **attributes,
+        )
 
 
 def opened(

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from flax_mnv2.data.datasets import image_folder, imagenet, shapes, voc
+from flax_mnv2.data.datasets.detection import sources as boxes
 from flax_mnv2.data.datasets.image_table import builder as image_table
 from flax_mnv2.data.datasets.prepared import default_data_dir
 from flax_mnv2.data.datasets.records import (
     ClassificationDataset,
     Dataset,
+    DetectionDataset,
     MultiLabelDataset,
     RegressionDataset,
     SegmentationDataset,
@@ -30,6 +32,7 @@ class Entry:
       fields: those of ``config.data`` that it reads, beside ``dataset`` and ``data_dir``, and what they are. Where
         ``labels`` is not among them, they are the data's own.
       fixed: what other fields must say if they say anything.
+      official: whether everybody's archive is taken where the user names none; so with all that have ``fixed``.
     """
 
     kind: type[Dataset]
@@ -37,6 +40,7 @@ class Entry:
     summary: str
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    official: bool = False
 
 
 _VOC = {"num_classes": len(voc.VOC_LABELS), "ignore_label": voc.VOC_IGNORE_LABEL}
@@ -50,6 +54,12 @@ _BAD_EXAMPLES = {
     "max_bad_examples": "files that skip may leave out (default: 100)",
 }
 _VOC_ARCHIVE = "VOC's official tar, or its folder (default: downloads/manual in the data_dir, else fetched)"
+_BOXES = {
+    "bad_examples": "fail: what is wrong with boxes or images stops; skip: they are left out (default: fail)",
+    "max_bad_examples": "boxes and images that skip may leave out (default: 100)",
+}
+_OWN_BOXES = {"holdout": "fraction of train to evaluate on, where there is no other split (default: 0.1)", **_BOXES}
+_VOC_BOXES = {"archive": "folder of VOC's official tars (default: downloads/manual in the data_dir, else fetched)"}
 
 DATASETS: dict[str, Entry] = {
     "imagenet2012": Entry(
@@ -122,6 +132,42 @@ DATASETS: dict[str, Entry] = {
         summary="drawn shapes and class masks, for trying things out",
         fixed={"num_classes": len(shapes.SHAPES_LABELS), "ignore_label": shapes.SHAPES_IGNORE_LABEL},
     ),
+    "coco_detection": Entry(
+        kind=DetectionDataset,
+        load=boxes.load_coco,
+        summary="COCO 2017, or images of your own with boxes in COCO's JSON",
+        fields={
+            "archive": "folder, tar or zip, or folder of COCO's zips (default: downloads/manual in the data_dir)",
+            **_OWN_BOXES,
+        },
+        official=True,
+    ),
+    **{
+        f"voc_detection/{year}": Entry(
+            kind=DetectionDataset,
+            load=boxes.load_voc,
+            summary=f"PASCAL VOC {year}: images with boxes{splits}",
+            fields={**_VOC_BOXES, **_BOXES},
+            fixed={"num_classes": len(boxes.VOC_CLASSES)},
+        )
+        for year, splits in (("2007", ""), ("2012", ""), ("2007+2012", "; both trainval as train, 2007's test as val"))
+    },
+    "voc_detection/custom": Entry(
+        kind=DetectionDataset,
+        load=boxes.load_voc,
+        summary="images of your own with boxes in VOC's XML",
+        fields={
+            "archive": "folder, tar or zip with Annotations/*.xml",
+            "labels": "a text file with one name per line, or a,b,c (default: those in the files, sorted)",
+            **_OWN_BOXES,
+        },
+    ),
+    "yolo": Entry(
+        kind=DetectionDataset,
+        load=boxes.load_yolo,
+        summary="images of your own with boxes in YOLO's text files",
+        fields={"archive": "folder, tar or zip with data.yaml", **_OWN_BOXES},
+    ),
 }
 
 
@@ -133,6 +179,11 @@ def load_segmentation(data: Mapping[str, Any]) -> SegmentationDataset:
 def load_classification(data: Mapping[str, Any]) -> ClassificationDataset:
     """Finds a data set of images with labels, and prepares it: ImageNet by split when asked for; see :func:`load`."""
     return load(data, ClassificationDataset)
+
+
+def load_detection(data: Mapping[str, Any]) -> DetectionDataset:
+    """Prepares a data set of images with boxes if it is not yet prepared, and opens it; see :func:`load`."""
+    return load(data, DetectionDataset)
 
 
 def load(data: Mapping[str, Any], kind: type[Dataset] = Dataset) -> Any:

@@ -155,7 +155,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         command = _add(names, name, entry.summary, _prepare)
         for field, what in entry.fields.items():
             metavar, kind = _FIELDS[field]
-            needed = field == "archive" and not entry.fixed  # there is nothing but the user's own data
+            needed = field == "archive" and not (
+                entry.fixed or entry.official
+            )  # there is nothing but the user's own data
             options = {"type": kind, "metavar": metavar, "help": what, "required": needed}
             if kind is bool:
                 options = {"action": "store_true", "help": what}

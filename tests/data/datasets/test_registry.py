@@ -16,6 +16,7 @@ from flax_mnv2.data.datasets.imagenet import imagenet_labels
 from flax_mnv2.data.datasets.prepared import alone_for, prepared
 from flax_mnv2.data.datasets.records import (
     ClassificationDataset,
+    DetectionDataset,
     MultiLabelDataset,
     RegressionDataset,
     SegmentationDataset,
@@ -40,6 +41,14 @@ def test_the_table():
     )
     assert registry.names_of(MultiLabelDataset) == ("image_table/multi_label",)
     assert registry.names_of(RegressionDataset) == ("image_table/regression",)
+    assert registry.names_of(DetectionDataset) == (
+        "coco_detection",
+        "voc_detection/2007",
+        "voc_detection/2012",
+        "voc_detection/2007+2012",
+        "voc_detection/custom",
+        "yolo",
+    )
     numbers = {name: known_num_classes(name) for name in (*registry.DATASETS, "unknown")}
     assert numbers == {
         "imagenet2012": len(imagenet_labels()),
@@ -50,6 +59,12 @@ def test_the_table():
         "voc_segmentation/2012_aug": 21,
         "voc_segmentation/custom": 0,
         "shapes_segmentation": 4,
+        "coco_detection": 0,
+        "voc_detection/2007": 20,
+        "voc_detection/2012": 20,
+        "voc_detection/2007+2012": 20,
+        "voc_detection/custom": 0,
+        "yolo": 0,
         "unknown": 0,
     }
 
