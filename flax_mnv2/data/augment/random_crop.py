@@ -72,7 +72,7 @@ def decode_random_crop(
     image = decode_bgr(data, as_stored=as_stored)
     box = draw_box(*image.shape[:2], rng, area=area, aspect=aspect)
     window = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    result = _resize_antialiased(window, size) if antialias else cv2.resize(window, (size, size))
+    result = resize_antialiased(window, (size, size)) if antialias else cv2.resize(window, (size, size))
     result = cv2.cvtColor(result, cv2.COLOR_BGR2RGB, dst=result)  # of the small image: a tenth of the time is saved
     return cv2.flip(result, 1) if flip and rng.random() < 0.5 else result
 
@@ -96,16 +96,16 @@ def decode_pad_crop(
     return np.ascontiguousarray(image[:, ::-1] if flip and rng.random() < 0.5 else image)
 
 
-def _resize_antialiased(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear where it grows; where it shrinks, four bilinear samples a pixel are averaged.
+def resize_antialiased(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes to (height, width): bilinear where it grows; where it shrinks, four bilinear samples are averaged.
 
     Twice as fast as OpenCV's area averaging, whose fast path is for whole factors, and a little closer to Pillow.
     """
-    height, width = image.shape[:2]
-    if height * width <= size * size:
-        return cv2.resize(image, (size, size))
-    if max(height, width) > 4 * size:  # the four samples would leave pixels out
-        smaller = (min(width, 2 * size), min(height, 2 * size))
+    (height, width), (rows, columns) = image.shape[:2], size
+    if height * width <= rows * columns:
+        return cv2.resize(image, (columns, rows))
+    if height > 4 * rows or width > 4 * columns:  # the four samples would leave pixels out
+        smaller = (min(width, 2 * columns), min(height, 2 * rows))
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-    finer = cv2.resize(image, (2 * size, 2 * size))
-    return cv2.resize(finer, (size, size), interpolation=cv2.INTER_AREA)
+    finer = cv2.resize(image, (2 * columns, 2 * rows))
+    return cv2.resize(finer, (columns, rows), interpolation=cv2.INTER_AREA)
