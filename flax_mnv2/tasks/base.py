@@ -339,13 +339,20 @@ class Task(abc.ABC):
 
         Returns logits, and the new batch statistics, which without synchronisation are averaged over the devices.
         """
+        output, statistics = self.train_output(variables, images, key, axis_name=axis_name)
+        return output.logits, statistics
+
+    def train_output(
+        self, variables: dict[str, Any], images: jax.Array, key: jax.Array, *, axis_name: str | None
+    ) -> tuple[Any, Any]:
+        """Does the same as ``train_outputs``, and returns all that the model gives in place of the logits."""
         output, updated = self.model.apply(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
         statistics = updated.get("batch_stats", variables["batch_stats"])
         if axis_name is not None and not self.model.sync_batch_norm:
             statistics = jax.lax.pmean(statistics, axis_name)
-        return output.logits, statistics
+        return output, statistics
 
     # ---- evaluation and report ---------------------------------------------------------------------------
 
@@ -371,7 +378,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def contact_sheet(self, source: ExampleSource, seen: Sequence[Any]) -> dict[str, Any]:
-        """Returns tiles, their rows and a legend for ``visualize.save_contact_sheet``.
+        """Returns tiles, their rows and a legend for ``visualize.sheets.save_contact_sheet``.
 
         ``source`` is the training split; examples ``seen`` have ``index``, ``image`` (h, w, 3) uint8 and ``target``, as
         ``seen_inputs`` gave them.

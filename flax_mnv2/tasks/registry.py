@@ -4,12 +4,14 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.tasks.classification.task import ClassificationTask
+from flax_mnv2.tasks.detection.task import DetectionTask
 from flax_mnv2.tasks.multi_label.task import MultiLabelTask
 from flax_mnv2.tasks.regression.task import RegressionTask
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 
 TASKS: dict[str, type[Task]] = {
     "segmentation": SegmentationTask,
+    "detection": DetectionTask,
     "classification": ClassificationTask,
     "multi_label_classification": MultiLabelTask,
     "regression": RegressionTask,

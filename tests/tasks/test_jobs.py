@@ -48,6 +48,7 @@ def test_each_job_trains_a_model_of_its_own(name):
             "classification": "MobileNetV2ForImageClassification",
             "multi_label_classification": "MobileNetV2ForImageClassification",
             "regression": "MobileNetV2ForImageClassification",
+            "detection": "MobileNetV2ForObjectDetection",
         }[name]
     )
 

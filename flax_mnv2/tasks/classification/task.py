@@ -23,7 +23,8 @@ from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.classification import config as own_config
 from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
-from flax_mnv2.visualize import Panel, percent
+from flax_mnv2.visualize.legend import percent
+from flax_mnv2.visualize.sheets import Panel
 
 if TYPE_CHECKING:  # what only training and evaluation import
     import ml_collections
@@ -154,7 +155,8 @@ class ClassificationTask(Task):
 
         The first rows of a batch, an even number of them, give what they give in the whole batch.
         """
-        data, images, targets = self.config.data, self._normalize(batch["image"]), self.train_targets(batch)
+        data, images = self.config.data, normalize(batch["image"], self.processor)
+        targets = self.train_targets(batch)
         if not self._mixes:
             return images, targets
         _, mixing_key = jax.random.split(key)
@@ -170,7 +172,7 @@ class ClassificationTask(Task):
         The counts are those of ``top_k_counts`` and, for few classes, ``confusion`` (C, C). Of equal logits the
         lower index goes first, as with ``argmax``.
         """
-        logits = self.eval_model.apply(variables, self._normalize(batch["image"])).logits
+        logits = self.eval_model.apply(variables, normalize(batch["image"], self.processor)).logits
         labels, mask, num_classes = batch["label"] + self._label_offset, batch["mask"], len(self.labels)
         _, top = jax.lax.top_k(logits, min(TOP, num_classes))
         probability = jnp.take_along_axis(jax.nn.softmax(logits), top, axis=-1)
@@ -179,16 +181,6 @@ class ClassificationTask(Task):
             counted = jnp.where(mask, labels, -1)
             counts["confusion"] = confusion_matrix(counted, top[:, 0], num_classes=num_classes, ignore_label=-1)
         return counts, {"label": labels, "top": top, "probability": probability}
-
-    def _normalize(self, images: jax.Array) -> jax.Array:
-        """uint8 pixels → float32, by the processor's own numbers."""
-        processor, images = self.processor, images.astype(jnp.float32)
-        if processor.do_rescale:
-            images = images * processor.rescale_factor
-        if processor.do_normalize:
-            mean, std = (jnp.asarray(value, jnp.float32) for value in (processor.image_mean, processor.image_std))
-            images = (images - mean[None, None, None]) / std[None, None, None]
-        return images
 
     # ---- on the host -----------------------------------------------------------------------------------
 
@@ -265,6 +257,17 @@ def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor
         image_mean=tuple(data.image_mean),
         image_std=tuple(data.image_std),
     )
+
+
+def normalize(images: jax.Array, processor: MobileNetV2ImageProcessor) -> jax.Array:
+    """uint8 pixels → float32, by the processor's own numbers."""
+    images = images.astype(jnp.float32)
+    if processor.do_rescale:
+        images = images * processor.rescale_factor
+    if processor.do_normalize:
+        mean, std = (jnp.asarray(value, jnp.float32) for value in (processor.image_mean, processor.image_std))
+        images = (images - mean[None, None, None]) / std[None, None, None]
+    return images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.tasks.base import Batch, HostBatch
 from flax_mnv2.tasks.classification.config import IMAGE_RULES
-from flax_mnv2.tasks.classification.task import ClassificationTask, make_processor
+from flax_mnv2.tasks.classification.task import ClassificationTask, make_processor, normalize
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.weights.pretrained import from_pretrained, make_model
 from flax_mnv2.weights.source import Source
@@ -139,7 +139,7 @@ class VectorTask(ClassificationTask, abc.ABC):
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[dict[str, jax.Array], Batch]:
         """Returns the number of examples, and of each ``label`` and ``output``, (N, C) float32."""
-        logits = self.eval_model.apply(variables, self._normalize(batch["image"])).logits
+        logits = self.eval_model.apply(variables, normalize(batch["image"], self.processor)).logits
         count = jnp.sum(batch["mask"], dtype=jnp.int32)
         return {"examples": count}, {"label": batch["label"], "output": self.outputs(logits)}
 

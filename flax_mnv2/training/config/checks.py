@@ -23,8 +23,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(
                 f"The config {title} {', '.join(sorted(names))}; start from default_config({config.task!r})."
             )
+    ignored = {f"model.{name}" for name in job.model_ignores}
     for name, rule in {**_RULES, **job.rules}.items():
-        check_field(fields, name, rule)
+        if name not in ignored:
+            check_field(fields, name, rule)
     for epochs, steps, _ in TWINS:
         if fields[epochs] and fields[steps] != defaults[steps]:
             raise ConfigError(
