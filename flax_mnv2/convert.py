@@ -1,7 +1,7 @@
 """Converts weights: python -m flax_mnv2.convert SRC DST [--from auto] [--to flax]
 
-SRC is a folder, a file of weights or a hub id; its format is recognised. DST is a folder, or a file for torchvision
-and timm. Every tensor comes back bit for bit on the way back.
+SRC is a folder, a file of weights or a hub id; its format is recognised. DST is a folder, or a file for torchvision,
+timm and the libraries of detectors. Every tensor comes back bit for bit on the way back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flax_mnv2.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .ckpt, …) or hub id")
-    parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for torchvision and timm")
+    parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for PyTorch's libraries")
     parser.add_argument(
         "--from", dest="source_format", choices=("auto", *FORMATS), default="auto", help="what SRC must be"
     )
@@ -68,9 +68,8 @@ def convert(
     """Does what the command line says, and prints it; a UserError, and nothing written, where that cannot be."""
     destination = pathlib.Path(os.path.normpath(expand_user(destination)))
     if to is None and is_file_name(destination):
-        raise ConfigError(
-            f"{destination} could be a torchvision or a timm file; say which: --to torchvision or --to timm."
-        )
+        names = [name for name, form in FORMATS.items() if form.to_file]
+        raise ConfigError(f"{destination} could be a file of {', '.join(names)}; say which, such as --to {names[0]}.")
     to = to or ("hf" if source.format == "flax" else "flax")
     check_destination(destination, to)
     _check_free(source.where, destination, overwrite=overwrite)

@@ -12,6 +12,11 @@ from flax_mnv2.errors import ConfigError
 
 BACKGROUNDS = ("first", "last", "none")
 SCORES = ("sigmoid", "softmax")
+BOX_ORDERS = ("yxhw", "xywh")
+# Fields that decide what a network's outputs mean; the others are of training and of what is done with the boxes.
+DECIDE_OUTPUTS = (
+    *("feature_layers", "anchors", "strides", "box_scales", "box_order", "max_log_size", "background", "score"),
+)
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 
@@ -43,7 +48,8 @@ class DetectionSpec:
       extra_channels: width at α 1 of each map after these, at half the resolution of the one before.
       anchors: by map, (height, width) of each kind of anchor as fractions of the image's shorter side.
       strides: by map, pixels between anchors (mmdet's); None spreads them evenly over the image (TensorFlow's).
-      box_scales: factors of the four codes of a box: y, x, log height, log width.
+      box_scales: factors of the codes of a box: y, x, log height, log width, in this order.
+      box_order: of the four codes of a box: ``"yxhw"`` (TensorFlow's) or ``"xywh"`` (mmdet's).
       max_log_size: limit of a decoded log size, where an original has one; None for none.
       background: where the slot of no class is among the logits: ``"first"``, ``"last"``, or ``"none"``.
       score: what makes probabilities of logits: ``"sigmoid"`` or ``"softmax"``.
@@ -68,6 +74,7 @@ class DetectionSpec:
     anchors: Anchors = dataclasses.field(default_factory=ssd_anchors)
     strides: tuple[float, ...] | None = None
     box_scales: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    box_order: str = "yxhw"
     max_log_size: float | None = None
     background: str = "first"
     score: str = "sigmoid"
@@ -161,6 +168,7 @@ _RULES: Mapping[str, Any] = {
         "None, or pixels above 0 for each map",
     ),
     "box_scales": (lambda _, value: len(value) == 4 and all(map(_positive, value)), "4 numbers above 0"),
+    "box_order": (lambda _, value: value in BOX_ORDERS, f"one of {', '.join(map(repr, BOX_ORDERS))}"),
     "max_log_size": (lambda _, value: value is None or _positive(value), "None, or a number above 0"),
     "background": (lambda _, value: value in BACKGROUNDS, f"one of {', '.join(map(repr, BACKGROUNDS))}"),
     "score": (
@@ -190,3 +198,34 @@ def _frozen(value: Any) -> Any:
 
 def _thawed(value: Any) -> Any:
     return list(map(_thawed, value)) if isinstance(value, tuple) else value
+
+
+def _mmdet_anchors() -> Anchors:
+    """Those of mmdet's ``SSDAnchorGenerator`` for 320 pixels: by map two squares and four ratios."""
+    sizes, side = (48, 100, 150, 202, 253, 304, 320), 320
+    maps = []
+    for size, following in itertools.pairwise(sizes):
+        squares = [(size / side,) * 2, (math.sqrt(size * following) / side,) * 2]
+        ratios = (2.0, 0.5, 3.0, 1 / 3)  # of width to height
+        maps.append((*squares, *((size / side / math.sqrt(ratio), size / side * math.sqrt(ratio)) for ratio in ratios)))
+    return tuple(maps)
+
+
+PRESETS: Mapping[str, DetectionSpec] = {
+    "tensorflow": DetectionSpec(),
+    # ssdlite_mobilenetv2-scratch_8xb24-600e_coco of mmdet 3.3.0, for images of 320×320.
+    "mmdet": DetectionSpec(
+        feature_layers=("layer_11", "conv_1x1"),
+        anchors=_mmdet_anchors(),
+        strides=(16, 32, 64, 107, 160, 320),
+        box_order="xywh",
+        max_log_size=math.log(1000 / 16),
+        background="last",
+        score="softmax",
+        min_negatives=0,
+        mining_iou=1.0,
+        nms_iou=0.45,
+        max_per_class=200,
+        max_detections=200,
+    ),
+}

@@ -37,11 +37,13 @@ def encode(boxes: jax.Array, anchors: jax.Array, spec: DetectionSpec) -> jax.Arr
     size, anchor_size = boxes[..., 2:] + _EPSILON, anchors[..., 2:] + _EPSILON
     shift = (boxes[..., :2] - anchors[..., :2]) / anchor_size
     codes = jnp.concatenate([shift, jnp.log(size / anchor_size)], axis=-1)
-    return codes * scales.reshape(*(1,) * (codes.ndim - 1), 4)
+    codes = codes * scales.reshape(*(1,) * (codes.ndim - 1), 4)
+    return codes if spec.box_order == "yxhw" else swap_axes(codes)
 
 
 def decode(codes: jax.Array, anchors: jax.Array, spec: DetectionSpec) -> jax.Array:
     """Codes (…, A, 4) relative to anchors (A, 4), which have centres and sizes → corners."""
+    codes = codes if spec.box_order == "yxhw" else swap_axes(codes)
     codes = codes / jnp.asarray(spec.box_scales, codes.dtype).reshape(*(1,) * (codes.ndim - 1), 4)
     log_size = codes[..., 2:]
     if spec.max_log_size is not None:

@@ -57,6 +57,7 @@ class Convolution(nn.Module):
     tf_padding: bool = True
     dtype: Dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
     implementation: Implementation = "auto"
 
     @nn.compact
@@ -66,7 +67,7 @@ class Convolution(nn.Module):
         y = self.convolve(x, kernel)
         if not self.use_bias:
             return y
-        return affine_act(y, None, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32), None)
+        return affine_act(y, None, self.param("bias", self.bias_init, (self.features,), jnp.float32), None)
 
     @nn.nowrap
     def kernel_shape(self, in_channels: int) -> tuple[int, ...]:

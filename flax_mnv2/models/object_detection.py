@@ -13,7 +13,7 @@ from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.detection.anchors import make_anchors, map_sizes
 from flax_mnv2.detection.boxes import decode, swap_axes, to_centres, to_corners
 from flax_mnv2.detection.losses import detection_loss_sums
-from flax_mnv2.models.endpoints import Selection, expansions_in, select
+from flax_mnv2.models.endpoints import Selection, check_endpoint, endpoint_names, expansions_in, select
 from flax_mnv2.models.heads.ssdlite import SSDLiteHead
 from flax_mnv2.models.mobilenet_v2 import MobileNetV2Base, asked, check_images
 from flax_mnv2.models.outputs import ObjectDetectionOutput
@@ -32,7 +32,10 @@ class MobileNetV2ForObjectDetection(MobileNetV2Base):
     @nn.nowrap
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
         """Returns the anchors of an image (height, width) in the order of the outputs; see ``make_anchors``."""
-        return make_anchors(self.spec, image_size, map_sizes(self.spec, self.config.layer_plan, image_size))
+        plan = self.config.layer_plan
+        for layer in self.spec.feature_layers:
+            check_endpoint(layer, endpoint_names(plan), "detection.feature_layers")
+        return make_anchors(self.spec, image_size, map_sizes(self.spec, plan, image_size))
 
     @nn.compact
     def __call__(
@@ -54,11 +57,11 @@ class MobileNetV2ForObjectDetection(MobileNetV2Base):
         """
         check_images(pixel_values, self.config)
         output_hidden_states, spec = asked(output_hidden_states, self.config.output_hidden_states), self.spec
+        anchors = self.anchors(pixel_values.shape[1:3])
         wanted = expansions_in(output_hidden_states) + expansions_in(spec.feature_layers)
         endpoints = self._backbone(train=train, keep_expansions=tuple(dict.fromkeys(wanted)))(pixel_values)
         maps = select(endpoints, spec.feature_layers, self.config.layer_plan)
         logits, codes = SSDLiteHead(self.config, spec, *self._conv_and_norm(train), name="detection_head")(maps)
-        anchors = self.anchors(pixel_values.shape[1:3])
         output = ObjectDetectionOutput(
             loss=None if labels is None else self._loss(logits, codes, labels, anchors),
             logits=logits,

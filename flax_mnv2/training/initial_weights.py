@@ -7,6 +7,7 @@ import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.detection import DECIDE_OUTPUTS, DetectionSpec
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.weights.formats.pytorch import norm_widths
@@ -75,6 +76,8 @@ def _origin_notes(config: ml_collections.ConfigDict, source: Source, ours: Mobil
     if theirs.layer_plan.stem.residual != ours.layer_plan.stem.residual:
         names.append(_STEM_RESIDUAL)
     notes = [_note(config, f"model.{name}", getattr(theirs, name), getattr(ours, name)) for name in names]
+    if config.init_scope == "all":
+        notes += _head_notes(config, theirs, ours)
     try:
         processor = source.processor()
     except CheckpointError:  # there is none, and nothing to compare
@@ -84,6 +87,13 @@ def _origin_notes(config: ml_collections.ConfigDict, source: Source, ours: Mobil
             there, here = (",".join(map(str, values)) for values in (getattr(processor, name), config.data[name]))
             notes.append(_note(config, f"data.{name}", there, here))
     return notes
+
+
+def _head_notes(config: ml_collections.ConfigDict, theirs: MobileNetV2Config, ours: MobileNetV2Config) -> list[str]:
+    """Returns what differs between detectors of the same shapes."""
+    specs = [model.detection or DetectionSpec() for model in (theirs, ours)]
+    pairs = {name: [getattr(spec, name) for spec in specs] for name in DECIDE_OUTPUTS if "detection" in config}
+    return [_note(config, f"detection.{name}", *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
 
 
 def _note(config: ml_collections.ConfigDict, name: str, theirs: Any, ours: Any) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from flax_mnv2 import ConfigError, MobileNetV2Config, variant_config
+from flax_mnv2.config.detection import PRESETS
 from flax_mnv2.models.complexity import complexity
 from flax_mnv2.models.variants import VARIANTS
 from flax_mnv2.weights.pretrained import make_model
@@ -56,6 +57,8 @@ def test_deeplab_is_the_published_one():
         ("classification", {"num_labels": 0}),
         ("classification", {"depth_multiplier": 0.5, "finegrained_output": False, "num_labels": 3}),
         ("segmentation", {"depth_multiplier": 0.5, "output_stride": 8, "num_labels": 3}),
+        ("detection", {"depth_multiplier": 0.5, "output_stride": 16, "num_labels": 3}),
+        ("detection", {"num_labels": 7, "detection": PRESETS["mmdet"]}),
     ],
 )
 def test_counted_parameters_are_those_of_the_model(task, fields, tiny_blocks):
@@ -74,8 +77,8 @@ def _assert_counted(task, fields):
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(ConfigError, match="'detection'"):
-        complexity(MobileNetV2Config(), "detection")
+    with pytest.raises(ConfigError, match="'depth'"):
+        complexity(MobileNetV2Config(), "depth")
 
 
 def test_fields_can_be_changed_and_names_are_checked():

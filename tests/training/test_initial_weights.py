@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from flax_mnv2 import CheckpointError, MobileNetV2Config, to_state_dict
+from flax_mnv2 import CheckpointError, MobileNetV2Config, save_pretrained, to_state_dict
 from flax_mnv2.training import initial_weights as module
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.initial_weights import initial_weights
@@ -96,6 +96,7 @@ def test_every_field_that_decides_the_network_is_compared():
     others |= {"semantic_loss_ignore_index", "num_labels", "id2label", "label2id", "batch_norm_momentum"}
     others |= {"head_batch_norm_momentum", "classifier_initializer_range", "problem_type", "pool_window", "global_pool"}
     others |= {"output_hidden_states", "return_dict"}
+    compared |= {"detection"}  # field by field, below
     assert compared | others == {field.name for field in dataclasses.fields(MobileNetV2Config)}
     assert not compared & others
 
@@ -118,6 +119,23 @@ def test_heads_that_do_not_fit_ask_for_the_backbone_alone(start):
         start({}, {}, "all", without="classifier.bias")
     assert str(caught.value).endswith("To take the backbone alone: --config.init_scope=backbone")
     start({}, {}, "backbone", without="classifier")
+
+
+def test_a_detector_whose_outputs_mean_something_else_is_noted(tiny_blocks, tmp_path):
+    maps = {"feature_layers": ["layer_01", "conv_1x1"], "extra_channels": [], "anchors": [[[0.2, 0.2]], [[0.5, 0.8]]]}
+    theirs, ours = (
+        make_model(MobileNetV2Config(num_labels=LABELS, detection={**maps, "background": background}), "detection")
+        for background in ("last", "first")
+    )
+    save_pretrained(tmp_path / "detector", theirs, _variables(theirs.config, "detection"), layout="flax")
+    config = default_config("detection")
+    config.init_from, config.init_scope = str(tmp_path / "detector"), "all"
+    _, notes = initial_weights(config, SimpleNamespace(model=ours), _variables(ours.config, "detection", seed=1))
+    assert [note.partition("with ")[2] for note in notes if "detection." in note] == [
+        "background last, this run has first; --config.detection.background=last keeps what it learned"
+    ]
+    config.init_scope = "backbone"
+    assert not initial_weights(config, SimpleNamespace(model=ours), _variables(ours.config, "detection"))[1]
 
 
 def test_the_source_is_opened_once(start, monkeypatch):

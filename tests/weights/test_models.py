@@ -21,6 +21,13 @@ from flax_mnv2.weights.opening import open_weights
 pytestmark = pytest.mark.usefixtures("tiny_blocks")
 
 
+DETECTOR = flax_mnv2.DetectionSpec(
+    feature_layers=("layer_01/expansion", "conv_1x1"),
+    extra_channels=(),
+    anchors=(((0.2, 0.4),), ((0.8, 0.8), (0.5, 1))),
+)
+
+
 class Mine(flax_mnv2.MobileNetV2ForImageClassification):
     """With a method more."""
 
@@ -45,16 +52,18 @@ def _set(folder, **values):
 
 @pytest.mark.parametrize("task", MODEL_CLASSES)
 def test_each_class_loads_and_saves_itself(tmp_path, random_variables, assert_same, task):
-    model, variables = MODEL_CLASSES[task](CONFIG), random_variables(CONFIG, task)
-    model.save_pretrained(tmp_path / "hf", variables, MobileNetV2ImageProcessor(crop_size=96))
-    model.save_pretrained(tmp_path / "flax", variables, layout="flax")
-    assert (tmp_path / "hf" / "preprocessor_config.json").is_file()
-    for layout in ("hf", "flax"):
+    config = CONFIG.replace(detection=DETECTOR) if task == "detection" else CONFIG
+    model, variables = MODEL_CLASSES[task](config), random_variables(config, task)
+    layouts = ("flax",) if task == "detection" else ("hf", "flax")  # transformers has no such model
+    for layout in layouts:
+        model.save_pretrained(tmp_path / layout, variables, MobileNetV2ImageProcessor(crop_size=96), layout=layout)
+        assert (tmp_path / layout / "preprocessor_config.json").is_file()
         again, loaded = MODEL_CLASSES[task].from_pretrained(tmp_path / layout)
         assert type(again) is MODEL_CLASSES[task]
         assert isinstance(again, (getattr(models, type(model).__name__), flax_mnv2.MobileNetV2PreTrainedModel))
         assert_same(loaded, variables)
-    assert type(flax_mnv2.from_pretrained(tmp_path / "hf")[0]) is MODEL_CLASSES[task]
+        assert again.config.detection == config.detection
+        assert type(flax_mnv2.from_pretrained(tmp_path / layout)[0]) is MODEL_CLASSES[task]
 
 
 def test_fields_of_the_config_and_attributes_of_the_model_may_be_given(make_folder):

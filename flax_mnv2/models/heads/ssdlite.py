@@ -45,10 +45,12 @@ class SSDLiteHead(nn.Module):
             x = layer(x.shape[-1], kernel_size=3, stride=2, depthwise=True, name=f"extra_{index}_conv_3x3")(x)
             maps.append(layer(extra_width(self.config, channels), name=f"extra_{index}_expand")(x))
         num_slots, rows = spec.num_slots(self.config.num_labels), {"class": [], "box": []}
+        convs = {"class": functools.partial(conv, bias_init=nn.initializers.constant(spec.class_bias)), "box": conv}
         for index, (x, kinds) in enumerate(zip(maps, spec.anchors, strict=True)):
             for what, depth in (("class", num_slots), ("box", 4)):
                 y = layer(x.shape[-1], kernel_size=3, depthwise=True, name=f"{what}_{index}_conv_3x3")(x)
-                y = layer(len(kinds) * depth, norm=None, act=None, name=f"{what}_{index}_predictor")(y)
+                plain = functools.partial(layer, conv=convs[what], norm=None, act=None)
+                y = plain(len(kinds) * depth, name=f"{what}_{index}_predictor")(y)
                 rows[what].append(y.reshape(len(y), -1, depth))
         logits, codes = (jnp.concatenate(rows[what], axis=1) for what in ("class", "box"))
         return logits.astype(at_least_float32(logits.dtype)), codes.astype(at_least_float32(codes.dtype))

@@ -20,6 +20,8 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data = config.data
     data.dataset = "coco_detection"
     data.image_size = (320, 320)  # height, width; images are resized to it without keeping their aspect
+    data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
+    data.image_std = (0.5, 0.5, 0.5)
     data.max_boxes = 100  # rows that a training image's boxes are filled up to
     data.too_many_boxes = "fail"  # an image with more stops the run; or largest: those of the largest area are taken
     data.holdout = 0.1  # of one's own boxes: fraction of train kept as val where there is no such split
@@ -75,6 +77,8 @@ def _field(value: Any) -> Any:
 
 RULES: Mapping[str, Rule] = {
     "data.image_size": rules.pair_from(32),
+    "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "data.image_std": rules.numbers(3, lambda value: value > 0, "above 0"),
     "data.max_boxes": rules.at_least(1),
     "data.too_many_boxes": rules.one_of("fail", "largest"),
     "data.holdout": rules.BELOW_1,

@@ -215,4 +215,9 @@ class DetectionTask(Task):
 def make_processor(data: ml_collections.ConfigDict) -> MobileNetV2ImageProcessor:
     """Returns how a run evaluates its images: resized without keeping their aspect."""
     height, width = data.image_size
-    return MobileNetV2ImageProcessor(size={"height": height, "width": width}, do_center_crop=False)
+    return MobileNetV2ImageProcessor(
+        size={"height": height, "width": width},
+        do_center_crop=False,
+        image_mean=tuple(data.image_mean),
+        image_std=tuple(data.image_std),
+    )

@@ -3,13 +3,20 @@
 import pathlib
 
 from flax_mnv2.weights.formats.base import Format
+from flax_mnv2.weights.formats.detection.mmdet import MmdetFormat
+from flax_mnv2.weights.formats.detection.tensorflow import TensorFlowDetectionFormat
 from flax_mnv2.weights.formats.flax import FlaxFormat
 from flax_mnv2.weights.formats.hugging_face import HuggingFaceFormat
 from flax_mnv2.weights.formats.timm import TimmFormat
 from flax_mnv2.weights.formats.torchvision import TorchvisionFormat
 
 FORMATS: dict[str, Format] = {
-    form.name: form for form in (HuggingFaceFormat(), TorchvisionFormat(), TimmFormat(), FlaxFormat())
+    form.name: form
+    for form in (
+        *(HuggingFaceFormat(), TorchvisionFormat(), TimmFormat()),
+        *(TensorFlowDetectionFormat(), MmdetFormat()),
+        FlaxFormat(),
+    )
 }
 
 

@@ -124,19 +124,7 @@ class PyTorchFormat(Format):
         rows = {"task": ("classification", checkpoint.task)}
         rows |= {name: (value, getattr(config, name)) for name, value in (_NEEDED_FIELDS | fields).items()}
         rows |= plan_differences(needed=nearest.layer_plan, found=config.layer_plan)
-        lines = [
-            f"  {name}: {library} needs {needed!r}, the source has {found!r}"
-            for name, (needed, found) in rows.items()
-            if needed != found
-        ]
-        if len(lines) > _SHOWN:
-            lines[_SHOWN:] = [f"  … and {len(lines) - _SHOWN} more"]
-        if lines:
-            raise ConfigError(
-                f"{library} cannot represent this model; with its code the same weights would give other numbers:\n"
-                + "\n".join(lines)
-                + "\nConvert to hf or flax instead."
-            )
+        check_rows(library, rows, to="hf or flax")
 
     def state_dict(self, checkpoint: Checkpoint) -> StateDict:
         """Returns the tensors, which say all."""
@@ -149,6 +137,23 @@ class PyTorchFormat(Format):
         if is_file:
             notes.append(f"a {self.name} file holds tensors only: class names and preprocessing stay behind")
         return notes
+
+
+def check_rows(library: str, rows: Mapping[str, tuple[Any, Any]], *, to: str) -> None:
+    """Raises a ConfigError that lists what differs among ``rows``, by name (needed, found), and where ``to`` go."""
+    lines = [
+        f"  {name}: {library} needs {needed!r}, the source has {found!r}"
+        for name, (needed, found) in rows.items()
+        if needed != found
+    ]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"  … and {len(lines) - _SHOWN} more"]
+    if lines:
+        raise ConfigError(
+            f"{library} cannot represent this model; with its code the same weights would give other numbers:\n"
+            + "\n".join(lines)
+            + f"\nConvert to {to} instead."
+        )
 
 
 def state_widths(state: Mapping[str, np.ndarray], naming: Naming, plan: LayerPlan) -> dict[Path, int]:

@@ -19,7 +19,7 @@ def test_defaults_pass(task):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("task", "detection", "one of 'segmentation', 'classification'"),
+        ("task", "depth", "one of 'segmentation', 'detection'"),
         ("parallel", "pjit", "one of 'jit', 'pmap'"),
         ("dtype", "float16", "one of 'float32', 'bfloat16'"),
         ("batch_size", 0, "at least 1"),

@@ -21,7 +21,9 @@ def test_a_run_is_never_overwritten(run_checkpoint, make_folder, capsys):
 
 def test_destinations_are_guarded(make_folder, tmp_path, capsys, assert_same):
     source = make_folder()
-    assert "could be a torchvision or a timm file" in refused(capsys, source, tmp_path / "out.pth")
+    assert "could be a file of torchvision, timm, tf_detection, mmdet; say which, such as --to torchvision." in refused(
+        capsys, source, tmp_path / "out.pth"
+    )
     assert "format hf is a folder" in refused(capsys, source, tmp_path / "out.pth", "--to", "hf")
     assert "format torchvision is a file" in refused(
         capsys, make_folder(config=TORCH_LIKE, name="b"), tmp_path / "x", "--to", "torchvision"

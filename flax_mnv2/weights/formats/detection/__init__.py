@@ -1,0 +1,1 @@
+"""Detectors of other libraries: TF Object Detection API's and mmdet's SSDLite on MobileNetV2."""
