@@ -3,7 +3,7 @@
 All cases have the same weights and images, and each is checked against our plain float32 network before it is timed.
 Cases: ours (make_inference_fn), ours-apply (model.apply under jit), ours-native (XLA's grouped convolutions);
 transformers, timm and torchvision in eager mode, and with -compile, -compile-freeze (CPU) or -compile-autotune (GPU);
-onnxruntime (CPU).
+onnxruntime (CPU). Detection is timed with its post-processing, about 300 candidates an image.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """This benchmark's own options."""
-    parser.add_argument("--task", choices=("classification", "segmentation"), default="classification")
+    parser.add_argument("--task", choices=("classification", "segmentation", "detection"), default="classification")
     parser.add_argument("--variant", default="1.0_224", metavar="α_SIZE", help="default 1.0_224")
-    parser.add_argument("--size", type=harness.positive, metavar="PX", help="default the variant's; DeepLab's is 513")
+    parser.add_argument(
+        "--size", type=harness.positive, metavar="PX", help="default the variant's; DeepLab's is 513, SSDLite's 320"
+    )
     parser.add_argument("--batches", type=harness.positives, metavar="N,N", help="images per call")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 on CPU, bfloat16 on a GPU")
 
 
 def default_batches(task: str, *, gpu: bool, quick: bool) -> tuple[int, ...]:
     """Batch sizes worth a row."""
-    if task == "segmentation":
+    if task != "classification":
         return (1, 16, 64) if gpu else (1, 4)
     return (1, 16, 128, 1024)[: 3 if quick else 4] if gpu else (1, 16)
 
@@ -66,7 +68,7 @@ class Inference:
     def __init__(self, task: str, variant: str, size: int | None, dtype: str, *, gpu: bool):
         from benchmarks import workloads
 
-        self.task, self.dtype, self.gpu = task, dtype, gpu
+        self.task, self.dtype, self.gpu, self.detects = task, dtype, gpu, task == "detection"
         self.config = workloads.make_config(task, variant, image_size=size)
         self.name = f"{task} {variant.partition('_')[0]}, {self.config.image_size}², {dtype}"
         model = workloads.build_model(self.config, task, dtype="float32")
@@ -98,7 +100,8 @@ class Inference:
 
         def make(name: str, *, fast: bool = False, native: bool = False):
             model = workloads.build_model(self.config, self.task, dtype=self.dtype, native=native)
-            programs[name] = workloads.inference_program(model, self.variables, images, fast=fast)
+            make_program = workloads.detection_program if self.detects else workloads.inference_program
+            programs[name] = make_program(model, self.variables, images, fast=fast)
             return self._checked(name, programs[name].call, "transformers", to_numpy=_float32)
 
         return {
@@ -112,7 +115,11 @@ class Inference:
 
         def make(name: str, library: str, options: dict[str, Any] | None):
             module = peers.make_module(library, self.config, self.task, self.variables)
-            case = peers.inference_case(module, images, dtype=self.dtype, options=options)
+            if self.detects:
+                config = peers.peer_config(library, self.config)
+                case = peers.detection_case(module, config, images, dtype=self.dtype, options=options)
+            else:
+                case = peers.inference_case(module, images, dtype=self.dtype, options=options)
             return self._checked(name, case, library, to_numpy=peers.to_numpy)
 
         def make_onnxruntime():
@@ -123,7 +130,7 @@ class Inference:
 
         cases = peers.cases(gpu=self.gpu)
         makers = {name: functools.partial(make, name, *rest) for name, rest in cases.items()}
-        return makers if self.gpu else {**makers, "onnxruntime": make_onnxruntime}
+        return makers if self.gpu or self.detects else {**makers, "onnxruntime": make_onnxruntime}
 
     def _checked(self, name: str, case, library: str, *, to_numpy):
         """``case``, whose logits are ours: it is printed by how much they differ.
@@ -131,7 +138,8 @@ class Inference:
         Raises:
           ValueError: they differ by more than rounding.
         """
-        logits = to_numpy(case())[:CHECKED]
+        answer = case()
+        logits = to_numpy(answer[0] if self.detects else answer)[:CHECKED]
         expected = self._expected(library)[: len(logits)]
         if logits.shape != expected.shape:
             raise ValueError(f"logits have shape {logits.shape}, not {expected.shape}")

@@ -18,10 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 import flax_mnv2
 from benchmarks import workloads
 from benchmarks.torch_setup import import_torch
+from benchmarks.torch_ssdlite import Boxes, load, make_detector
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.weights.pretrained import make_model
 
@@ -70,10 +72,14 @@ def make_module(library: str, config: MobileNetV2Config, task: str, variables: w
         raise ImportError(f"{library} is not installed")
     if task == "segmentation" and library != "transformers":
         raise ValueError(f"{library} has no DeepLab on MobileNetV2")
+    if task == "detection" and library == "timm":
+        raise ValueError("torchvision's module is the same detector")
     model = make_model(peer_config(library, config), task)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if library == "transformers":
+        if task == "detection":
+            module = make_detector(library, model.config)
+        elif library == "transformers":
             module = _transformers_module(config, task)
         elif library == "timm":
             timm = importlib.import_module("timm")
@@ -87,8 +93,11 @@ def make_module(library: str, config: MobileNetV2Config, task: str, variables: w
                 num_classes=config.num_labels,
                 dropout=config.classifier_dropout_prob,
             )
-    state = flax_mnv2.to_state_dict(model, variables, "hf" if library == "transformers" else library)
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    if task == "detection":
+        load(module, library, model.config, traverse_util.flatten_dict(variables))
+    else:
+        state = flax_mnv2.to_state_dict(model, variables, "hf" if library == "transformers" else library)
+        module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
     if library == "transformers" and task == "segmentation":
         # Declared, computed and never used by Hugging Face's model; without it all do the same work.
         module.mobilenet_v2.conv_1x1 = torch.nn.Identity()
@@ -161,6 +170,28 @@ def inference_case(module, images: np.ndarray, *, dtype: str, options: dict[str,
     return case
 
 
+def detection_case(
+    module, config: MobileNetV2Config, images: np.ndarray, *, dtype: str, options: dict[str, Any] | None
+) -> Callable[[], Any]:
+    """A case that returns (logits, boxes with their scores and classes, of each image), as ``detection_program``."""
+    torch = import_torch()
+    module = module.eval()
+    device = _device_of(module)
+    boxes, images = Boxes(config, images.shape[1:3], device), _images(images, device)
+    forward = _compiled(module, options)
+
+    def case(threshold=None):
+        with torch.inference_mode(), _autocast(device, dtype):
+            logits, codes = forward(images)
+            limit = case.threshold if threshold is None else threshold
+            found = [boxes.detections(*rows, limit) for rows in zip(logits.float(), codes.float(), strict=True)]
+        _wait(device)
+        return logits, found
+
+    case.threshold = workloads.threshold_of(case(1.0)[0].float().cpu().numpy())
+    return case
+
+
 def onnxruntime_case(module, images: np.ndarray, *, cores: int) -> Callable[[], Any]:
     """A case of ONNX Runtime on CPU, which returns the logits as a NumPy array; the module goes through torch.onnx."""
     onnxruntime = importlib.import_module("onnxruntime")
@@ -213,15 +244,18 @@ def train_case(
     torch = import_torch()
     module = module.train()
     device = _device_of(module)
-    images, labels = _images(batch["image"], device), torch.from_numpy(batch["label"]).long().to(device)
+    images, labels, loss_of = _images(batch["image"], device), *_objective(module, batch, device)
     optimizer = torch.optim.SGD(module.parameters(), workloads.LEARNING_RATE, momentum=workloads.MOMENTUM, fused=True)
 
     def objective(images, labels):
         with _autocast(device, dtype):
             logits = _logits(module(images))
-        return _loss(logits, labels)
+        return loss_of(logits, labels)
 
-    objective = _compiled(objective, options)
+    if loss_of is _loss:
+        objective = _compiled(objective, options)
+    else:  # suppression breaks the graph
+        module = _compiled(module, options)
 
     def case():
         optimizer.zero_grad(set_to_none=True)
@@ -244,6 +278,15 @@ def train_loss(module, batch: dict[str, np.ndarray], *, dtype: str) -> float:
             layer.p = 0.0
         if hasattr(layer, "drop_rate"):  # timm's classifiers call the function
             layer.drop_rate = 0.0
+    labels, loss_of = _objective(module, batch, device)
     with torch.no_grad(), _autocast(device, dtype):
-        logits = _logits(module(_images(batch["image"], device)))
-        return float(_loss(logits, torch.from_numpy(batch["label"]).long().to(device)))
+        return float(loss_of(_logits(module(_images(batch["image"], device))), labels))
+
+
+def _objective(module, batch: dict[str, np.ndarray], device) -> tuple[Any, Callable[..., Any]]:
+    """The labels on the device, and the loss that takes them."""
+    labels = import_torch().from_numpy(batch["label"]).to(device)
+    if labels.ndim != 3 or not labels.is_floating_point():
+        return labels.long(), _loss
+    boxes = Boxes(module.config, batch["image"].shape[1:3], device)
+    return labels, lambda outputs, labels: boxes.loss(*(x.float() for x in outputs), labels)

@@ -3,7 +3,8 @@
 SGD with momentum 0.9, the same weights, batch and dropout rate everywhere; the losses of one batch without dropout
 are compared before anything is timed. Cases: ours, ours-native (XLA's grouped convolutions); transformers, timm and
 torchvision in channels-last eager mode, and with -compile or -compile-autotune. Compiled peers run on a GPU by
-default, elsewhere where --peers names them.
+default, elsewhere where --peers names them. Detection is SSDLite at 320 with the original's loss, suppression among
+hard negatives included; timm has no other network there than torchvision.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from benchmarks import harness
 
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "detection")
 SEGMENTATION_SIZE = 321
 QUICK = ("transformers",)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of the loss
@@ -39,10 +40,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """This benchmark's own options."""
-    parser.add_argument("--task", type=_tasks, metavar="TASK", help=f"one of {', '.join(TASKS)}; default both")
+    parser.add_argument("--task", type=_tasks, metavar="TASK", help=f"one of {', '.join(TASKS)}; default all")
     parser.add_argument("--variant", default="1.0_224", metavar="α_SIZE", help="default 1.0_224")
     parser.add_argument(
-        "--size", type=harness.positive, metavar="PX", help=f"default the variant's; segmentation {SEGMENTATION_SIZE}"
+        "--size",
+        type=harness.positive,
+        metavar="PX",
+        help=f"default the variant's; segmentation {SEGMENTATION_SIZE}, detection 320",
     )
     parser.add_argument("--batches", type=harness.positives, metavar="N,N", help="images per step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 on CPU, bfloat16 on a GPU")
@@ -58,6 +62,8 @@ def default_batches(task: str, *, gpu: bool, quick: bool) -> tuple[int, ...]:
     """Batch sizes worth a row."""
     if task == "segmentation":
         return (64,) if gpu else (2,) if quick else (8,)
+    if task == "detection":
+        return (128,) if gpu else (2,) if quick else (16,)
     return ((512,) if quick else (512, 1024)) if gpu else (4,) if quick else (16,)
 
 
@@ -67,7 +73,7 @@ class TrainStep:
     Attributes:
       config: the architecture.
       variables: the weights with which all cases start.
-      batch: ``image`` float32 (N, H, W, 3) and ``label`` int32, (N,) or (N, H, W).
+      batch: ``image`` float32 (N, H, W, 3) and ``label``, as ``random_labels`` gives it.
     """
 
     def __init__(self, task: str, variant: str, size: int | None, dtype: str, batch: int, *, gpu: bool):

@@ -6,6 +6,7 @@ Nothing here needs more than JAX, Flax, Optax and NumPy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +20,20 @@ from flax import traverse_util
 
 import flax_mnv2
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.detection.boxes import swap_axes, to_corners
+from flax_mnv2.detection.losses import detection_loss_sums
+from flax_mnv2.detection.suppression import class_scores, detect
 from flax_mnv2.losses import cross_entropy_sums, segmentation_cross_entropy_sums
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import make_train_step
 from flax_mnv2.weights.pretrained import make_model
 
-VOC_CLASSES = 21
+VOC_CLASSES, COCO_CLASSES = 21, 80
+MAX_BOXES, BOXES = 100, 8  # rows of boxes of an image, and how many are boxes; COCO has 7.3 an image
+CANDIDATES = 300  # classes of anchors of an image that suppression is given
 VOID_SHARE = 0.05  # of the pixels of a label map, about as in VOC
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
-DROPOUT = {"classification": 0.2, "segmentation": 0.1}
+DROPOUT = {"classification": 0.2, "segmentation": 0.1, "detection": 0.0}
 MIB = 2**20
 
 Variables = dict[str, Any]
@@ -37,13 +43,16 @@ def make_config(task: str, variant: str, *, image_size: int | None = None) -> Mo
     """The config of a published width.
 
     Args:
-      task: ``"classification"`` (1001 classes) or ``"segmentation"`` (DeepLab, 21 classes, output stride 16).
+      task: ``"classification"`` (1001 classes), ``"segmentation"`` (DeepLab, 21 classes, output stride 16) or
+        ``"detection"`` (SSDLite, 80 classes).
       variant: such as ``1.0_224``.
-      image_size: side of the images in pixels; None takes the variant's, or DeepLab's 513.
+      image_size: side of the images in pixels; None takes the variant's, DeepLab's 513 or SSDLite's 320.
     """
     fields: dict[str, Any] = {"classifier_dropout_prob": DROPOUT[task]}
     if task == "segmentation":
         fields |= {"num_labels": VOC_CLASSES, "output_stride": 16, "image_size": image_size or 513}
+    elif task == "detection":
+        fields |= {"num_labels": COCO_CLASSES, "finegrained_output": False, "image_size": image_size or 320}
     elif image_size is not None:
         fields["image_size"] = image_size
     return flax_mnv2.variant_config(f"mobilenet_v2_{variant}", **fields)
@@ -78,8 +87,18 @@ def random_images(config: MobileNetV2Config, batch: int, *, seed: int = 0) -> np
 
 
 def random_labels(task: str, config: MobileNetV2Config, batch: int, *, seed: int = 0) -> np.ndarray:
-    """int32: (batch,) classes, or (batch, H, W) with some 255, which do not count."""
+    """int32: (batch,) classes, or (batch, H, W) with some 255, which do not count.
+
+    Of a detector float32 (batch, rows, 5): corners y, x, y, x as fractions of the image, and the class, -1 for none.
+    """
     generator = np.random.default_rng(seed)
+    if task == "detection":
+        low = generator.uniform(0, 0.6, (batch, MAX_BOXES, 2))
+        rows = np.concatenate(
+            [low, low + generator.uniform(0.05, 0.4, low.shape), np.full((*low.shape[:2], 1), -1)], -1
+        )
+        rows[:, :BOXES, 4] = generator.integers(config.num_labels, size=(batch, BOXES))
+        return rows.astype(np.float32)
     if task == "classification":
         return generator.integers(config.num_labels, size=batch, dtype=np.int32)
     labels = generator.integers(config.num_labels, size=(batch, config.image_size, config.image_size), dtype=np.int32)
@@ -139,6 +158,37 @@ def inference_program(model: nn.Module, variables: Variables, images: jax.Array,
     return compiled
 
 
+def detection_program(model: nn.Module, variables: Variables, images: jax.Array, *, fast: bool) -> Compiled:
+    """``call()`` → (logits, what is left of the boxes of each image), ready; ``fast`` as for ``inference_program``.
+
+    Suppression is given about ``CANDIDATES`` an image, as of a trained network; a random one is sure of nothing.
+    """
+    start, spec, images = time.perf_counter(), model.spec, jax.device_put(images)
+    if fast:
+        apply = functools.partial(flax_mnv2.make_inference_fn(model, variables), images)
+    else:
+        apply = functools.partial(jax.jit(model.apply), jax.device_put(variables), images)
+
+    @jax.jit
+    def left(logits, boxes, threshold):
+        boxes = to_corners(swap_axes(boxes))
+        return jax.vmap(lambda x, y: detect(class_scores(x, spec), y, spec, threshold=threshold))(logits, boxes)
+
+    def call(threshold=1.0):
+        output = apply()
+        return output.logits, left(output.logits, output.pred_boxes, threshold)
+
+    logits, _ = jax.block_until_ready(call())
+    threshold = threshold_of(np.asarray(logits))
+    return Compiled(lambda: jax.block_until_ready(call(threshold)), time.perf_counter() - start, None)
+
+
+def threshold_of(logits: np.ndarray) -> float:
+    """The probability that ``CANDIDATES`` of the classes of an image's anchors are above, background apart."""
+    scores = np.sort(logits[..., 1:].reshape(len(logits), -1), axis=1)
+    return float(1 / (1 + np.exp(-np.mean(scores[:, -CANDIDATES]))))
+
+
 # ---- training ------------------------------------------------------------------------------------------
 
 
@@ -153,6 +203,7 @@ class BenchmarkTask:
         self.model = model
         segmentation = isinstance(model, flax_mnv2.MobileNetV2ForSemanticSegmentation)
         self._loss_sums = segmentation_cross_entropy_sums if segmentation else cross_entropy_sums
+        self._detects = isinstance(model, flax_mnv2.MobileNetV2ForObjectDetection)
 
     def loss_sums(self, variables, batch, key, *, axis_name):
         """The summed loss with new batch statistics and the number of labels that count."""
@@ -160,6 +211,11 @@ class BenchmarkTask:
         output, updated = self.model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
+        if self._detects:
+            rows = {"boxes": batch["label"][..., :4], "class_labels": batch["label"][..., 4].astype(jnp.int32)}
+            anchors = self.model.anchors(batch["image"].shape[1:3])
+            sums = detection_loss_sums(output.logits, output.box_codes, rows, anchors, self.model.spec)
+            return sums["class_loss"] + sums["box_loss"], (updated["batch_stats"], {"weight": sums["positives"]})
         ignored = self.model.config.semantic_loss_ignore_index
         ignored = -100 if output.logits.ndim == 2 else ignored
         loss, weight = self._loss_sums(output.logits, batch["label"], ignore_label=ignored)

@@ -39,25 +39,35 @@ def detect(scores: jax.Array, boxes: jax.Array, spec: DetectionSpec, *, threshol
     boxes = jnp.clip(boxes, 0.0, 1.0)
     empty = jnp.any(boxes[:, 2:] <= boxes[:, :2], axis=-1)
     left = jnp.where(empty[:, None] | ~(scores > threshold), 0.0, scores).T  # (C, A)
-    num_kept, num_classes = min(spec.max_per_class, len(boxes)), len(left)
+    places = jnp.arange(len(boxes))
+    num_kept = min(spec.max_detections, len(left) * min(spec.max_per_class, len(boxes)))
 
+    # The best of all classes is taken, one at a time, and only in its class others go: a row is all that changes.
     def more(carry: tuple[jax.Array, ...]) -> jax.Array:
-        count, left, _, _ = carry
-        return (count < num_kept) & jnp.any(left > 0)
+        found, best, *_ = carry
+        return (found < num_kept) & jnp.any(best > 0)
 
     def take(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        count, left, kept, places = carry
-        best = jnp.argmax(left, axis=1)
-        chosen = boxes[best]  # (C, 4)
-        score = jnp.take_along_axis(left, best[:, None], axis=1)[:, 0]
-        gone = (iou(chosen[:, None], boxes[None]) > spec.nms_iou) | (jnp.arange(len(boxes))[None] == best[:, None])
-        kept, places = kept.at[:, count].set(score), places.at[:, count].set(best)
-        return count + 1, jnp.where(gone, 0.0, left), kept, places
+        found, best, taken, left, kept = carry
+        label = jnp.argmax(best)
+        row, score, taken = left[label], best[label], taken.at[label].add(1)
+        place = jnp.argmax(row)
+        gone = (
+            (iou(boxes[place][None], boxes) > spec.nms_iou) | (places == place) | (taken[label] == spec.max_per_class)
+        )
+        row = jnp.where(gone, 0.0, row)
+        kept = Detections(
+            kept.scores.at[found].set(score),
+            kept.labels.at[found].set(label.astype(jnp.int32)),
+            kept.boxes.at[found].set(boxes[place]),
+        )
+        return found + 1, best.at[label].set(jnp.max(row)), taken, left.at[label].set(row), kept
 
-    start = (0, left, jnp.zeros((num_classes, num_kept)), jnp.zeros((num_classes, num_kept), jnp.int32))
-    _, _, kept, places = jax.lax.while_loop(more, take, start)
-    scores, order = jax.lax.top_k(kept.reshape(-1), min(spec.max_detections, kept.size))
-    return Detections(scores, (order // num_kept).astype(jnp.int32), boxes[places.reshape(-1)[order]])
+    nothing = Detections(
+        jnp.zeros(num_kept, scores.dtype), jnp.zeros(num_kept, jnp.int32), jnp.zeros((num_kept, 4), boxes.dtype)
+    )
+    start = (0, jnp.max(left, axis=1), jnp.zeros(len(left), jnp.int32), left, nothing)
+    return jax.lax.while_loop(more, take, start)[-1]
 
 
 def survivors(

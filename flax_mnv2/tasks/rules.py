@@ -32,8 +32,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def jsonable(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields with lists for tuples, as JSON gives them back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+    """Returns the fields with lists for tuples, also for those inside, as JSON gives them back."""
+    return {name: _with_lists(value) for name, value in flat.items()}
+
+
+def _with_lists(value: Any) -> Any:
+    return [_with_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def one_of(*choices: Any) -> Rule:

@@ -22,9 +22,10 @@ def anchors_of(height, width, map_sizes):
 
 
 def overlap(one, other):
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
-    common = np.prod(np.maximum(high - low, 0))
-    union = np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - common
+    """IoU of two boxes, as lists: plain numbers, since this is asked most."""
+    (y0, x0, y1, x1), (v0, u0, v1, u1) = one, other
+    common = max(min(y1, v1) - max(y0, v0), 0.0) * max(min(x1, u1) - max(x0, u0), 0.0)
+    union = (y1 - y0) * (x1 - x0) + (v1 - v0) * (u1 - u0) - common
     return common / union if union > 0 else 0.0
 
 
@@ -35,7 +36,8 @@ def corners(anchor):
 def match(boxes, labels, ignored, anchors, threshold=0.5):
     """(row of its box or -1, whether it is ignored) of each anchor."""
     rows = [row for row in range(len(boxes)) if labels[row] >= 0 and not ignored[row]]
-    table = {row: np.array([overlap(boxes[row], corners(anchor)) for anchor in anchors]) for row in rows}
+    places = [corners(anchor).tolist() for anchor in anchors]
+    table = {row: np.array([overlap(boxes[row].tolist(), place) for place in places]) for row in rows}
     matched = np.full(len(anchors), -1)
     for at in range(len(anchors)):
         best = max(rows, key=lambda row: (table[row][at], -row), default=None)
@@ -67,7 +69,7 @@ def decode(code, anchor, scales):
 
 def suppressed(boxes, scores, threshold, limit):
     """Positions that greedy suppression leaves, in the order of their scores, the first of equal ones first."""
-    left, kept = sorted(range(len(boxes)), key=lambda at: (-scores[at], at)), []
+    left, kept, boxes = sorted(range(len(boxes)), key=lambda at: (-scores[at], at)), [], boxes.tolist()
     for at in left:
         if all(overlap(boxes[at], boxes[other]) <= threshold for other in kept):
             kept.append(at)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import box_archives
 import jax
@@ -10,14 +11,26 @@ import numpy as np
 import predicting
 import pytest
 import voc_archives
-from harness import compiling_once
+from flax import traverse_util
+from harness import compiling_once, global_batches
+from jax.experimental import multihost_utils
 from PIL import Image
 
-from flax_mnv2 import ConfigError, DataError, MobileNetV2ForObjectDetection, save_pretrained
+from flax_mnv2 import (
+    ConfigError,
+    DataError,
+    MobileNetV2ForObjectDetection,
+    fold_batch_norm,
+    make_inference_fn,
+    save_pretrained,
+)
+from flax_mnv2.models.object_detection import check_labels
+from flax_mnv2.tasks.detection.evaluator import DetectionEvaluator
 from flax_mnv2.tasks.detection.metrics import COCO_FIGURES, ImageBoxes, coco_metrics, voc_average_precision
 from flax_mnv2.tasks.detection.rows import TrainRow
 from flax_mnv2.tasks.detection.task import DetectionTask
 from flax_mnv2.tools.preview import preview
+from flax_mnv2.tools.tpu_compile.abstract_step import lower_train_step
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
@@ -26,24 +39,46 @@ from flax_mnv2.training.optimizer import configured_optimizer
 from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import configured_train_step
+from flax_mnv2.weights.source import variable_shapes
 
 SIDE = 64
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The five images of box_archives, and where they are prepared; of one place, so that steps are compiled once."""
+    return voc_archives.write(tmp_path_factory.mktemp("data") / "boxes", box_archives.coco_files())
+
+
 @pytest.fixture
-def config(tmp_path, tiny_blocks):
-    """Two maps of the tiny backbone, a few anchors, the five images of box_archives."""
+def config(folder, tiny_blocks):
+    """Two maps of the tiny backbone, a few anchors."""
     config = default_config("detection")
-    config.data.archive = str(voc_archives.write(tmp_path / "boxes", box_archives.coco_files()))
-    config.data.data_dir, config.data.num_threads = str(tmp_path / "prepared"), 1
+    config.data.archive = str(folder)
+    config.data.data_dir, config.data.num_threads = str(folder.parent / "prepared"), 1
     config.data.image_size, config.data.max_boxes = (SIDE, SIDE), 4
     config.batch_size = config.eval.batch_size = 4
-    config.num_steps = config.eval_every_steps = config.checkpoint.every_steps = 3
+    config.num_steps = config.eval_every_steps = 3
+    config.checkpoint.every_steps = 2
+    config.ema.decay = 0.9
     config.model.depth_multiplier = 0.35
     config.detection.feature_layers, config.detection.extra_channels = ("layer_01/expansion", "conv_1x1"), ()
     config.detection.anchors = (((0.3, 0.3), (0.2, 0.4)), ((0.8, 0.8),))
     config.optimizer.learning_rate = 0.01
     return config
+
+
+def _random(model, seed=0):
+    """Variables of a model without compiling its ``init``."""
+    rng, ranges = np.random.default_rng(seed), {"scale": (0.5, 1.5), "bias": (-0.5, 0.5), "mean": (-0.5, 0.5)}
+    flat = {}
+    for path, shape in variable_shapes(model).items():
+        if path[-1] == "kernel":
+            values = rng.normal(size=shape) * (2 / np.prod(shape[:-1])) ** 0.5
+        else:
+            values = rng.uniform(*ranges.get(path[-1], (0.5, 2.0)), size=shape)
+        flat[path] = values.astype(np.float32)
+    return traverse_util.unflatten_dict(flat)
 
 
 def _from_files(instances, detections):
@@ -62,14 +97,22 @@ def _from_files(instances, detections):
     return evaluation.stats
 
 
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
 def test_from_json_to_drawn_boxes(config, tmp_path, capsys):
     workdir = tmp_path / "run"
-    train(config, workdir, parallel=compiling_once(config))
+    state = train(config, workdir, parallel=compiling_once(config))
     lines = read_metrics(workdir)
-    assert {"loss", "class_loss", "box_loss"} <= lines[0].keys()
     assert np.isfinite([lines[0][name] for name in ("loss", "class_loss", "box_loss")]).all()
     np.testing.assert_allclose(lines[0]["class_loss"] + lines[0]["box_loss"], lines[0]["loss"], rtol=1e-5)
-    assert {"ap", "ap50"} <= lines[-1].keys()
+    assert {"ap", "ap50", "ema_ap", "ema_ap50"} <= lines[-1].keys()
+
+    shutil.rmtree(workdir / "checkpoints" / "step_3")  # as if killed before the last save
+    again = train(config, workdir, parallel=compiling_once(config))
+    assert "going on from step 2" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    assert [line.get("loss") for line in read_metrics(workdir)] == [line.get("loss") for line in lines]
 
     report = evaluate_run(config, workdir=str(workdir), output=str(tmp_path / "report"))
     assert "VOC AP50" in capsys.readouterr().out
@@ -88,9 +131,19 @@ def test_from_json_to_drawn_boxes(config, tmp_path, capsys):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(box_archives.image("d"))
     arguments = ["--model", str(workdir / "checkpoints" / "step_3"), "--threshold", "0", "--output", str(tmp_path)]
-    status, _, _ = predicting.run(capsys, str(photo), *arguments, "--json")
+    status, out, _ = predicting.run(capsys, str(photo), *arguments, "--json")
     assert status == 0
-    assert (tmp_path / "photo_detection.png").is_file()
+    with Image.open(tmp_path / "photo_detection.png") as drawn, Image.open(photo) as original:
+        assert drawn.size == original.size
+    boxes = json.loads(out)["boxes"]
+    probabilities = [one["probability"] for one in boxes]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert {one["label"] for one in boxes} <= {"cat", "dog"}
+    corners = np.array([one["box"] for one in boxes])
+    assert (corners[:, 2:] > corners[:, :2]).all()
+    assert (corners >= 0).all()
+    assert (corners <= [40, 50, 40, 50]).all()  # the photo's own pixels
+
     preview(config, tmp_path / "sheet.png", num_images=2)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert min(sheet.size) > 200
@@ -98,7 +151,6 @@ def test_from_json_to_drawn_boxes(config, tmp_path, capsys):
 
 def test_one_step_on_one_and_on_four_devices(config):
     """Positives, hard negatives and the divisor are those of the whole batch, whatever holds its parts."""
-    task = DetectionTask.for_training(config, box_archives.LABELS)
     rng = np.random.default_rng(0)
     low = 0.5 * rng.random((4, 4, 2))
     batch = {
@@ -108,18 +160,77 @@ def test_one_step_on_one_and_on_four_devices(config):
         "ignored": np.zeros((4, 4), bool),
     }
     results = []
-    for mode, devices in (("jit", 1), ("pmap", 4)):
-        parallel = make_parallel(mode, jax.devices()[:devices])
+    for parallel in (compiling_once(config), make_parallel("pmap", jax.devices()[:4])):
         task = DetectionTask.for_training(config, box_archives.LABELS, axis_name=parallel.axis_name)
         schedule, optimizer = configured_optimizer(config)
         step = parallel.compile_train_step(configured_train_step(config, task, schedule, optimizer, parallel))
-        state = parallel.put_state(TrainState.create(task.init_variables(0), optimizer))
+        state = parallel.put_state(TrainState.create(_random(task.model), optimizer, ema=True))
         state, metrics = step(state, parallel.put_batch(batch))
         results.append(
             (jax.tree.map(np.asarray, state.params), {name: float(value) for name, value in metrics.items()})
         )
     np.testing.assert_allclose(list(results[1][1].values()), list(results[0][1].values()), rtol=1e-4)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-6), results[1][0], results[0][0])
+
+
+def test_the_step_compiles_for_devices_that_are_not_there(config):
+    step = lower_train_step(config, jax.devices()[:4], num_classes=2)
+    assert step.num_labels == 2
+    assert step.batch["boxes"].shape == (4, 4, 4)
+
+
+# ---- several hosts --------------------------------------------------------------------------------------------------
+
+
+def test_two_hosts_train_on_the_batches_of_one(config):
+    whole, parts = (global_batches(config, processes=count, workers=0) for count in (1, 2))
+    for one, other in zip(whole, parts, strict=True):
+        assert {"image", "boxes", "class_labels", "ignored"} <= one.keys()
+        for name, values in one.items():
+            np.testing.assert_array_equal(other[name], values)
+
+
+def test_two_hosts_evaluate_as_one(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    low = rng.random((6, 3, 2)) * 0.5
+    boxes = np.concatenate([low, low + 0.2], -1).astype(np.float32)
+    batch = {
+        "index": np.array([0, 1, 2, 3, 4, -1]),
+        "file_name": np.array(["a", "b", "c", "d", "e", ""]),
+        "image": np.zeros((6, 8, 8, 3), np.uint8),
+        "shape": np.full((6, 2), 100, np.int32),
+        "boxes": boxes,
+        "class_labels": rng.integers(-1, 2, (6, 3)).astype(np.int32),
+        "ignored": rng.random((6, 3)) < 0.2,
+        "area": np.full((6, 3), 400, np.float32),
+    }
+    found = {"scores": rng.random((6, 3)), "labels": rng.integers(0, 2, (6, 3)), "found": boxes + 0.02}
+
+    def evaluator(rows):
+        made = DetectionEvaluator(("cat", "dog"), category_ids=(1, 2), integer_ids=False, num_pictures=2)
+        for row in np.array_split(rows, 2):
+            made.add(*({name: values[row] for name, values in each.items()} for each in (batch, {}, found)))
+        return made
+
+    whole = evaluator(np.arange(6))
+    halves = [evaluator(np.array([0, 2, 5])), evaluator(np.array([1, 3, 4]))]
+    gathered = [half._kept.gathered() for half in halves]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    together = {name: np.concatenate([rows[name] for rows in gathered]) for name in gathered[0]}
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine, *, tiled: together)
+    assert whole.to_dict(per_class=True)["ap50"] > 0.1
+    for half in halves:
+        assert half.to_dict(per_class=True) == whole.to_dict(per_class=True)
+    (tmp_path / "half").mkdir()
+    halves[0].write_files(tmp_path / "half")
+    monkeypatch.undo()
+    (tmp_path / "whole").mkdir()
+    whole.write_files(tmp_path / "whole")
+    one, other = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("half", "whole"))
+    assert one == other
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
 def _image(boxes, labels, scores=None, ignored=None):
@@ -169,9 +280,12 @@ def test_more_boxes_than_rows(take_largest):
     assert filled["class_labels"].tolist() == [1, 0]
 
 
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+
 def test_outputs_become_boxes_in_pixels_and_labels_give_the_loss(config, tmp_path):
     task = DetectionTask.for_training(config, box_archives.LABELS)
-    model, variables = task.model, jax.jit(task.model.init)(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32))
+    model, variables = task.model, _random(task.model)
     images = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
     labels = {"boxes": np.full((2, 3, 4), 0.4, np.float32), "class_labels": np.array([[0, -1, -1], [1, 0, -1]])}
     outputs = jax.jit(model.apply)(variables, images, labels)
@@ -183,15 +297,57 @@ def test_outputs_become_boxes_in_pixels_and_labels_give_the_loss(config, tmp_pat
         assert (result["boxes"] >= 0).all()
         assert (result["boxes"] <= [width, height, width, height]).all()
         assert (np.diff(result["scores"]) <= 0).all()
-    assert task.processor.post_process_object_detection(outputs, threshold=0.999)[0]["boxes"].shape == (0, 4)
+    assert task.processor.post_process_object_detection(outputs, threshold=0.9999)[0]["boxes"].shape == (0, 4)
     with pytest.raises(DataError, match="needs the output of MobileNetV2ForObjectDetection"):
         task.processor.post_process_object_detection(outputs.to_tuple())
     with pytest.raises(ValueError, match=r"class_labels must be in \[0, 2\)"):
-        model.apply(variables, images, {**labels, "class_labels": labels["class_labels"] + 5})
+        check_labels({**labels, "class_labels": labels["class_labels"] + 5}, 2, 2)
 
     save_pretrained(tmp_path / "saved", model, variables, layout="flax")
     again, loaded = MobileNetV2ForObjectDetection.from_pretrained(tmp_path / "saved")
     assert again.spec == model.spec
-    jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.asarray, variables))
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     with pytest.raises(ConfigError, match="transformers has no MobileNetV2 for detection"):
         save_pretrained(tmp_path / "other", model, variables)
+
+
+def test_folded_rematerialised_in_bfloat16_and_at_another_stride(config):
+    model = DetectionTask.for_training(config, box_archives.LABELS).model
+    variables = _random(model)
+    images = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+    folded, folded_variables = fold_batch_norm(model, variables)
+    finer = model.clone(config=model.config.replace(output_stride=4))
+
+    @jax.jit
+    def run(images):
+        models = {"plain": model, "remat": model.clone(remat=True), "bfloat16": model.clone(dtype="bfloat16")}
+        outputs = {name: each.apply(variables, images) for name, each in models.items()}
+        outputs["native"] = model.clone(implementation="default").apply(variables, images)
+        return {**outputs, "folded": folded.apply(folded_variables, images), "finer": finer.apply(variables, images)}
+
+    outputs = run(images)
+    plain, scale = outputs["plain"], np.abs(outputs["plain"].logits).max()
+    for name, limit in (("remat", 1e-6), ("native", 1e-5), ("folded", 1e-5), ("bfloat16", 0.05)):
+        np.testing.assert_allclose(outputs[name].logits, plain.logits, rtol=0, atol=limit * scale, err_msg=name)
+        assert outputs[name].logits.dtype == outputs[name].box_codes.dtype == np.float32
+    assert outputs["finer"].logits.shape[1] == len(finer.anchors((SIDE, SIDE))) > len(model.anchors((SIDE, SIDE)))
+    np.testing.assert_allclose(
+        make_inference_fn(model, variables)(images).box_codes, plain.box_codes, rtol=0, atol=1e-4
+    )
+
+
+def test_class_biases_start_where_the_spec_says(config):
+    config.detection.class_bias = -4.6
+    model = DetectionTask.for_training(config, box_archives.LABELS).model
+    images = np.zeros((1, SIDE, SIDE, 3), np.float32)
+    head = jax.jit(lambda key: model.init(key, images)["params"]["detection_head"])(jax.random.key(0))
+    np.testing.assert_array_equal(head["class_0_predictor"]["convolution"]["bias"], np.full(2 * 3, -4.6, np.float32))
+    assert not head["box_0_predictor"]["convolution"]["bias"].any()
+
+
+def test_a_map_that_the_network_does_not_have(config):
+    config.detection.feature_layers = ("layer_12/expansion", "conv_1x1")
+    with pytest.raises(
+        ConfigError, match=r"detection\.feature_layers names 'layer_12/expansion'; expected one of conv_stem"
+    ):
+        DetectionTask.for_training(config, box_archives.LABELS).model.anchors((SIDE, SIDE))
