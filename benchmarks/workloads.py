@@ -20,9 +20,8 @@ from flax import traverse_util
 
 import flax_mnv2
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.detection.boxes import swap_axes, to_corners
 from flax_mnv2.detection.losses import detection_loss_sums
-from flax_mnv2.detection.suppression import class_scores, detect
+from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.losses import cross_entropy_sums, segmentation_cross_entropy_sums
 from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import make_train_step
@@ -169,14 +168,11 @@ def detection_program(model: nn.Module, variables: Variables, images: jax.Array,
     else:
         apply = functools.partial(jax.jit(model.apply), jax.device_put(variables), images)
 
-    @jax.jit
-    def left(logits, boxes, threshold):
-        boxes = to_corners(swap_axes(boxes))
-        return jax.vmap(lambda x, y: detect(class_scores(x, spec), y, spec, threshold=threshold))(logits, boxes)
+    left = jax.jit(detect_all, static_argnames="spec")
 
     def call(threshold=1.0):
         output = apply()
-        return output.logits, left(output.logits, output.pred_boxes, threshold)
+        return output.logits, left(output.logits, output.pred_boxes, spec, threshold=threshold)
 
     logits, _ = jax.block_until_ready(call())
     threshold = threshold_of(np.asarray(logits))

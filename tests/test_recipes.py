@@ -15,8 +15,9 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from flax_mnv2 import VARIANTS
+from flax_mnv2 import VARIANTS, DetectionSpec
 from flax_mnv2.data.augment.transform import make_train_transform
+from flax_mnv2.tasks.detection import config as own_config
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.config.defaults import in_steps
@@ -82,6 +83,26 @@ def test_the_readmes_flags_for_own_data_are_the_camvid_recipe(monkeypatch):
     recorded.data.archive, recorded.data.labels = by_flags.data.archive, by_flags.data.labels
     recorded.init_from = by_flags.init_from
     assert by_flags.to_dict() == recorded.to_dict()
+
+
+def test_detection_recipes_are_those_of_their_sources(monkeypatch):
+    """TF Object Detection API's ssdlite_mobilenet_v2_coco and ssdlite_mobilenet_edgetpu_320x320, and BCCD's anchors."""
+    monkeypatch.syspath_prepend(ROOT)
+    tf, focal = (_load(ROOT / "configs" / "det_coco.py", variant) for variant in ("tf", "focal"))
+    optimizer = tf.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.decay_rate) == ("rmsprop", 0.004, 0.95)
+    assert (optimizer.decay_every_steps, optimizer.epsilon, optimizer.momentum) == (800_720, 1.0, 0.9)
+    assert (tf.batch_size, tf.num_steps, tf.data.crop, tf.data.crop_whole) == (24, 200_000, "ssd", 0.15)
+    assert own_config.spec_of(tf) == DetectionSpec()
+    rate = make_schedule(focal.optimizer, focal.num_steps, batch_size=focal.batch_size)
+    assert (float(rate(0)), float(rate(2_000))) == (pytest.approx(0.13333), pytest.approx(0.8))
+    assert (focal.batch_size, focal.num_steps, focal.model.batch_norm_momentum) == (512, 400_000, 0.97)
+    spec = own_config.spec_of(focal)
+    assert (spec.focal_alpha, spec.focal_gamma, spec.class_bias, spec.box_loss_weight) == (0.75, 2.0, -4.6, 0.25)
+    bccd = _load(ROOT / "configs" / "det_bccd.py", "anchors")
+    check_config(bccd)
+    model = get_task("detection").for_training(bccd, ("Platelets", "RBC", "WBC")).model
+    assert len(model.anchors((320, 320))) == 5_328
 
 
 CLASSIFIER_RECIPES = ("paper", "torchvision_v2", "timm_rmsprop", "sgd_cosine", "tiny")

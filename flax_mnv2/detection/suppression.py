@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flax_mnv2.config.detection import DetectionSpec
-from flax_mnv2.detection.boxes import iou
+from flax_mnv2.detection.boxes import iou, swap_axes, to_corners
 
 
 class Detections(NamedTuple):
@@ -23,6 +24,22 @@ def class_scores(logits: jax.Array, spec: DetectionSpec) -> jax.Array:
     """Logits (…, slots) → probabilities of the classes (…, num_labels), float32."""
     scores = (jax.nn.softmax if spec.score == "softmax" else jax.nn.sigmoid)(logits.astype(jnp.float32))
     return {"first": scores[..., 1:], "last": scores[..., :-1], "none": scores}[spec.background]
+
+
+def detect_all(logits: jax.Array, boxes: jax.Array, spec: DetectionSpec, *, threshold: float | jax.Array) -> Detections:
+    """Returns what ``detect`` leaves in each image of a detector's outputs, arrays of (N, D, …).
+
+    ``logits`` are (N, A, slots), ``boxes`` (N, A, 4) as in ``pred_boxes``: centres x, y and sizes. On CPU images are
+    taken one after the other, since of several at once XLA copies all scores whenever a row changes.
+    """
+
+    def of_image(image: tuple[jax.Array, jax.Array, jax.Array]) -> Detections:
+        logits, boxes, threshold = image
+        return detect(class_scores(logits, spec), to_corners(swap_axes(boxes)), spec, threshold=threshold)
+
+    images = (logits, boxes, jnp.full(len(logits), threshold, jnp.float32))
+    one_by_one, together = functools.partial(jax.lax.map, of_image), jax.vmap(of_image)
+    return jax.lax.platform_dependent(images, cpu=one_by_one, default=together)
 
 
 def detect(scores: jax.Array, boxes: jax.Array, spec: DetectionSpec, *, threshold: float | jax.Array) -> Detections:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import numpy as np
 
-from flax_mnv2.config.detection import DetectionSpec
-from flax_mnv2.detection.boxes import swap_axes, to_corners
-from flax_mnv2.detection.suppression import Detections, class_scores, detect
+from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.errors import DataError
 
-
-@functools.partial(jax.jit, static_argnames="spec")
-def _detect(logits: jax.Array, boxes: jax.Array, threshold: float, *, spec: DetectionSpec) -> Detections:
-    """Logits (N, A, slots) and boxes (N, A, 4), centres x, y and sizes → what is left in each image."""
-    corners = to_corners(swap_axes(boxes))
-    return jax.vmap(lambda x, y: detect(class_scores(x, spec), y, spec, threshold=threshold))(logits, corners)
+_detect = jax.jit(detect_all, static_argnames="spec")
 
 
 def boxes_of(outputs: Any, threshold: float, sizes: list[tuple[int, int]] | None) -> list[dict[str, np.ndarray]]:
@@ -37,7 +29,7 @@ def boxes_of(outputs: Any, threshold: float, sizes: list[tuple[int, int]] | None
         raise DataError(
             f"target_sizes must give (height, width) for each of {len(outputs.logits)} images; found {len(sizes)}."
         )
-    found = jax.tree.map(np.asarray, _detect(outputs.logits, outputs.pred_boxes, max(threshold, 1e-8), spec=spec))
+    found = jax.tree.map(np.asarray, _detect(outputs.logits, outputs.pred_boxes, spec, threshold=max(threshold, 1e-8)))
     results = []
     for at in range(len(outputs.logits)):
         kept = found.scores[at] > threshold

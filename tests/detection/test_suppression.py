@@ -7,7 +7,8 @@ import pytest
 from reference import suppressed
 
 from flax_mnv2.config.detection import DetectionSpec
-from flax_mnv2.detection.suppression import class_scores, detect, survivors
+from flax_mnv2.detection.boxes import swap_axes, to_centres
+from flax_mnv2.detection.suppression import class_scores, detect, detect_all, survivors
 
 
 def _boxes(rng, count):
@@ -39,6 +40,17 @@ def test_detections_are_those_of_the_loop(limits):
         assert found.labels[at, :count].tolist() == [row[1] for row in rows]
         np.testing.assert_array_equal(found.scores[at, :count], np.float32([row[0] for row in rows]))
         np.testing.assert_array_equal(found.boxes[at, :count], [row[2] for row in rows])
+
+
+def test_all_images_of_outputs_are_those_of_single_ones():
+    """One after the other on CPU, together elsewhere: the outputs' boxes have centres x, y."""
+    spec, rng = DetectionSpec(max_detections=10), np.random.default_rng(0)
+    logits, corners = rng.normal(size=(3, 40, 5)).astype(np.float32), np.stack([_boxes(rng, 40) for _ in range(3)])
+    found = jax.jit(detect_all, static_argnames="spec")(logits, swap_axes(to_centres(corners)), spec, threshold=0.5)
+    for at in range(3):
+        one = detect(class_scores(logits[at], spec), jnp.asarray(corners[at]), spec, threshold=0.5)
+        for ours, theirs in zip(found, one, strict=True):
+            np.testing.assert_allclose(ours[at], theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.99])

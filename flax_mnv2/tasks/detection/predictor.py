@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_mnv2.detection.boxes import swap_axes, to_corners
-from flax_mnv2.detection.suppression import class_scores, detect
+from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
 from flax_mnv2.tasks.base import Example, Predictor, check_sides
@@ -60,13 +59,9 @@ class DetectionPredictor(Predictor):
         @jax.jit
         def found(variables: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
             output = model.apply(variables, pixels, return_dict=True)
-            corners = to_corners(swap_axes(output.pred_boxes))
-
-            def of_image(logits: jax.Array, boxes: jax.Array) -> jax.Array:
-                left = detect(class_scores(logits, spec), boxes, spec, threshold=_LOWEST)
-                return jnp.concatenate([left.scores[:, None], left.labels[:, None].astype(jnp.float32), left.boxes], 1)
-
-            return jax.vmap(of_image)(output.logits, corners)
+            left = detect_all(output.logits, output.pred_boxes, spec, threshold=_LOWEST)
+            columns = (left.scores[..., None], left.labels[..., None].astype(jnp.float32), left.boxes)
+            return jnp.concatenate(columns, axis=-1)
 
         self._found = found
 

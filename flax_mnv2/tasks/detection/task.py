@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.detection.boxes import swap_axes, to_corners
 from flax_mnv2.detection.losses import detection_loss_sums
-from flax_mnv2.detection.suppression import class_scores, detect
+from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.base import Batch, HostBatch, Task
@@ -137,14 +136,9 @@ class DetectionTask(Task):
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, Batch]:
         """Returns the number of examples, and of each ``scores`` (N, D), ``labels`` (N, D) and ``found`` (N, D, 4)."""
         output = self.eval_model.apply(variables, normalize(batch["image"], self.processor), return_dict=True)
-        spec, threshold = self.eval_model.spec, self.config.eval.score_threshold
-
-        def of_image(logits: jax.Array, boxes: jax.Array) -> Batch:
-            left = detect(class_scores(logits, spec), boxes, spec, threshold=threshold)
-            return {"scores": left.scores, "labels": left.labels, "found": left.boxes}
-
-        boxes = to_corners(swap_axes(output.pred_boxes))
-        return jnp.sum(batch["mask"]), jax.vmap(of_image)(output.logits, boxes)
+        threshold = self.config.eval.score_threshold
+        left = detect_all(output.logits, output.pred_boxes, self.eval_model.spec, threshold=threshold)
+        return jnp.sum(batch["mask"]), {"scores": left.scores, "labels": left.labels, "found": left.boxes}
 
     # ---- on the host -----------------------------------------------------------------------------------
 
