@@ -1,5 +1,7 @@
 """Suppression against a loop, ties included; of fixed size, also under vmap."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,11 +48,15 @@ def test_all_images_of_outputs_are_those_of_single_ones():
     """One after the other on CPU, together elsewhere: the outputs' boxes have centres x, y."""
     spec, rng = DetectionSpec(max_detections=10), np.random.default_rng(0)
     logits, corners = rng.normal(size=(3, 40, 5)).astype(np.float32), np.stack([_boxes(rng, 40) for _ in range(3)])
-    found = jax.jit(detect_all, static_argnames="spec")(logits, swap_axes(to_centres(corners)), spec, threshold=0.5)
-    for at in range(3):
-        one = detect(class_scores(logits[at], spec), jnp.asarray(corners[at]), spec, threshold=0.5)
-        for ours, theirs in zip(found, one, strict=True):
-            np.testing.assert_allclose(ours[at], theirs, atol=1e-6)
+    boxes = swap_axes(to_centres(corners))
+
+    @jax.jit
+    def both(logits, boxes, corners):
+        together = jax.vmap(lambda x, y: detect(class_scores(x, spec), y, spec, threshold=0.5))(logits, corners)
+        return detect_all(logits, boxes, spec, threshold=0.5), together
+
+    for ours, theirs in zip(*both(logits, boxes, corners), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.99])
@@ -58,7 +64,7 @@ def test_survivors_are_those_of_the_loop(threshold):
     rng = np.random.default_rng(1)
     boxes, scores = _boxes(rng, 200), np.round(rng.random(200), 2).astype(np.float32)
     candidate = rng.random(200) < 0.9
-    left = survivors(jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(candidate), iou_threshold=threshold, limit=50)
+    left = jax.jit(functools.partial(survivors, iou_threshold=threshold, limit=50))(boxes, scores, candidate)
     usable = np.flatnonzero(candidate)
     expected = usable[suppressed(boxes[usable].astype(float), scores[usable], threshold, 50)]
     assert sorted(np.flatnonzero(left)) == sorted(expected)

@@ -51,8 +51,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def config(folder, tiny_blocks):
-    """Two maps of the tiny backbone, a few anchors."""
+def config(folder, monkeypatch):
+    """Two blocks, two maps, a few anchors."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2), (16, 1, 2)))
     config = default_config("detection")
     config.data.archive = str(folder)
     config.data.data_dir, config.data.num_threads = str(folder.parent / "prepared"), 1
@@ -100,7 +101,8 @@ def _from_files(instances, detections):
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
-def test_from_json_to_drawn_boxes(config, tmp_path, capsys):
+def test_from_json_to_drawn_boxes(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(DetectionTask, "init_variables", lambda self, seed: _random(self.model, seed))
     workdir = tmp_path / "run"
     state = train(config, workdir, parallel=compiling_once(config))
     lines = read_metrics(workdir)
