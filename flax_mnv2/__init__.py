@@ -8,6 +8,7 @@ from flax_mnv2.models import MobileNetV2Backbone, fold_batch_norm
 from flax_mnv2.models.inference import make_inference_fn
 from flax_mnv2.models.variants import VARIANTS, list_models, variant_config
 from flax_mnv2.version import __version__
+from flax_mnv2.weights.in_memory import from_keras, from_state_dict, to_state_dict
 from flax_mnv2.weights.models import (
     MobileNetV2ForImageClassification,
     MobileNetV2ForObjectDetection,
@@ -17,11 +18,9 @@ from flax_mnv2.weights.models import (
 )
 from flax_mnv2.weights.pretrained import (
     from_pretrained,
-    from_state_dict,
     load_backbone,
     load_variables,
     save_pretrained,
-    to_state_dict,
 )
 from flax_mnv2.weights.processors import load_processor
 
@@ -43,6 +42,7 @@ __all__ = [
     "UserError",
     "__version__",
     "fold_batch_norm",
+    "from_keras",
     "from_pretrained",
     "from_state_dict",
     "list_models",

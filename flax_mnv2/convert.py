@@ -1,7 +1,7 @@
 """Converts weights: python -m flax_mnv2.convert SRC DST [--from auto] [--to flax]
 
 SRC is a folder, a file of weights or a hub id; its format is recognised. DST is a folder, or a file for torchvision,
-timm and the libraries of detectors. Every tensor comes back bit for bit on the way back.
+timm, Keras and the libraries of detectors. Every tensor comes back bit for bit on the way back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, Us
 from flax_mnv2.hub import expand_user
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
-from flax_mnv2.weights.source import Checkpoint, Source
+from flax_mnv2.weights.source import UNFOLDED_NOTE, Checkpoint, Source
 from flax_mnv2.weights.tensors import widened
 from flax_mnv2.weights.torch_files import WEIGHTS
 from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
@@ -30,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flax_mnv2.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("src", metavar="SRC", help="folder, file (.safetensors, .pth, .ckpt, …) or hub id")
-    parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file for PyTorch's libraries")
+    parser.add_argument("dst", metavar="DST", type=pathlib.Path, help="folder, or file, for PyTorch and Keras")
     parser.add_argument(
         "--from", dest="source_format", choices=("auto", *FORMATS), default="auto", help="what SRC must be"
     )
     parser.add_argument(
-        "--to", choices=tuple(FORMATS), help="format of DST; a folder is flax by default, and hf where SRC is flax"
+        "--to",
+        choices=[name for name, form in FORMATS.items() if form.is_written],
+        help="format of DST; a folder is flax by default, and hf where SRC is flax; .weights.h5 is keras",
     )
     parser.add_argument(
         "--weights", choices=WEIGHTS, default="auto", help="of a training checkpoint: its moving average, or themselves"
@@ -68,8 +70,11 @@ def convert(
     """Does what the command line says, and prints it; a UserError, and nothing written, where that cannot be."""
     destination = pathlib.Path(os.path.normpath(expand_user(destination)))
     if to is None and is_file_name(destination):
-        names = [name for name, form in FORMATS.items() if form.to_file]
-        raise ConfigError(f"{destination} could be a file of {', '.join(names)}; say which, such as --to {names[0]}.")
+        names = [name for name, form in FORMATS.items() if destination.name.endswith(form.file_endings)]
+        if len(names) > 1:
+            options = " or ".join(f"--to {name}" for name in names)
+            raise ConfigError(f"{destination} could be a {' or a '.join(names)} file; say which: {options}.")
+        to = next(iter(names), None)
     to = to or ("hf" if source.format == "flax" else "flax")
     check_destination(destination, to)
     _check_free(source.where, destination, overwrite=overwrite)
@@ -113,6 +118,7 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
         f"written     {destination} ({to})",
     ]
     notes = [*source.notes, *filter(None, (source.processor_note,))]
+    notes += [UNFOLDED_NOTE] if source.folded else []
     types = widened(source.state)
     if types:
         notes.append(f"{' and '.join(types)} became float32, exactly")

@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import numpy as np
 import pytest
 import torchvision_ops  # noqa: F401 - torchvision can then be imported beside the CPU build of torch
 
@@ -47,3 +48,16 @@ def shared() -> pathlib.Path:
 def tiny_blocks(monkeypatch):
     """Three blocks instead of sixteen, narrow: compiles in a second or two."""
     monkeypatch.setattr(flax_mnv2.layer_plan, "BLOCK_TABLE", ((8, 1, 2), (16, 2, 2)))
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """Two trees or dicts of arrays, equal to the bit, types included."""
+
+    def check(one, other):
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b, strict=True)
+
+    return check

@@ -14,6 +14,7 @@ FLOORS = {
     "version": 0,
     "errors": 0,
     "files": 0,
+    "class_names": 0,
     "compilation_cache": 0,
     "devices": 0,
     "hub": 0,

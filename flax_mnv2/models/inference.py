@@ -25,15 +25,13 @@ def make_inference_fn(
 
     Args:
       model: one with a head.
-      variables: ``params`` and ``batch_stats`` of it.
+      variables: ``params`` and ``batch_stats`` of it, of a folded one ``params``.
 
     Returns:
       ``function(pixel_values)`` → the model's output, as its config says it; compiled once for each shape.
-
-    Raises:
-      ConfigError: the model's batch norm is folded already.
     """
-    model, variables = fold_batch_norm(model, variables)
+    if not model.batch_norm_folded:
+        model, variables = fold_batch_norm(model, variables)
     variables = jax.device_put(variables)
 
     def whole(variables, pixel_values):

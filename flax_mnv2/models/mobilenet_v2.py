@@ -91,6 +91,11 @@ class MobileNetV2Base(nn.Module):
             raise ConfigError(
                 f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; found {self.implementation!r}."
             )
+        if train and self.batch_norm_folded:
+            raise ConfigError(
+                "This model's batch norm is merged into its convolutions (batch_norm_folded=True), so with train=True "
+                "there are no statistics to use or update. Train one that is not folded; from_pretrained: unfold=True."
+            )
         conv = functools.partial(
             Convolution,
             tf_padding=self.config.tf_padding,

@@ -276,7 +276,7 @@ class Task(abc.ABC):
     @classmethod
     def load_pretrained(cls, source: Source, *, dtype: Any = jnp.float32) -> tuple[nn.Module, dict[str, Any]]:
         """Returns the job's model with its weights, from what ``open_weights`` gave, all tensors of which must fit."""
-        return from_pretrained(source, task=cls.name, dtype=dtype, **_FOR_CALLERS)
+        return from_pretrained(source.unfolded(), task=cls.name, dtype=dtype, **_FOR_CALLERS)
 
     @classmethod
     @abc.abstractmethod

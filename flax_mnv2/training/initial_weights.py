@@ -12,7 +12,7 @@ from flax_mnv2.errors import CheckpointError
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.weights.formats.pytorch import norm_widths
 from flax_mnv2.weights.pretrained import load_backbone, open_weights
-from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.source import UNFOLDED_NOTE, Source
 
 # Fields of MobileNetV2Config that decide shapes, and the one that decides a shortcut.
 _SHAPE_FIELDS = (
@@ -52,7 +52,8 @@ def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: An
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nTo take the backbone alone: --config.init_scope=backbone") from None
         variables = traverse_util.unflatten_dict(flat)
-        lines = [f"note: {config.init_from}: {note}" for note in source.notes]
+        notes = [*source.notes, *([UNFOLDED_NOTE] if source.folded else [])]
+        lines = [f"note: {config.init_from}: {note}" for note in notes]
     return variables, lines + _origin_notes(config, source, ours)
 
 

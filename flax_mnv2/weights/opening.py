@@ -25,6 +25,8 @@ from flax_mnv2.weights.tensor_files import (
     read_tensor_file,
     to_arrays,
 )
+from flax_mnv2.weights.tensorflow.bundle import find_index
+from flax_mnv2.weights.tensorflow.files import TENSORFLOW_SUFFIXES
 from flax_mnv2.weights.tensors import is_rounded
 from flax_mnv2.weights.torch_files import check_choice
 
@@ -45,9 +47,12 @@ def open_weights(
 
     They are a folder of Hugging Face, timm or the flax format; a checkpoint of a run, ``WORKDIR/checkpoints/step_N``; a
     ``.safetensors`` or PyTorch file, also a training checkpoint, of transformers (with its ``config.json`` beside it),
-    torchvision or timm; a hub id such as ``google/mobilenet_v2_1.0_224``; a state dict of torchvision's or timm's; or a
-    source that is open already, which is given back. ``revision``, ``cache_dir`` and ``weights`` are as for
-    ``from_pretrained``. Of transformers' weights ``config`` goes before the ``config.json`` that lies there.
+    torchvision or timm; a checkpoint of TF-slim, TF DeepLab or TF Object Detection (folder, prefix, or the zoo's
+    archive) or their frozen graph; a Keras or a TFLite file; a hub id such as ``google/mobilenet_v2_1.0_224``; a state
+    dict of another library's; or a source that is open already, which is given back.
+
+    ``revision``, ``cache_dir`` and ``weights`` are as for ``from_pretrained``. Of transformers' weights ``config`` goes
+    before the ``config.json`` that lies there.
     """
     check_choice(weights)
     if isinstance(source, Source):
@@ -57,6 +62,8 @@ def open_weights(
     if isinstance(source, Mapping):
         return open_state_dict(source)
     path = expand_user(source)
+    if not (path / CONFIG_NAME).exists():  # else a folder of another library, whatever lies in it too
+        path = find_index(path) or path  # of a TensorFlow checkpoint, of which a path names a part or the folder
     is_file = os.path.isfile(path) or ((is_file_name(path) or path.suffix in READ_SUFFIXES) and not os.path.isdir(path))
     if not is_file:
         step = step_of(path.name)
@@ -67,14 +74,16 @@ def open_weights(
     elif not os.path.exists(path):
         raise CheckpointError(f"No file or folder {path}.")
     folder, tensors = (path.parent if is_file else path), None
-    if is_file and (path.suffix in FILE_SUFFIXES or not is_file_name(path)):
+    if is_file and (path.suffix in (*FILE_SUFFIXES, *TENSORFLOW_SUFFIXES) or not is_file_name(path)):
         tensors = read_tensor_file(path, weights)  # an error where no format has the suffix
     return _open(Found(path, folder, _peek(folder / CONFIG_NAME), tensors, config, weights))
 
 
-def open_state_dict(state: Mapping[str, Any], config: MobileNetV2Config | None = None) -> Source:
-    """Opens a state dict in memory; arguments and errors as for ``from_state_dict``."""
-    found = Found(pathlib.Path("the state dict"), None, {}, TensorFile(to_arrays(state)), config)
+def open_state_dict(
+    state: Mapping[str, Any], config: MobileNetV2Config | None = None, *, called: str = "the state dict"
+) -> Source:
+    """Opens a state dict in memory, which messages call so; arguments and errors as for ``from_state_dict``."""
+    found = Found(pathlib.Path(called), None, {}, TensorFile(to_arrays(state)), config)
     return _open(found)
 
 
@@ -95,8 +104,8 @@ def _fetch(source: str | pathlib.Path, **options: Any) -> pathlib.Path:
 
 def _recognise(found: Found) -> Format:
     """Returns the format that says yes; a CheckpointError where none does."""
-    suffixes = FILE_SUFFIXES if found.tensors is not None else (found.where.suffix,)
-    forms = [form for form in FORMATS.values() if not found.is_file or set(suffixes) & set(form.suffixes)]
+    by_suffix = found.is_file and found.tensors is None
+    forms = [form for form in FORMATS.values() if not by_suffix or found.where.suffix in form.suffixes]
     form = next((form for form in forms if form.recognises(found)), None)
     if form is not None:
         return form

@@ -20,11 +20,11 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import shown
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.weights.formats import FORMATS
 from flax_mnv2.weights.models import MODEL_CLASSES, task_of_class
-from flax_mnv2.weights.opening import open_state_dict, open_weights
+from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import (
     FIRST_KERNEL,
+    UNFOLDED_NOTE,
     Checkpoint,
     Source,
     class_of,
@@ -53,6 +53,7 @@ def from_pretrained(
     dtype: Any = jnp.float32,
     torch_dtype: Any = None,
     ignore_mismatched_sizes: bool = False,
+    unfold: bool = False,
     **changes: Any,
 ) -> tuple[nn.Module, Variables]:
     """Loads a MobileNetV2 checkpoint.
@@ -72,13 +73,16 @@ def from_pretrained(
       torch_dtype: former name of ``dtype``.
       ignore_mismatched_sizes: start tensors of the head afresh (from a fixed seed) where the checkpoint has them in
         another shape, with a warning that names them.
+      unfold: of TFLite files, whose batch norm is merged into the convolutions: give a model with a batch norm that
+        does nothing, for fine-tuning with ``freeze_batch_norm``, in place of one that has none.
       **changes: other fields of the config, such as ``output_stride=8``, ``output_hidden_states=True`` or
         ``num_labels=10`` (names of the checkpoint's classes stay where there are as many), or attributes of the model,
         such as ``remat=True``. With ``num_channels`` the first convolution is summed over its channels or repeated, as
         timm does.
 
     Returns:
-      The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays.
+      The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays; of a TFLite file a model for
+      inference (``batch_norm_folded=True``) and ``params`` alone, unless ``unfold``.
 
     Raises:
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
@@ -90,7 +94,7 @@ def from_pretrained(
     if task is None:
         task = source.task or (task_of(source.config) if config is None else source.task_of_names())
     options = {"dtype": dtype, "torch_dtype": torch_dtype, "ignore_mismatched_sizes": ignore_mismatched_sizes}
-    return load(class_of(task), source, config=config, **options, **changes)
+    return load(class_of(task), source, config=config, unfold=unfold, **options, **changes)
 
 
 def load(
@@ -104,6 +108,7 @@ def load(
     dtype: Any = jnp.float32,
     torch_dtype: Any = None,
     ignore_mismatched_sizes: bool = False,
+    unfold: bool = False,
     **changes: Any,
 ) -> tuple[nn.Module, Variables]:
     """Loads a checkpoint into a model of one of ``MODEL_CLASSES`` or a subclass; otherwise as ``from_pretrained``."""
@@ -113,13 +118,14 @@ def load(
     source = open_weights(
         pretrained_model_name_or_path, revision=revision, cache_dir=cache_dir, config=config, weights=weights
     )
-    source = _adapted(source, changes.get("num_channels"))
+    source = _adapted(source, changes.get("num_channels"), unfold=unfold)
     config = source.config if config is None else config
     fields = {field.name for field in dataclasses.fields(model_class)} - {"config", "parent", "name"}
     attributes = {name: changes.pop(name) for name in fields & changes.keys()}
     if changes.get("num_labels") in (None, config.num_labels):
         changes.pop("num_labels", None)
     dtype = _compute_dtype(dtype if torch_dtype is None else torch_dtype, source)
+    attributes = {"batch_norm_folded": source.folded} | attributes
     model = model_class(config.replace(**changes), dtype=dtype, **attributes)
     shapes = variable_shapes(model)
     mismatched = _mismatched_head(source, shapes)
@@ -154,37 +160,6 @@ def _compute_dtype(dtype: Any, source: Source) -> Any:
     return found
 
 
-def from_state_dict(
-    state: Mapping[str, Any],
-    *,
-    config: MobileNetV2Config | None = None,
-    task: str | None = None,
-    dtype: Any = jnp.float32,
-    **config_overrides: Any,
-) -> tuple[nn.Module, Variables]:
-    """Converts the state dict of a model of transformers, torchvision or timm, or a detector's, which it recognises.
-
-    Detectors are mmdet's SSDLite and, by the names of its variables, the TF Object Detection API's.
-
-    Args:
-      state: PyTorch tensors or NumPy arrays by name, as ``module.state_dict()`` gives them.
-      config: of a model of transformers, ``MobileNetV2Config.from_dict(module.config.to_dict())``; the tensors of
-        torchvision's and timm's say it themselves, a detector's but for anchors that are not the published ones.
-      task: as for ``from_pretrained``; None takes the config's, else that of the head.
-      dtype: as for ``from_pretrained``.
-      **config_overrides: as for ``from_pretrained``; ``global_pool`` of timm's modules, which their tensors do not say.
-
-    Returns:
-      The model and its variables, as ``from_pretrained``.
-
-    Raises:
-      CheckpointError: tensors of no known library, or missing, left over or of another shape; each named.
-      ConfigError: a config that is needed is missing, or the reverse.
-    """
-    source = open_state_dict(state, config)
-    return from_pretrained(source, task=task or source.task or source.task_of_names(), dtype=dtype, **config_overrides)
-
-
 def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str = "") -> Variables:
     """Replaces the backbone of ``variables`` by that of a checkpoint; everything else stays as it is.
 
@@ -215,7 +190,7 @@ def load_backbone(weights: Weights, variables: Mapping[str, Any], *, prefix: str
             f"The variables have no mobilenet_v2 under prefix={prefix!r}; "
             f"there is one under {' and '.join(map(repr, sorted(found))) or 'no prefix at all'}."
         )
-    source = _adapted(open_weights(weights), _channels_of(wanted))
+    source = _adapted(open_weights(weights), _channels_of(wanted), unfold=True)
     loaded = _as_far_as(wanted, source).select(wanted, backbone_only=True)
     flat |= {path: loaded[inner[path]] for path in inner if inner[path] in loaded}
     return traverse_util.unflatten_dict(flat)
@@ -267,38 +242,20 @@ def save_pretrained(
     if layout not in ("hf", "flax"):
         raise ConfigError(f"layout must be one of 'hf', 'flax'; found {layout!r}.")
     own = layout == "flax" and _task_of_model(model) is None
-    checkpoint = (_checkpoint_of_own if own else _checkpoint_of)(model, variables)
+    checkpoint = (_checkpoint_of_own if own else checkpoint_of)(model, variables)
     if processor is not None:
         checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
     write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
 
 
-def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) -> dict[str, np.ndarray]:
-    """Returns the state dict that ``library`` loads: ``"hf"``, ``"torchvision"`` or ``"timm"``.
-
-    Of a detector it is ``"tf_detection"`` (the TF Object Detection API's variables) or ``"mmdet"``.
-
-    ``variables`` are the model's ``params`` and ``batch_stats``; counters of batch norm are 0.
-
-    Raises:
-      CheckpointError: ``variables`` are not the model's.
-      ConfigError: the library cannot represent the model; the message says in what.
-    """
-    *names, last = (name for name, form in FORMATS.items() if form.example)
-    if library not in (*names, last):
-        raise ConfigError(f"The library must be {', '.join(names)} or {last}; found {library!r}.")
-    checkpoint = _checkpoint_of(model, variables)
-    FORMATS[library].check_target(checkpoint)
-    return FORMATS[library].state_dict(checkpoint)
-
-
-def _adapted(source: Source, num_channels: int | None) -> Source:
+def _adapted(source: Source, num_channels: int | None, *, unfold: bool) -> Source:
     """Returns the source for images of so many channels, and logs what was done on the way to its weights."""
     if num_channels is not None:
         source = source.with_channels(num_channels)
-    if source.notes:
-        _log.warning("%s: %s", source.where, "; ".join(source.notes))
-    return source
+    notes = [*source.notes, *([UNFOLDED_NOTE] if unfold and source.folded else [])]
+    if notes:
+        _log.warning("%s: %s", source.where, "; ".join(notes))
+    return source.unfolded() if unfold else source
 
 
 def _channels_of(shapes: Shapes) -> int | None:
@@ -331,7 +288,7 @@ def _advice(source: Source, task: str, *, mismatched: bool) -> str:
     )
 
 
-def _checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
+def checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
     """Returns the model and exactly its variables; every difference is named."""
     task = _task_of_model(model)
     if task is None:

@@ -23,6 +23,7 @@ from flax_mnv2.files import read_text
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2ImageProcessor
 from flax_mnv2.layer_plan import LayerPlan
 from flax_mnv2.models.endpoints import LAST_CONV
+from flax_mnv2.models.fold import unfold_batch_norm
 from flax_mnv2.weights.models import MODEL_CLASSES
 from flax_mnv2.weights.tensors import (
     Naming,
@@ -39,7 +40,11 @@ from flax_mnv2.weights.tensors import (
 _log = logging.getLogger(__name__)
 _LAST_CONV = ("mobilenet_v2", LAST_CONV)
 FIRST_KERNEL = ("params", "mobilenet_v2", "conv_stem", "first_conv", "convolution", "kernel")
-_HEADS = {"segmentation": "segmentation_head", "classification": "classifier", "detection": "detection_head"}
+CLASSIFIERS = {  # by task, the layer that gives logits
+    "segmentation": ("segmentation_head", "classifier", "convolution"),
+    "classification": ("classifier",),
+    "detection": ("detection_head", "class_0_predictor", "convolution"),
+}
 _COUNTER = re.compile(r"[./]num_batches_tracked$")
 _SHAPELESS = {  # fields that decide no variable's shape, all at one value: networks that differ in them share a trace
     field.name: field.default
@@ -56,8 +61,18 @@ _SHAPELESS = {  # fields that decide no variable's shape, all at one value: netw
 def class_of(task: str) -> type[nn.Module]:
     """Returns the class of a task's models; a ConfigError where there is no such task."""
     if task not in MODEL_CLASSES:
-        raise ConfigError(f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}.")
+        raise ConfigError(
+            f"task must be one of {', '.join(MODEL_CLASSES)}; found {task!r}. A backbone is taken from a checkpoint "
+            "with any head."
+        )
     return MODEL_CLASSES[task]
+
+
+# On folded weights that are made into those of an ordinary model, in words for the user.
+UNFOLDED_NOTE = (
+    "batch norm was merged into the convolutions, and the one put beside them does nothing: right for inference; "
+    "training that normalises by batches collapses, so keep it (freeze_batch_norm)"
+)
 
 
 def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
@@ -182,6 +197,9 @@ class Source:
     processor_note: str = ""  # what is not known of the usual one, in words for the user
     advice: str = USUAL_ADVICE  # to the user, where tensors do not fit the model
     notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
+    folded: bool = False  # whether batch norm is merged into the convolutions, which have biases
+    # (min, max) of what was quantised in training or is so in the file, arrays of one value or one a channel, by name.
+    ranges: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
     def processor_text(self) -> str | None:
@@ -237,11 +255,22 @@ class Source:
             self, config=config, state=state, config_text=None, usual_processor=None, notes=(*self.notes, note)
         )
 
+    def unfolded(self) -> Source:
+        """Returns the same with a batch norm that does nothing where it is folded; itself where it is not."""
+        if not self.folded:
+            return self
+        params = traverse_util.unflatten_dict({tuple(key.split("/"))[1:]: value for key, value in self.state.items()})
+        flat = traverse_util.flatten_dict(unfold_batch_norm(params, self.config), sep="/")
+        return dataclasses.replace(self, state=flat, folded=False)
+
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
         """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
 
-        A CheckpointError names every tensor that is missing, left over or of another shape or type.
+        Folded weights get a batch norm that does nothing where ``shapes`` have one. A CheckpointError names every
+        tensor that is missing, left over or of another shape or type.
         """
+        if self.folded and any("normalization" in path for path in shapes):
+            return self.unfolded().select(shapes, backbone_only=backbone_only)
         unused = set() if any("conv_1x1" in path for path in shapes) else self._keys(last_conv_shapes(self.config))
         state = {
             key: value
@@ -253,7 +282,9 @@ class Source:
         return read_state(state, shapes, self.naming, source=str(self.where), advice=self.advice)
 
     def checkpoint(self) -> Checkpoint:
-        """Returns every tensor; errors as for ``select``."""
+        """Returns every tensor; of folded weights as ``unfolded`` has them. Errors as for ``select``."""
+        if self.folded:
+            return self.unfolded().checkpoint()
         task = self.task or self.task_of_names()
         shapes = variable_shapes(make_model(self.config, task))
         if task == "segmentation" and self._keys(last_conv_shapes(self.config)) & self.state.keys():
@@ -277,7 +308,10 @@ class Source:
 
     def task_of_names(self) -> str:
         """Returns the task of the head that the tensors have; ``"backbone"`` where there is none."""
-        for task, head in _HEADS.items():
+        stated = CLASSIFIERS.get(self.task or "", ())  # a library's naming need not know other heads than its own
+        if stated and any(self.naming.key_of(("params", *stated, leaf)) in self.state for leaf in ("kernel", "bias")):
+            return self.task
+        for task, (head, *_) in CLASSIFIERS.items():
             if any(re.match(rf"(\w+/)?{head}[./]", key) for key in self.state):
                 return task
         return "backbone"

@@ -12,6 +12,8 @@ import numpy as np
 
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.files import read_json, replacing, shown
+from flax_mnv2.weights.tensorflow import tflite
+from flax_mnv2.weights.tensorflow.files import TENSORFLOW_SUFFIXES, check_no_average, find_reader
 from flax_mnv2.weights.tensors import StateDict
 from flax_mnv2.weights.torch_files import import_torch, is_torch_file, read_torch_file
 
@@ -22,7 +24,8 @@ INDEX_SUFFIX = ".index.json"
 WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_NAME + INDEX_SUFFIX, PICKLE_NAME, PICKLE_NAME + INDEX_SUFFIX)
 SAFETENSORS_SUFFIX = ".safetensors"
 FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".pth", ".pt", ".bin")  # read and written
-READ_SUFFIXES = (*FILE_SUFFIXES, ".ckpt", ".tar")  # Lightning's, and .pth.tar; others are read by what is in them
+# Lightning's, and .pth.tar; others are read by what is in them.
+READ_SUFFIXES = (*FILE_SUFFIXES, ".ckpt", ".tar")
 MAX_WEIGHTS_BYTES = 2**30  # of one file, far above any MobileNetV2
 _MAX_PREFIXES = 8
 _AVERAGED_MODELS = "n_averaged"  # torch.optim.swa_utils.AveragedModel counts them beside the weights
@@ -34,6 +37,7 @@ class TensorFile:
 
     state: StateDict
     notes: tuple[str, ...] = ()  # what was done to find them, in words for the user
+    graph: tflite.Graph | None = None  # what a TFLite file is, whose tensors say little by their names
 
     def unwrapped(self, knows: Callable[[Iterable[str]], bool]) -> TensorFile:
         """Returns the same without the prefixes that all names share, where ``knows`` knows the rest; notes say so.
@@ -75,14 +79,21 @@ def read_weights(folder: pathlib.Path, weights: str = "auto") -> TensorFile:
 
 
 def read_tensor_file(path: pathlib.Path, weights: str = "auto") -> TensorFile:
-    """Returns tensors by name from a file of safetensors or PyTorch's, of at most ``MAX_WEIGHTS_BYTES``.
+    """Returns tensors by name from a file of any kind, of at most ``MAX_WEIGHTS_BYTES``.
+
+    Files of TensorFlow's world are told by their content (``tensorflow.files``), others by their names.
 
     Weights inside a training checkpoint are taken out of it, which the notes say. ``weights`` is ``"ema"`` for their
     moving average, ``"raw"`` for themselves, ``"auto"`` for the average where there is one.
     """
     if not path.is_file() and (path.exists() or path.suffix in READ_SUFFIXES):
         raise CheckpointError(f"{path} is no regular file; expected a file of weights.")
-    if path.suffix not in READ_SUFFIXES and not (path.is_file() and is_torch_file(path)):
+    reader = find_reader(path)
+    if reader is None and path.suffix in TENSORFLOW_SUFFIXES:
+        raise CheckpointError(
+            f"{path} ends in {path.suffix}, and what is in it is no such file, or cut: copy or download it again."
+        )
+    if not reader and path.suffix not in READ_SUFFIXES and not (path.is_file() and is_torch_file(path)):
         raise CheckpointError(
             f"{path} ends in {path.suffix or 'nothing'}; expected a file of weights that ends in "
             f"{', '.join(READ_SUFFIXES)}."
@@ -93,11 +104,12 @@ def read_tensor_file(path: pathlib.Path, weights: str = "auto") -> TensorFile:
             f"{path} has {size:,} bytes; a file of weights may have at most {MAX_WEIGHTS_BYTES:,}, far above any "
             "MobileNetV2. Check that it is the one you meant."
         )
+    if reader is not None:
+        return TensorFile(*reader(path, weights))
     if path.suffix != SAFETENSORS_SUFFIX:
         state, notes = read_torch_file(path, weights)
         return TensorFile(_arrays_of(path, state), notes)
-    if weights == "ema":
-        raise CheckpointError(f'{path} has no moving average beside the weights, and weights="ema" was asked for.')
+    check_no_average(path, weights)
     return _read_safetensors(path)
 
 

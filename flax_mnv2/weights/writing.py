@@ -65,8 +65,10 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
 def check_destination(destination: pathlib.Path, to: str) -> None:
     """Raises a UserError unless a format can be written to a place, whether or not something lies there."""
     is_file, form = is_file_name(destination), FORMATS[to]
-    if not (form.to_file and destination.suffix in form.suffixes if is_file else form.to_folder):
-        wanted = f"a file ending in {', '.join(form.suffixes)}" if form.to_file else "a folder"
+    if not form.is_written:
+        raise ConfigError(f"The format {to} is read, not written; choose another.")
+    if not (destination.name.endswith(form.file_endings) if is_file else form.to_folder):
+        wanted = f"a file ending in {', '.join(form.file_endings)}" if form.file_endings else "a folder"
         raise ConfigError(f"The format {to} is {wanted}; found {destination}.")
     if is_file and destination.is_dir():
         raise ConfigError(f"{destination} is a folder, where a file is to be written; name another place.")

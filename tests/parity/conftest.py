@@ -91,7 +91,7 @@ def check_state_dict():
         module.load_state_dict(again)
         with pytest.raises(ConfigError, match="says its network itself"):
             from_state_dict(module.state_dict(), config=model.config)
-        with pytest.raises(ConfigError, match="hf, torchvision, timm, tf_detection or mmdet; found 'keras'"):
-            to_state_dict(model, variables, "keras")
+        with pytest.raises(ConfigError, match="hf, torchvision, timm, tf_detection, mmdet or keras; found 'tf'"):
+            to_state_dict(model, variables, "tf")
 
     return check

@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import optax
 import pytest
@@ -22,19 +21,6 @@ def random_variables():
         return traverse_util.unflatten_dict(flat)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def assert_same():
-    """Two trees or dicts of arrays, equal to the bit, types included."""
-
-    def check(one, other):
-        assert jax.tree.structure(one) == jax.tree.structure(other)
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-            assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a, b, strict=True)
-
-    return check
 
 
 @pytest.fixture

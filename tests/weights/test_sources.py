@@ -157,7 +157,13 @@ def test_a_processor_that_nobody_knows_is_an_error(make_folder, tmp_path):
 
 def test_files_that_are_no_weights_are_named(tmp_path):
     (tmp_path / "weights.h5").touch()
-    for name, message in (("weights.h5", r"ends in \.h5; expected a file of weights"), ("x.pth", "No file or folder")):
+    (tmp_path / "weights.txt").touch()
+    for name, message in (
+        ("weights.txt", r"ends in \.txt; expected a file of weights"),
+        ("weights.h5", r"ends in \.h5, and what is in it is no such file"),
+        ("x.pth", "No file or folder"),
+        ("x.tflite", "No file or folder"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             from_pretrained(tmp_path / name)
 
@@ -308,7 +314,8 @@ def test_another_library_is_a_class_and_a_row(make_source, tmp_path, monkeypatch
 
 def test_the_table_has_every_format_once():
     """Names and examples differ, so that at most one format recognises a state dict."""
-    assert list(FORMATS) == ["hf", "torchvision", "timm", "tf_detection", "mmdet", "flax"]
+    names = ["hf", "torchvision", "timm", "tf", "tf_detection", "mmdet", "keras", "tflite", "flax"]
+    assert list(FORMATS) == names
     for name, form in FORMATS.items():
         for example in filter(None, form.example.split(", ")):
             found = opening.Found(None, None, {}, tensor_files.TensorFile({example: np.zeros(1)}))

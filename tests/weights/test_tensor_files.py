@@ -135,9 +135,9 @@ def test_what_is_no_state_dict_is_refused(tmp_path, torch):
 
 
 def test_other_suffixes_and_damage_are_named(tmp_path):
-    (tmp_path / "weights.h5").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"ends in \.h5; expected a file of weights"):
-        tensor_files.read_tensor_file(tmp_path / "weights.h5")
+    (tmp_path / "weights.txt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"ends in \.txt; expected a file of weights"):
+        tensor_files.read_tensor_file(tmp_path / "weights.txt")
     for content in (b"", b"\xff" * 100, b"\x00" * 100):
         (tmp_path / "w.safetensors").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"Cannot read .*w\.safetensors.*damaged"):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flax_mnv2.class_names import VOC_LABELS
 from flax_mnv2.data.archives.archive import archive_stem, fingerprint, identity
 from flax_mnv2.data.datasets.examples import LocalBuilder, checked_mask
 from flax_mnv2.data.datasets.preparation import Outcome, left_out_of, max_left_out
@@ -27,12 +28,6 @@ from flax_mnv2.data.labels.names import LabelNames, read_labels
 from flax_mnv2.data.prepare.download import OfficialFile, obtain
 from flax_mnv2.errors import ConfigError, DataError
 
-# The class order of the VOC 2012 development kit; the index is the pixel value.
-VOC_LABELS = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)  # fmt: skip
 VOC_IGNORE_LABEL = 255  # object borders and difficult regions
 
 # Size and sha256 as published with TFDS (its mirror is the second address).

@@ -93,6 +93,7 @@ class VectorTask(ClassificationTask, abc.ABC):
         theirs = source.config.problem_type
         if theirs not in (None, cls.problem_type):
             raise ConfigError(f"{source.where} has problem_type={theirs!r}, expected {cls.problem_type!r} or none.")
+        source = source.unfolded()
         return from_pretrained(source, task=ClassificationTask.name, dtype=dtype, problem_type=cls.problem_type)
 
     @classmethod

@@ -7,6 +7,9 @@ from flax_mnv2.weights.formats.detection.mmdet import MmdetFormat
 from flax_mnv2.weights.formats.detection.tensorflow import TensorFlowDetectionFormat
 from flax_mnv2.weights.formats.flax import FlaxFormat
 from flax_mnv2.weights.formats.hugging_face import HuggingFaceFormat
+from flax_mnv2.weights.formats.tensorflow.keras import KerasFormat
+from flax_mnv2.weights.formats.tensorflow.slim import TfSlimFormat
+from flax_mnv2.weights.formats.tensorflow.tflite import TfliteFormat
 from flax_mnv2.weights.formats.timm import TimmFormat
 from flax_mnv2.weights.formats.torchvision import TorchvisionFormat
 
@@ -14,7 +17,8 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         *(HuggingFaceFormat(), TorchvisionFormat(), TimmFormat()),
-        *(TensorFlowDetectionFormat(), MmdetFormat()),
+        *(TfSlimFormat(), TensorFlowDetectionFormat(), MmdetFormat()),
+        *(KerasFormat(), TfliteFormat()),
         FlaxFormat(),
     )
 }

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax_mnv2.config.mobilenet_v2 import CONFIG_NAME, MobileNetV2Config
+from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import PROCESSOR_NAME
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.source import Checkpoint, Source
@@ -48,6 +49,16 @@ class Format(abc.ABC):
     weight_names: tuple[str, ...] = WEIGHT_NAMES  # what may lie in such a folder and hold weights
     hub_files: tuple[str, ...] = (*WEIGHT_NAMES[:2], "model-*.safetensors")  # to fetch, beside the configs
 
+    @property
+    def file_endings(self) -> tuple[str, ...]:
+        """How the names end of files that it is written as; empty if it is not."""
+        return self.suffixes if self.to_file else ()
+
+    @property
+    def is_written(self) -> bool:
+        """Returns whether it is a target of conversion, not only a source."""
+        return bool(self.file_endings) or self.to_folder
+
     def knows(self, names: Iterable[str]) -> bool:
         """Returns whether tensors of these names are the library's; no where it has none of its own."""
         return False
@@ -63,9 +74,9 @@ class Format(abc.ABC):
     def check_target(self, checkpoint: Checkpoint) -> None:  # noqa: B027 - some can represent all there is
         """Raises a ConfigError that names the fields, if the library would build another network than this."""
 
-    @abc.abstractmethod
     def state_dict(self, checkpoint: Checkpoint) -> StateDict:
         """Returns the tensors of a checkpoint that ``check_target`` lets pass, by the library's names."""
+        raise ConfigError(f"Weights of the format {self.name} are read, not written; choose another.")
 
     def texts(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Returns the small files that lie beside the tensors in a folder, by name."""

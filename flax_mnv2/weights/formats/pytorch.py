@@ -34,9 +34,10 @@ WIDTH_RULE: dict[str, Any] = {"round_widths": False, "stem_residual": True}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SHOWN = 12
+_LEAST_MULTIPLIER = 2.0**-20  # below which every width is the smallest there is
 _GRID = (1.0, *(step / 20 for step in range(1, 41)))  # what to try where no multiplier fits: 1 first, then 0.05 to 2
 # What decides the network's output and neither library keeps beside its weights.
-_NEEDED_FIELDS = {
+NEEDED_FIELDS = {
     "tf_padding": False,
     "layer_norm_eps": 1e-5,
     "hidden_act": "relu6",
@@ -51,6 +52,8 @@ class PyTorchFormat(Format):
 
     to_file = True
     built_by: str  # what of the library's arguments changes the layers, for a message
+    needed_fields: Mapping[str, Any] = NEEDED_FIELDS  # a row for each that the target must have
+    targets = ("classification",)  # tasks that it can represent
 
     @abc.abstractmethod
     def naming(self, config: MobileNetV2Config) -> Naming:
@@ -121,8 +124,8 @@ class PyTorchFormat(Format):
         state = write_state(checkpoint.tensors, self.naming(config))
         library, fields = self.needs(state, config)
         nearest = self.config_of(state).replace(output_stride=config.output_stride)
-        rows = {"task": ("classification", checkpoint.task)}
-        rows |= {name: (value, getattr(config, name)) for name, value in (_NEEDED_FIELDS | fields).items()}
+        rows = {"task": (checkpoint.task if checkpoint.task in self.targets else self.targets[0], checkpoint.task)}
+        rows |= {name: (value, getattr(config, name)) for name, value in (self.needed_fields | fields).items()}
         rows |= plan_differences(needed=nearest.layer_plan, found=config.layer_plan)
         check_rows(library, rows, to="hf or flax")
 
@@ -232,7 +235,7 @@ def find_depth_multiplier(base: MobileNetV2Config, widths: Mapping[Path, int]) -
         return all(ours >= theirs for ours, theirs in pairs), any(ours > theirs for ours, theirs in pairs)
 
     def smallest(index: int) -> float:  # at which that comparison holds, which it does from there on
-        low, high = 0.0, MAX_WIDTH_FACTOR
+        low, high = _LEAST_MULTIPLIER, MAX_WIDTH_FACTOR
         while (middle := (low + high) / 2) not in (low, high):
             if compare(middle)[index]:
                 high = middle

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from flax_mnv2.class_names import usual_names
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.detection import DECIDE_OUTPUTS, PRESETS, DetectionSpec
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.weights.formats import pytorch
 from flax_mnv2.weights.formats.base import Format, Found
-from flax_mnv2.weights.formats.detection.coco_names import coco_labels
 from flax_mnv2.weights.source import FIRST_KERNEL, Checkpoint, Source
 from flax_mnv2.weights.tensors import Naming, StateDict, write_state
 
@@ -48,6 +48,10 @@ class DetectionFormat(Format):
     def from_library(self, state: StateDict) -> StateDict:
         """Returns tensors in the layout of ``naming``."""
         return state
+
+    def ranges(self, state: StateDict) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns (min, max) of what was quantised in training, by name, among the library's tensors."""
+        return {}
 
     def to_library(self, state: StateDict) -> StateDict:
         """Does the inverse of ``from_library``."""
@@ -79,6 +83,7 @@ class DetectionFormat(Format):
             complete=self.complete,
             usual_processor=processor,
             notes=notes,
+            ranges=self.ranges(tensors.state),
         )
 
     def _config_of(self, state: Mapping[str, np.ndarray]) -> MobileNetV2Config:
@@ -103,7 +108,7 @@ class DetectionFormat(Format):
         first = state.get(names.key_of(FIRST_KERNEL))
         if first is not None and first.ndim == 4:
             config = config.replace(num_channels=names.to_flax("", first).shape[2])
-        labels = coco_labels(num_labels)
+        labels = usual_names(num_labels, "detection")
         return config.replace(**({"id2label": labels} if labels else {"num_labels": max(num_labels, 1)}))
 
     def check_target(self, checkpoint: Checkpoint) -> None:

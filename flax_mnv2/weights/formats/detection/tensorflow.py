@@ -1,12 +1,14 @@
 """The TF Object Detection API's ``ssdlite_mobilenet_v2`` ↔ tensors by Flax path, by the names of its variables.
 
-The source of the names: tensorflow/models, ``research/object_detection``, ``models/feature_map_generators.py`` and
-``predictors/convolutional_box_predictor.py``. Kernels of depthwise convolutions are (3, 3, channels, 1) there.
+They come out of checkpoints and frozen graphs, or state dicts in memory and in files of ours. The source of the names:
+tensorflow/models, ``research/object_detection``, ``models/feature_map_generators.py`` and
+``predictors/convolutional_box_predictor.py``. Those of the extra maps have widths in them, such as
+``layer_19_2_Conv2d_2_3x3_s2_512``. Kernels of depthwise convolutions are (3, 3, channels, 1) there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,22 +16,23 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.models.heads.ssdlite import extra_width
 from flax_mnv2.weights.formats.detection.base import HEAD, DetectionFormat
+from flax_mnv2.weights.formats.tensorflow import by_width, slim
+from flax_mnv2.weights.tensor_files import FILE_SUFFIXES
 from flax_mnv2.weights.tensors import COUNTERS, Naming, Path, StateDict
 
-_ROOT = "FeatureExtractor/MobilenetV2/"
-_STEM = {"first_conv": "Conv", "conv_3x3": "expanded_conv/depthwise", "reduce_1x1": "expanded_conv/project"}
-_BLOCK = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
+_PARENT = "FeatureExtractor/"
+_ROOT = _PARENT + slim.ROOT
 _PREDICTORS = {"box": "BoxEncodingPredictor", "class": "ClassPredictor"}
-_FIELDS = {"tf_padding": True, "layer_norm_eps": 1e-3, "batch_norm_momentum": 0.9997, "stem_residual": True}
-_DEPTHWISE = "depthwise_weights"
-_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+_FIELDS = by_width.SHARED_FIELDS | {"batch_norm_momentum": 0.9997}
 
 
 class TensorFlowDetectionFormat(DetectionFormat):
-    """Variables of ``ssdlite_mobilenet_v2`` by name, without those of the optimizer."""
+    """Variables of ``ssdlite_mobilenet_v2`` by name, without those of the optimizer; written as a file of tensors."""
 
     name = "tf_detection"
-    example = "FeatureExtractor/MobilenetV2/Conv/weights"
+    example = f"{_ROOT}Conv/weights"
+    suffixes = (*FILE_SUFFIXES, *slim.TfSlimFormat.suffixes)
+    file_endings = FILE_SUFFIXES
     library = "the TF Object Detection API"
     preset = "tensorflow"
     side = 300
@@ -41,54 +44,37 @@ class TensorFlowDetectionFormat(DetectionFormat):
         return any(name.startswith(_ROOT) for name in names)
 
     def bases(self) -> Sequence[MobileNetV2Config]:
-        """Returns those whose last convolution shrinks with the multiplier, as here, and as slim's own does not."""
-        return [MobileNetV2Config(finegrained_output=finegrained, **_FIELDS) for finegrained in (False, True)]
+        """Returns those whose last convolution shrinks with the multiplier, as here, and as slim's own does not.
+
+        The API's least width of a layer, which matters at small multipliers, comes third.
+        """
+        rules = ({"finegrained_output": False}, {}, {"finegrained_output": False, "min_depth": 16})
+        return [MobileNetV2Config(**rule, **_FIELDS) for rule in rules]
 
     def naming(self, config: MobileNetV2Config) -> Naming:
         """Names have widths in them."""
 
-        def key_of(path: Path) -> str:
-            scope = _scope_of(path[1:-1], config)
-            return f"{scope}/{_variable(path)}" if scope else "/".join(path)
+        def scope_of(modules: Path) -> str | None:
+            if modules[0] == HEAD:
+                return _head_scope(modules[1], config)
+            place = slim.backbone_scope(modules) if modules[0] == "mobilenet_v2" else None
+            return place and f"{_ROOT}{place}"
 
-        return Naming(key_of, rf"{_ROOT}(Conv|expanded_conv)", torch_layout=False)
+        return slim.scope_naming(scope_of, backbone=_PARENT + slim.BACKBONE)
 
     def from_library(self, state: StateDict) -> StateDict:
-        """Depthwise kernels (3, 3, C, 1) → (3, 3, 1, C)."""
-        return {name: _turned(name, value) for name, value in state.items()}
+        """Depthwise kernels (3, 3, C, 1) → (3, 3, 1, C); without ranges of fake quantisation."""
+        return slim.to_flax(state)
 
     to_library = from_library
+
+    def ranges(self, state: StateDict) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns those of fake quantisation."""
+        return slim.ranges(state)
 
     def has(self, path: Path) -> bool:
         """Returns whether it is none of PyTorch's counters."""
         return path[0] != COUNTERS
-
-
-def _turned(name: str, value: np.ndarray) -> np.ndarray:
-    turned = name.endswith(_DEPTHWISE) and value.ndim == 4
-    return np.ascontiguousarray(np.swapaxes(value, 2, 3)) if turned else value
-
-
-def _variable(path: Path) -> str:
-    *_, layer, kind, leaf = path
-    if kind == "normalization":
-        return f"BatchNorm/{_NORM[leaf]}"
-    if leaf == "bias":
-        return "biases"
-    return _DEPTHWISE if layer.endswith("conv_3x3") else "weights"
-
-
-def _scope_of(modules: Path, config: MobileNetV2Config) -> str | None:
-    """Returns the scope of a layer's variables; ``modules`` end with "convolution" or "normalization"."""
-    top, *rest, _ = modules
-    if top == HEAD:
-        return _head_scope(*rest, config)
-    if rest == ["conv_1x1"]:
-        return f"{_ROOT}Conv_1"
-    block, layer = rest
-    if block == "conv_stem":
-        return f"{_ROOT}{_STEM[layer]}" if layer in _STEM else None
-    return f"{_ROOT}expanded_conv_{int(block.removeprefix('layer_')) + 1}/{_BLOCK[layer]}"
 
 
 def _head_scope(layer: str, config: MobileNetV2Config) -> str:

@@ -1,0 +1,154 @@
+"""TF-slim's MobileNetV2 and TF DeepLab's, by the names of their variables, out of checkpoints and frozen graphs.
+
+``MobilenetV2/expanded_conv_3/expand`` is our ``layer_02/expand_1x1``; the stem is ``Conv`` and ``expanded_conv``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.weights.formats.base import Format, Found
+from flax_mnv2.weights.formats.tensorflow import by_width
+from flax_mnv2.weights.source import Source
+from flax_mnv2.weights.tensors import Naming, Path, StateDict
+
+ROOT = "MobilenetV2/"
+_STEM = {"first_conv": "Conv", "conv_3x3": "expanded_conv/depthwise", "reduce_1x1": "expanded_conv/project"}
+_BLOCK = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
+# TF DeepLab's scopes for the layers of its head, which stand beside the backbone's.
+_HEAD = {
+    "conv_pool": "image_pooling",
+    "conv_aspp": "aspp0",
+    "conv_projection": "concat_projection",
+    "classifier": "logits/semantic",
+}
+_LEAVES = {
+    ("params", "kernel"): "weights",
+    ("params", "bias"): "biases",
+    ("params", "scale"): "BatchNorm/gamma",
+    ("params", "normalization_bias"): "BatchNorm/beta",
+    ("batch_stats", "mean"): "BatchNorm/moving_mean",
+    ("batch_stats", "var"): "BatchNorm/moving_variance",
+}
+_CLASSIFIER = f"{ROOT}Logits/Conv2d_1c_1x1"
+BACKBONE = rf"{ROOT}(Conv|expanded_conv)"
+_RANGE = re.compile(r"(?P<tensor>.+)/(?P<end>min|max)")  # of fake quantisation, beside what it quantises
+_SEGMENTATION_NOTE = (
+    f"output stride {by_width.OUTPUT_STRIDE} is TF DeepLab's usual one; the checkpoint does not say it (output_stride=)"
+)
+
+
+class TfSlimFormat(Format):
+    """Variables of TF-slim's ``mobilenet_v2`` or of TF DeepLab on it; read, not written."""
+
+    name = "tf"
+    example = "MobilenetV2/Conv/weights"
+    suffixes = (".index", ".pb", ".tgz", ".gz")
+    to_folder = False
+    weight_names = hub_files = ()
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """By those of the backbone, which begin the name."""
+        return any(name.startswith(ROOT) for name in names)
+
+    def recognises(self, found: Found) -> bool:
+        """By the names of the tensors."""
+        return found.tensors is not None and self.knows(found.tensors.state)
+
+    def naming(self, state: Mapping[str, np.ndarray]) -> Naming:
+        """Returns the names in the network that ``state`` is."""
+        del state  # they are the same in all
+        return scope_naming(_scope_of, backbone=BACKBONE)
+
+    def open(self, found: Found) -> Source:
+        """Config from the widths; ranges of fake quantisation apart."""
+        if found.config is not None:
+            raise ConfigError("TensorFlow's variables say their network themselves; pass no config.")
+        tensors = found.read()
+        state = to_flax(tensors.state)
+        naming = self.naming(state)
+        config, task = by_width.config_of(state, lambda config: naming, classifier_dropout_prob=0.2)
+        config, notes = self.completed(config, task)
+        return Source(
+            format=self.name,
+            where=found.where,
+            config=config,
+            task=task,
+            state=state,
+            naming=naming,
+            complete=False,
+            usual_processor=by_width.processor(config.image_size, task) if config.num_channels == 3 else None,
+            notes=(*tensors.notes, *notes),
+            ranges=ranges(tensors.state),
+        )
+
+    def completed(self, config: MobileNetV2Config, task: str) -> tuple[MobileNetV2Config, tuple[str, ...]]:
+        """Returns the config with what the variables do not say, and notes on it."""
+        if task != "segmentation":
+            return config, ()
+        fields = {"output_stride": by_width.OUTPUT_STRIDE, "image_size": 513, "classifier_dropout_prob": 0.1}
+        return config.replace(**fields, head_batch_norm_momentum=0.9997), (_SEGMENTATION_NOTE,)
+
+
+def scope_naming(scope_of: Callable[[Path], str | None], *, backbone: str) -> Naming:
+    """Returns the naming of TF-slim's variables from the scope of a module of ours; None keeps our own."""
+
+    def key_of(path: Path) -> str:
+        collection, *modules, leaf = path
+        if modules[-1] == "normalization" and leaf == "bias":
+            leaf = "normalization_bias"
+        scope, variable = scope_of(tuple(modules)), _LEAVES.get((collection, leaf))
+        if scope is None or variable is None:
+            return "/".join(path)
+        if variable == "weights" and scope.endswith("depthwise"):
+            variable = "depthwise_weights"
+        return f"{scope}/{variable}"
+
+    return Naming(key_of, backbone, torch_layout=False)
+
+
+def backbone_scope(modules: Path) -> str | None:
+    """Returns the scope of a module of the backbone, below ``ROOT``."""
+    _, block, *rest = modules
+    if block == "conv_1x1":
+        return "Conv_1"
+    if block == "conv_stem":
+        return _STEM.get(rest[0])
+    return f"expanded_conv_{int(block.removeprefix('layer_')) + 1}/{_BLOCK[rest[0]]}"
+
+
+def _scope_of(modules: Path) -> str | None:
+    if modules == ("classifier",):
+        return _CLASSIFIER
+    if modules[0] != "mobilenet_v2":
+        return _HEAD.get(modules[1])
+    place = backbone_scope(modules)
+    return None if place is None else f"{ROOT}{place}"
+
+
+def to_flax(state: StateDict) -> StateDict:
+    """Returns arrays as they lie in Flax, without the ranges of fake quantisation."""
+    return {name: turned(name, value) for name, value in state.items() if not _RANGE.fullmatch(name)}
+
+
+def turned(name: str, value: np.ndarray) -> np.ndarray:
+    """Depthwise kernels (3, 3, C, 1) → (3, 3, 1, C); the classifier's (1, 1, in, out) → (in, out)."""
+    if name.endswith("depthwise_weights") and value.ndim == 4:
+        return np.ascontiguousarray(value.transpose(0, 1, 3, 2))
+    if name == f"{_CLASSIFIER}/weights" and value.shape[:2] == (1, 1):
+        return value[0, 0]
+    return value
+
+
+def ranges(state: StateDict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns (min, max) by the name of what is quantised, such as ``…/expand/weights_quant``."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in state.items():
+        if parts := _RANGE.fullmatch(name):
+            found.setdefault(parts["tensor"], {})[parts["end"]] = value
+    return {name: (ends["min"], ends["max"]) for name, ends in found.items() if len(ends) == 2}
