@@ -16,9 +16,12 @@ import pytest
 from flax import traverse_util
 
 import flax_mnv2 as fm
+from flax_mnv2.config.detection import ssd_anchors
 from flax_mnv2.weights.source import MODEL_CLASSES
 
 TASKS = tuple(MODEL_CLASSES)
+OF_TRANSFORMERS = tuple(task for task in TASKS if task != "detection")
+SPEC = fm.DetectionSpec(feature_layers=("layer_01", "conv_1x1"), extra_channels=(), anchors=ssd_anchors(2))  # any plan
 TESTER = {"depth_multiplier": 0.25, "num_labels": 10, "classifier_dropout_prob": 0.1}
 IMAGE = jax.ShapeDtypeStruct((13, 32, 32, 3), jnp.float32)
 HF_FIELDS = ("num_channels", "image_size", "depth_multiplier", "depth_divisible_by", "min_depth", "expand_ratio")
@@ -30,6 +33,8 @@ KERNEL_INIT = nn.initializers.he_normal()
 
 
 def _model(task, **fields):
+    if task == "detection":
+        fields |= {"detection": SPEC}
     return MODEL_CLASSES[task](fm.MobileNetV2Config(**TESTER | fields), kernel_init=KERNEL_INIT)
 
 
@@ -78,7 +83,7 @@ def test_config_with_num_labels(labels):
 
 @pytest.mark.parametrize("fine", [True, False])
 @pytest.mark.parametrize("stride", [2, 4, 8])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", OF_TRANSFORMERS)
 def test_shapes_of_outputs(tiny_blocks, task, stride, fine):
     _, output = _traced(_model(task, output_stride=stride, finegrained_output=fine))
     side, width = 32 // stride, 1280 if fine else 320
