@@ -7,16 +7,19 @@ Command:
   python train.py --config configs/seg_camvid.py --workdir runs/camvid \\
     --config.data.archive=camvid_voc.tar --config.data.labels=camvid_labels.txt \\
     --config.init_from=mobilenet_v2_1.0_224
+  python train.py --config configs/seg_camvid.py:plus …     # DeepLabV3+: atrous branches 6, 12, 18, and a decoder
 
 Expected: mean IoU 0.447 (seed 0) and 0.452 (seed 1) on val at full size, pixel accuracy 0.861 and 0.857; the
 same recipe in PyTorch with transformers reached 0.450 and 0.448. 400 steps take 15 minutes on two CPU cores.
+Of DeepLabV3+ in PyTorch, all new layers drawn from the same normal distribution as here, one seed reached 0.440 and an
+accuracy of 0.8725; with TF's own initialisers, whose large values slow the head down, 0.361 and 0.817 in 300 steps.
 """
 
 from configs import seg_voc
 
 
 def get_config(variant: str = ""):
-    """The config; ``variant`` is empty or ``"smoke"``, as in ``seg_voc``."""
+    """The config; ``variant`` is empty, ``"plus"`` or ``"smoke"``, as in ``seg_voc``."""
     config = seg_voc.get_config(variant)
     config.data.dataset = "voc_segmentation/custom"
     if variant == "smoke":

@@ -1,7 +1,7 @@
 """Converts weights: python -m flax_mnv2.convert SRC DST [--from auto] [--to flax]
 
 SRC is a folder, a file of weights or a hub id; its format is recognised. DST is a folder, or a file for torchvision,
-timm, Keras and the libraries of detectors. Every tensor comes back bit for bit on the way back.
+timm, Keras and the libraries of DeepLab and of detectors. Every tensor comes back bit for bit on the way back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, Us
 from flax_mnv2.hub import expand_user
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
-from flax_mnv2.weights.source import UNFOLDED_NOTE, Checkpoint, Source
+from flax_mnv2.weights.source import UNFOLDED_NOTE, Checkpoint, Source, declares_unused_conv
 from flax_mnv2.weights.tensors import widened
 from flax_mnv2.weights.torch_files import WEIGHTS
 from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
@@ -123,7 +123,8 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
     if types:
         notes.append(f"{' and '.join(types)} became float32, exactly")
     if not source.complete:
-        fresh = ", and conv_1x1 is a fresh one that nothing reads" if checkpoint.task == "segmentation" else ""
+        has_fresh = declares_unused_conv(config, checkpoint.task)
+        fresh = ", and conv_1x1 is a fresh one that nothing reads" if has_fresh else ""
         notes.append(f"counters start at 0{fresh if others else ''}")
     notes += FORMATS[to].left_behind(checkpoint, is_file=is_file_name(destination))
     return lines + [f"note        {note}" for note in notes]

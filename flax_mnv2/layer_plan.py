@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flax_mnv2.config import MobileNetV2Config
 
-DEEPLAB_CHANNELS = 256  # of the segmentation head; arXiv 1802.02611, section 4
 # MobileNetV2, arXiv 1801.04381, table 2: (output channels, blocks, stride of the first block). The row of
 # the first block (16 channels, expansion 1) belongs to the stem in Hugging Face's layout.
 STEM_CHANNELS, STEM_OUT_CHANNELS, LAST_CHANNELS = 32, 16, 1280
@@ -25,6 +24,7 @@ class StemSpec:
     out_channels: int
     expand: bool  # a separate 1×1 convolution stands between them
     residual: bool  # the input of the first block is added to its output
+    pads: bool  # the first convolution pads the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class BlockSpec:
     dilation: int  # of the depthwise convolution
     residual: bool  # the input is added to the output
     output_stride: int  # pixels of the image per output pixel, along one side
+    pads_input: bool  # the input is padded, before the expansion, not what the depthwise convolution gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,9 @@ def make_layer_plan(config: MobileNetV2Config, depth_multiplier: float | None = 
     """Computes every width, stride and dilation of the backbone, by the config's depth multiplier or by another.
 
     Once the running stride has reached ``output_stride``, a block that would stride keeps its resolution and
-    the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and Hugging Face).
+    the dilation it came with; the rate doubles from the *next* block on (as in TF-slim and Hugging Face). By the other
+    rules it doubles from that block on (segmentation_models_pytorch), or stands in the first block of each stage alone
+    (mmseg).
     """
     multiplier = config.depth_multiplier if depth_multiplier is None else depth_multiplier
     scale = functools.partial(scale_channels, config, depth_multiplier=multiplier)
@@ -85,6 +88,7 @@ def make_layer_plan(config: MobileNetV2Config, depth_multiplier: float | None = 
         out_channels=in_channels,
         expand=not config.first_layer_is_expansion,
         residual=config.stem_residual and stem_channels == in_channels,
+        pads=not config.pad_block_input,
     )
     *stages, last_stage = BLOCK_TABLE
     stages = [
@@ -92,12 +96,13 @@ def make_layer_plan(config: MobileNetV2Config, depth_multiplier: float | None = 
     ]
     rows = []
     for channels, repeats, first_stride in (*stages, last_stage):
-        rows += [(channels, first_stride), *[(channels, 1)] * (repeats - 1)]
+        rows += [(channels, first_stride, True), *[(channels, 1, False)] * (repeats - 1)]
     blocks, current_stride, rate = [], 2, 1
-    for index, (channels, stride) in enumerate(rows):
+    for index, (channels, stride, begins_stage) in enumerate(rows):
         dilation = 1
         if current_stride == config.output_stride:
-            dilation, rate, stride = rate, rate * stride, 1
+            rates = {"tf": rate, "smp": rate * stride, "mmseg": rate * stride if begins_stage else 1}
+            dilation, rate, stride = rates[config.dilation_rule], rate * stride, 1
         current_stride *= stride
         out_channels = scale(channels)
         expanded = round(in_channels * config.expand_ratio)
@@ -111,6 +116,7 @@ def make_layer_plan(config: MobileNetV2Config, depth_multiplier: float | None = 
                 dilation=dilation,
                 residual=stride == 1 and in_channels == out_channels,
                 output_stride=current_stride,
+                pads_input=config.pad_block_input,
             )
         )
         in_channels = out_channels

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_mnv2.models.numerics import at_least_float32
+from flax_mnv2.models.ops.resize import resize_bilinear
 
 CLASSIFICATION_IGNORE_LABEL = -100  # PyTorch's default, and with it Hugging Face's
 
 
-def upsample_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes (N, h, w, C) to (N, *size, C) bilinearly with half-pixel centres, as Hugging Face does."""
-    batch, _, _, classes = logits.shape
-    return jax.image.resize(logits, (batch, *size, classes), "bilinear", antialias=False)
+def upsample_logits(logits: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
+    """Resizes (N, h, w, C) to (N, *size, C) bilinearly with half-pixel centres, as Hugging Face does.
+
+    With ``align_corners`` the corners stay where they are, as in TF DeepLab.
+    """
+    return resize_bilinear(logits, size, align_corners=align_corners)
 
 
 def cross_entropy_sums(
@@ -101,20 +104,27 @@ def squared_errors(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def segmentation_cross_entropy_sums(
-    logits: jax.Array, labels: jax.Array, *, ignore_label: int, **weighting: Any
+    logits: jax.Array, labels: jax.Array, *, ignore_label: int, align_corners: bool = False, **weighting: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns ``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W)."""
-    logits = upsample_logits(logits.astype(at_least_float32(logits.dtype)), labels.shape[1:])
+    """Returns ``cross_entropy_sums`` of (N, h, w, C) logits of any resolution at the size of the labels, (N, H, W).
+
+    ``align_corners`` as for ``upsample_logits``.
+    """
+    logits = logits.astype(at_least_float32(logits.dtype))
+    logits = upsample_logits(logits, labels.shape[1:], align_corners=align_corners)
     return cross_entropy_sums(logits, labels, ignore_label=ignore_label, **weighting)
 
 
-def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int) -> jax.Array:
+def segmentation_loss(
+    logits: jax.Array, labels: jax.Array, *, ignore_label: int, align_corners: bool = False
+) -> jax.Array:
     """Returns the mean cross-entropy over the pixels that count; 0 where none does.
 
     Args:
       logits: (N, h, w, C), any resolution, C at least 2.
       labels: (N, H, W), integers in [0, C) or ``ignore_label``.
       ignore_label: pixels with this label do not count.
+      align_corners: as for ``upsample_logits``.
 
     Raises:
       ValueError: shapes or types do not fit; values out of range, where they are known (not inside ``jit``).
@@ -128,7 +138,9 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, *, ignore_label: int
             f"{tuple(labels.shape)}."
         )
     check_label_values(labels, logits.shape[-1], ignore_label)
-    total, count = segmentation_cross_entropy_sums(logits, labels, ignore_label=ignore_label)
+    total, count = segmentation_cross_entropy_sums(
+        logits, labels, ignore_label=ignore_label, align_corners=align_corners
+    )
     return total / jnp.maximum(count, 1.0)
 
 

@@ -72,6 +72,17 @@ def test_voc_recipe_is_that_of_tf_deeplab():
     assert _load(ROOT / "configs" / "seg_voc.py", "aug").data.train_split == "trainaug"
 
 
+@pytest.mark.parametrize("name", ["seg_voc", "seg_camvid"])
+def test_plus_is_the_recipe_with_the_originals_branches_and_decoder(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    plain, plus = (_load(ROOT / "configs" / f"{name}.py", variant) for variant in ("", "plus"))
+    check_config(plus)
+    assert plus.model.deeplab.preset == "deeplab_v3plus"
+    with plain.unlocked():
+        plain.model.deeplab.preset = plus.model.deeplab.preset
+    assert plus.to_dict() == plain.to_dict()
+
+
 def test_the_readmes_flags_for_own_data_are_the_camvid_recipe(monkeypatch):
     """The README shows CamVid by overrides of seg_voc alone; configs/seg_camvid.py records the same run."""
     monkeypatch.syspath_prepend(ROOT)

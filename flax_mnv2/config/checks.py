@@ -16,6 +16,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import shown
 
 OUTPUT_STRIDES = (2, 4, 8, 16, 32)
+DILATION_RULES = ("tf", "smp", "mmseg")
 ACTIVATIONS = (
     *("relu6", "relu", "relu2", "leaky_relu", "silu", "swish", "mish", "hardswish", "elu", "sigmoid", "tanh", "linear"),
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
@@ -132,6 +133,8 @@ CHECKS: Mapping[str, Check] = {
     "fixed_stem_and_head": _choice(True, False),
     "stem_residual": _choice(True, False),
     "round_widths": _choice(True, False),
+    "dilation_rule": _choice(*DILATION_RULES),
+    "pad_block_input": _choice(True, False),
 }
 
 
@@ -182,6 +185,12 @@ def check_problem_type(problem_type: str | None, num_labels: int) -> None:
             "problem_type 'single_label_classification' needs at least two classes; found num_labels=1. Use "
             "num_labels=2, or 'regression' for one number."
         )
+
+
+def check_padding(*, pad_block_input: bool, tf_padding: bool) -> None:
+    """Raises a ConfigError for TensorFlow's padding, which depends on strides, where a block's input is padded."""
+    if pad_block_input and tf_padding:
+        raise ConfigError("pad_block_input pads both sides alike and needs tf_padding=False; found True.")
 
 
 def check_extra(extra: Any) -> Mapping[str, Any]:

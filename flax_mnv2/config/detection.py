@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from flax_mnv2.errors import ConfigError
+from flax_mnv2.config.spec import JointRule, Rule, Spec, is_count
 
 BACKGROUNDS = ("first", "last", "none")
 SCORES = ("sigmoid", "softmax")
@@ -37,8 +37,65 @@ def ssd_anchors(num_maps: int = 6, *, min_scale: float = 0.2, max_scale: float =
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DetectionSpec:
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _fraction(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _at_least_0(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+def _is_anchors(value: Any) -> bool:
+    sizes = [side for kinds in value for kind in kinds for side in kind]
+    pairs = all(len(kind) == 2 for kinds in value for kind in kinds)
+    return all(value) and pairs and all(map(_positive, sizes))
+
+
+_ANCHORS = "for each map a list of (height, width) above 0"
+_STRIDES = "None, or pixels above 0 for each map"
+_COUNT: Rule = (lambda value: is_count(value, 1, 10_000), "from 1 to 10,000")
+_RULES: Mapping[str, Rule] = {
+    "feature_layers": (lambda value: bool(value) and all(isinstance(v, str) for v in value), "names of endpoints"),
+    "extra_channels": (lambda value: all(isinstance(v, int) and v >= 1 for v in value), "widths of extra maps"),
+    "anchors": (_is_anchors, _ANCHORS),
+    "strides": (lambda value: value is None or all(map(_positive, value)), _STRIDES),
+    "box_scales": (lambda value: len(value) == 4 and all(map(_positive, value)), "4 numbers above 0"),
+    "box_order": (lambda value: value in BOX_ORDERS, f"one of {', '.join(map(repr, BOX_ORDERS))}"),
+    "max_log_size": (lambda value: value is None or _positive(value), "None, or a number above 0"),
+    "background": (lambda value: value in BACKGROUNDS, f"one of {', '.join(map(repr, BACKGROUNDS))}"),
+    "score": (lambda value: value in SCORES, f"one of {', '.join(map(repr, SCORES))}"),
+    "positive_iou": (_fraction, "from 0 to 1"),
+    "negatives_per_positive": (_at_least_0, "at least 0"),
+    "min_negatives": (_at_least_0, "at least 0"),
+    "mining_iou": (_fraction, "from 0 to 1"),
+    "focal_gamma": (_at_least_0, "at least 0"),
+    "focal_alpha": (_fraction, "from 0 to 1"),
+    "box_loss_weight": (_at_least_0, "at least 0"),
+    "class_bias": (lambda value: isinstance(value, int | float) and math.isfinite(value), "a number"),
+    "nms_iou": (_fraction, "from 0 to 1"),
+    "max_per_class": _COUNT,
+    "max_detections": _COUNT,
+}
+_JOINT_RULES: Mapping[str, JointRule] = {
+    "anchors": (lambda spec: len(spec.anchors) == spec.num_maps, _ANCHORS),
+    "strides": (lambda spec: spec.strides is None or len(spec.strides) == spec.num_maps, _STRIDES),
+    "score": (
+        lambda spec: (spec.score, spec.background) != ("softmax", "none"),
+        "'sigmoid', or 'softmax' where background has a slot",
+    ),
+    "focal_gamma": (
+        lambda spec: not spec.focal_gamma or spec.score == "sigmoid",
+        "at least 0, and 0 with score='softmax'",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class DetectionSpec(Spec):
     """Maps, anchors, box codes, class slots and losses of an SSDLite detector; the defaults are the original's.
 
     The original is ``ssdlite_mobilenet_v2_coco`` of the TF Object Detection API. Immutable, hashable, checked.
@@ -69,6 +126,10 @@ class DetectionSpec:
       ConfigError: a field has the wrong form or is out of range.
     """
 
+    section: ClassVar[str] = "detection"
+    rules: ClassVar[Mapping[str, Rule]] = _RULES
+    joint_rules: ClassVar[Mapping[str, JointRule]] = _JOINT_RULES
+
     feature_layers: tuple[str, ...] = ("layer_12/expansion", "conv_1x1")
     extra_channels: tuple[int, ...] = (512, 256, 256, 128)
     anchors: Anchors = dataclasses.field(default_factory=ssd_anchors)
@@ -90,17 +151,6 @@ class DetectionSpec:
     max_per_class: int = 100
     max_detections: int = 100
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
-        for name, (holds, expected) in _RULES.items():
-            try:
-                right = holds(self, getattr(self, name))
-            except (TypeError, ValueError):
-                right = False
-            if not right:
-                raise ConfigError(f"detection.{name} must be {expected}; found {getattr(self, name)!r}.")
-
     @property
     def num_maps(self) -> int:
         """Maps that boxes are predicted from."""
@@ -109,95 +159,6 @@ class DetectionSpec:
     def num_slots(self, num_labels: int) -> int:
         """Returns the logits of an anchor, for so many classes."""
         return num_labels + (self.background != "none")
-
-    def replace(self, **changes: Any) -> DetectionSpec:
-        """Returns a copy with some fields changed."""
-        return self.from_dict({**self.to_dict(), **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields for JSON."""
-        return {field.name: _thawed(getattr(self, field.name)) for field in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DetectionSpec:
-        """Returns what ``to_dict`` gave; fields that are absent have their default, unknown ones are a ConfigError."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(values, Mapping) or set(values) - set(known):
-            found = sorted(set(values) - set(known)) if isinstance(values, Mapping) else type(values).__name__
-            raise ConfigError(f"detection must have fields among {', '.join(known)}; found {found}.")
-        return cls(**values)
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _fraction(spec: DetectionSpec, value: Any) -> bool:
-    del spec
-    return isinstance(value, int | float) and 0 <= value <= 1
-
-
-def _at_least_0(spec: DetectionSpec, value: Any) -> bool:
-    del spec
-    return isinstance(value, int | float) and 0 <= value < math.inf
-
-
-def _count(spec: DetectionSpec, value: Any) -> bool:
-    del spec
-    return isinstance(value, int) and 1 <= value <= 10_000
-
-
-def _is_anchors(spec: DetectionSpec, value: Any) -> bool:
-    sizes = [side for kinds in value for kind in kinds for side in kind]
-    pairs = all(len(kind) == 2 for kinds in value for kind in kinds)
-    return len(value) == spec.num_maps and all(value) and pairs and all(map(_positive, sizes))
-
-
-_RULES: Mapping[str, Any] = {
-    "feature_layers": (lambda _, value: bool(value) and all(isinstance(v, str) for v in value), "names of endpoints"),
-    "extra_channels": (
-        lambda _, value: all(isinstance(v, int) and v >= 1 for v in value),
-        "widths of extra maps",
-    ),
-    "anchors": (
-        _is_anchors,
-        "for each map a list of (height, width) above 0",
-    ),
-    "strides": (
-        lambda spec, value: value is None or (len(value) == spec.num_maps and all(map(_positive, value))),
-        "None, or pixels above 0 for each map",
-    ),
-    "box_scales": (lambda _, value: len(value) == 4 and all(map(_positive, value)), "4 numbers above 0"),
-    "box_order": (lambda _, value: value in BOX_ORDERS, f"one of {', '.join(map(repr, BOX_ORDERS))}"),
-    "max_log_size": (lambda _, value: value is None or _positive(value), "None, or a number above 0"),
-    "background": (lambda _, value: value in BACKGROUNDS, f"one of {', '.join(map(repr, BACKGROUNDS))}"),
-    "score": (
-        lambda spec, value: value in SCORES and (value, spec.background) != ("softmax", "none"),
-        "'sigmoid', or 'softmax' where background has a slot",
-    ),
-    "positive_iou": (_fraction, "from 0 to 1"),
-    "negatives_per_positive": (_at_least_0, "at least 0"),
-    "min_negatives": (_at_least_0, "at least 0"),
-    "mining_iou": (_fraction, "from 0 to 1"),
-    "focal_gamma": (
-        lambda spec, value: _at_least_0(spec, value) and (not value or spec.score == "sigmoid"),
-        "at least 0, and 0 with score='softmax'",
-    ),
-    "focal_alpha": (_fraction, "from 0 to 1"),
-    "box_loss_weight": (_at_least_0, "at least 0"),
-    "class_bias": (lambda _, value: isinstance(value, int | float) and math.isfinite(value), "a number"),
-    "nms_iou": (_fraction, "from 0 to 1"),
-    "max_per_class": (_count, "from 1 to 10,000"),
-    "max_detections": (_count, "from 1 to 10,000"),
-}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def _thawed(value: Any) -> Any:
-    return list(map(_thawed, value)) if isinstance(value, tuple) else value
 
 
 def _mmdet_anchors() -> Anchors:

@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 
 from flax_mnv2.config import checks
 from flax_mnv2.config.common import COMMON_DEFAULTS, DTYPE_KEYS, WRITTEN_IN_FULL
+from flax_mnv2.config.deeplab import DeepLabSpec, as_spec
 from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import read_json, shown, write_text
@@ -100,6 +101,12 @@ class MobileNetV2Config:
         Face's leaves it out. It matters at α ≤ 0.25 only. Ours.
       round_widths: round ``channels · α`` to an integer before making it divisible, as Hugging Face does;
         torchvision and timm do not. It matters at odd depth multipliers only. Ours.
+      dilation_rule: which blocks dilate, once strides are removed: ``"tf"``, all after the block whose stride it was;
+        ``"smp"``, that block too; ``"mmseg"``, the first block of each stage and no other. Ours.
+      pad_block_input: pad the input of each block before its expansion, not what the depthwise convolution gets, and
+        the image not at all (VainF's DeepLab); with ``tf_padding=False``. Ours.
+      deeplab: the segmentation head, a ``DeepLabSpec``, its fields as a mapping, or the name of one of
+        ``config.deeplab.PRESETS``; None is Hugging Face's. Ours.
       detection: maps, anchors and losses of a detector, a ``DetectionSpec`` or its fields as a mapping; None is the
         original's. Ours.
       extra: keys of a ``config.json`` that are not listed here, kept so that they are written back. Each is read as an
@@ -142,6 +149,9 @@ class MobileNetV2Config:
     fixed_stem_and_head: bool = False
     stem_residual: bool = False
     round_widths: bool = True
+    dilation_rule: str = "tf"
+    pad_block_input: bool = False
+    deeplab: DeepLabSpec | None = None
     detection: DetectionSpec | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=FrozenDict, hash=False)
 
@@ -155,6 +165,8 @@ class MobileNetV2Config:
         checks.check_problem_type(self.problem_type, labels[0])
         values |= zip(("num_labels", "id2label", "label2id"), labels, strict=True)
         values["extra"] = checks.check_extra(self.extra)
+        values["deeplab"] = as_spec(self.deeplab)
+        checks.check_padding(pad_block_input=self.pad_block_input, tf_padding=self.tf_padding)
         if self.detection is not None and not isinstance(self.detection, DetectionSpec):
             values["detection"] = DetectionSpec.from_dict(self.detection)
         for name, value in values.items():
@@ -368,6 +380,9 @@ _OWN_FIELDS = (
     "fixed_stem_and_head",
     "stem_residual",
     "round_widths",
+    "dilation_rule",
+    "pad_block_input",
+    "deeplab",
     "detection",
 )
 

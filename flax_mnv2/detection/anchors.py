@@ -19,7 +19,8 @@ def map_sizes(spec: DetectionSpec, plan: LayerPlan, image_size: tuple[int, int])
     for block in plan.blocks:
         strides |= {f"{block.name}/expansion": before, f"{block.name}/depthwise": block.output_stride}
         strides[block.name] = before = block.output_stride
-    sizes = [tuple(-(-side // strides[layer]) for side in image_size) for layer in spec.feature_layers]
+    half = [-(-side // 2) if plan.stem.pads else (side - 1) // 2 for side in image_size]
+    sizes = [tuple(-(-side // (strides[layer] // 2)) for side in half) for layer in spec.feature_layers]
     for _ in spec.extra_channels:
         sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
     return sizes

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.linen import module as linen_module
 
 from flax_mnv2.layer_plan import BlockSpec, StemSpec
@@ -23,9 +24,9 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, image channels) → (N, ⌈H/2⌉, ⌈W/2⌉, out_channels)."""
+        """(N, H, W, image channels) → (N, ⌈H/2⌉, ⌈W/2⌉, out_channels), or ⌊(H - 1)/2⌋ where nothing is padded."""
         spec = self.spec
-        expand = self.layer(spec.channels, kernel_size=3, stride=2, name="first_conv")
+        expand = self.layer(spec.channels, kernel_size=3, stride=2, pad=spec.pads, name="first_conv")
         depthwise = self.layer(spec.channels, kernel_size=3, depthwise=True, name="conv_3x3")
         project = self.layer(spec.out_channels, act=None, name="reduce_1x1")
         if spec.expand:
@@ -54,9 +55,10 @@ class InvertedResidual(nn.Module):
         ``output`` (N, ⌈H/stride⌉, ⌈W/stride⌉, out_channels).
         """
         spec, outputs = self.spec, {}
+        inside = _padded(x, spec.dilation) if spec.pads_input else x
         expand = self.layer(spec.expanded_channels, name="expand_1x1")
         if self.keep_expansion or self.stop_at == "expansion":
-            outputs["expansion"] = expand(x)
+            outputs["expansion"] = expand(inside)
             if self.stop_at == "expansion":
                 return outputs
         depthwise = self.layer(
@@ -65,18 +67,23 @@ class InvertedResidual(nn.Module):
             stride=spec.stride,
             dilation=spec.dilation,
             depthwise=True,
+            pad=not spec.pads_input,
             name="conv_3x3",
         )
         if "expansion" in outputs:
             outputs["depthwise"] = depthwise(outputs["expansion"])
         else:
-            outputs["depthwise"] = expand_and_convolve(x, expand, depthwise)
+            outputs["depthwise"] = expand_and_convolve(inside, expand, depthwise)
         if self.stop_at == "depthwise":
             return outputs
         branch = self.layer(spec.out_channels, act=None, name="reduce_1x1")(outputs["depthwise"])
         if spec.residual:
             branch = x + (branch if self.drop_path is None else self.drop_path()(branch))
         return {**outputs, "output": branch}
+
+
+def _padded(x: jax.Array, side: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
 
 
 def expand_and_convolve(x: jax.Array, expand: ConvNormAct, depthwise: ConvNormAct) -> jax.Array:

@@ -55,6 +55,7 @@ class Convolution(nn.Module):
     depthwise: bool = False
     use_bias: bool = False
     tf_padding: bool = True
+    pad: bool = True  # otherwise the output shrinks by what the kernel covers
     dtype: Dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
@@ -77,6 +78,8 @@ class Convolution(nn.Module):
     @nn.nowrap
     def window(self, height: int, width: int) -> dict[str, Any]:
         """Returns stride, padding and dilation for an input of this size, as keyword arguments."""
+        if not self.pad:
+            return {"stride": self.stride, "padding": ((0, 0), (0, 0)), "dilation": self.dilation}
         padding = same_padding(
             height,
             width,
@@ -168,6 +171,7 @@ class ConvNormAct(nn.Module):
     stride: int = 1
     dilation: int = 1
     depthwise: bool = False
+    pad: bool = True
 
     def setup(self):
         """Makes the layers, which others may read."""
@@ -177,6 +181,7 @@ class ConvNormAct(nn.Module):
             stride=self.stride,
             dilation=self.dilation,
             depthwise=self.depthwise,
+            pad=self.pad,
             use_bias=self.norm is None,
         )
         self.normalization = None if self.norm is None else self.norm()
@@ -244,7 +249,7 @@ def pool(x: jax.Array, kind: str = "avg", window: int | None = None) -> jax.Arra
     wide = x.astype(at_least_float32(x.dtype))
     if kind == "max":
         return _highest(wide, window).astype(x.dtype)
-    mean = _mean(wide, window)
+    mean = jnp.mean(wide, axis=(1, 2)) if window is None else window_means(wide, (window, window))
     if kind == "avgmax":
         mean = 0.5 * (mean + _highest(wide, window))
     elif kind == "catavgmax":
@@ -252,21 +257,28 @@ def pool(x: jax.Array, kind: str = "avg", window: int | None = None) -> jax.Arra
     return mean.astype(x.dtype)
 
 
-def _mean(x: jax.Array, window: int | None) -> jax.Array:
+def window_means(x: jax.Array, window: tuple[int, int] | None, stride: tuple[int, int] = (1, 1)) -> jax.Array:
+    """Means of (N, h, w, c) over every place of a window inside the map, or over all of it, of the dtype of ``x``.
+
+    (N, ⌊(h - height) / down⌋ + 1, ⌊(w - width) / right⌋ + 1, c), or (N, 1, 1, c); a window larger than the map is
+    shrunk to its sides.
+    """
+    wide = x.astype(at_least_float32(x.dtype))
     if window is None:
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(wide, axis=(1, 2), keepdims=True).astype(x.dtype)
     sides = _sides(x, window)
-    return lax.reduce_window(x, 0.0, lax.add, (1, *sides, 1), (1, 1, 1, 1), "VALID") / (sides[0] * sides[1])
+    sums = lax.reduce_window(wide, 0.0, lax.add, (1, *sides, 1), (1, *stride, 1), "VALID")
+    return (sums / (sides[0] * sides[1])).astype(x.dtype)
 
 
 def _highest(x: jax.Array, window: int | None) -> jax.Array:
     if window is None:
         return jnp.max(x, axis=(1, 2))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *_sides(x, window), 1), (1, 1, 1, 1), "VALID")
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *_sides(x, (window, window)), 1), (1, 1, 1, 1), "VALID")
 
 
-def _sides(x: jax.Array, window: int) -> tuple[int, ...]:
-    return tuple(min(window, side) for side in x.shape[1:3])
+def _sides(x: jax.Array, window: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(min(side, limit) for side, limit in zip(window, x.shape[1:3], strict=True))
 
 
 def classifier_init(config: MobileNetV2Config) -> nn.initializers.Initializer:

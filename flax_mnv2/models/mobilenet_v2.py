@@ -1,4 +1,4 @@
-"""The models: backbone with pooling, features by resolution, with a classifier, with a DeepLabV3 head."""
+"""The models: backbone with pooling, features by resolution, with a classifier, with a DeepLab head."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.deeplab import HUGGING_FACE
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import classification_loss, segmentation_loss
 from flax_mnv2.models.backbone import Backbone
-from flax_mnv2.models.endpoints import LAST_CONV, Selection, expansions_in, select
+from flax_mnv2.models.endpoints import LAST_CONV, Selection, check_endpoint, expansions_in, select
 from flax_mnv2.models.heads.classification import ClassificationHead
-from flax_mnv2.models.heads.deeplab import DeepLabV3Head
+from flax_mnv2.models.heads.deeplab import DeepLabHead
 from flax_mnv2.models.layers import BatchNorm, Convolution, Dtype, ModuleDef, pool
 from flax_mnv2.models.ops.platforms import IMPLEMENTATIONS, Implementation
 from flax_mnv2.models.outputs import (
@@ -245,7 +246,7 @@ class MobileNetV2ForImageClassification(MobileNetV2Base):
 
 
 class MobileNetV2ForSemanticSegmentation(MobileNetV2Base):
-    """The backbone with a DeepLabV3 head; the backbone's last 1×1 convolution does not exist here."""
+    """The backbone with a DeepLab head; the last 1×1 convolution exists only where ``config.deeplab`` asks for it."""
 
     @nn.compact
     def __call__(
@@ -261,21 +262,28 @@ class MobileNetV2ForSemanticSegmentation(MobileNetV2Base):
 
         ``labels`` are integers (N, H', W'), usually at the size of the images; the loss is the mean cross-entropy of
         the logits resized to them, without pixels of ``config.semantic_loss_ignore_index``; a network of one class has
-        none, and a ConfigError says so. For the other arguments see ``MobileNetV2Model``.
+        none, and a ConfigError says so. Logits have the backbone's output stride, or the resolution of the features
+        that the decoder of ``config.deeplab`` joins in. For the other arguments see ``MobileNetV2Model``.
         """
         check_images(pixel_values, self.config)
         if labels is not None and self.config.num_labels == 1:
             raise ConfigError("A segmentation loss needs at least two classes; found num_labels=1. Leave labels out.")
         output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
+        spec = self.config.deeplab or HUGGING_FACE
         backbone = self._backbone(
-            train=train, include_last_conv=False, keep_expansions=expansions_in(output_hidden_states)
+            train=train, include_last_conv=spec.reads_last_conv, keep_expansions=expansions_in(output_hidden_states)
         )
         endpoints = backbone(pixel_values)
-        head = DeepLabV3Head(self.config, *self._conv_and_norm(train), self.axis_name, name="segmentation_head")
-        logits = head(endpoints[self.config.layer_plan.blocks[-1].name], train=train)
+        features = endpoints[LAST_CONV if spec.reads_last_conv else self.config.layer_plan.blocks[-1].name]
+        low_level = None
+        if spec.low_level is not None:
+            low_level = endpoints[check_endpoint(spec.low_level, tuple(endpoints), "deeplab.low_level")]
+        head = DeepLabHead(self.config, *self._conv_and_norm(train), self.axis_name, name="segmentation_head")
+        logits = head(features, low_level, train=train)
         loss = None
         if labels is not None:
-            loss = segmentation_loss(logits, labels, ignore_label=self.config.semantic_loss_ignore_index)
+            ignored = self.config.semantic_loss_ignore_index
+            loss = segmentation_loss(logits, labels, ignore_label=ignored, align_corners=spec.align_corners)
         output = SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan)
         )

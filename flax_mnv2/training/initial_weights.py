@@ -7,6 +7,7 @@ import numpy as np
 from flax import traverse_util
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.deeplab import HUGGING_FACE
 from flax_mnv2.config.detection import DECIDE_OUTPUTS, DetectionSpec
 from flax_mnv2.errors import CheckpointError
 from flax_mnv2.tasks.base import Task
@@ -28,7 +29,7 @@ _SHAPE_FIELDS = (
     "num_channels",
 )
 _STEM_RESIDUAL = "stem_residual"
-_NOTED_FIELDS = ("tf_padding", "layer_norm_eps", "hidden_act")
+_NOTED_FIELDS = ("tf_padding", "layer_norm_eps", "hidden_act", "pad_block_input")
 
 
 def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: Any) -> tuple[Any, list[str]]:
@@ -91,15 +92,28 @@ def _origin_notes(config: ml_collections.ConfigDict, source: Source, ours: Mobil
 
 
 def _head_notes(config: ml_collections.ConfigDict, theirs: MobileNetV2Config, ours: MobileNetV2Config) -> list[str]:
-    """Returns what differs between detectors of the same shapes."""
-    specs = [model.detection or DetectionSpec() for model in (theirs, ours)]
-    pairs = {name: [getattr(spec, name) for spec in specs] for name in DECIDE_OUTPUTS if "detection" in config}
-    return [_note(config, f"detection.{name}", *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+    """Returns what differs between heads of the same shapes, and in the dilation below them."""
+    notes = []
+    if theirs.layer_plan != ours.layer_plan and theirs.dilation_rule != ours.dilation_rule:
+        notes.append(_note(config, "model.dilation_rule", theirs.dilation_rule, ours.dilation_rule))
+    rows = []
+    if "deeplab" in config.model:
+        specs = [(model.deeplab or HUGGING_FACE).to_dict() for model in (theirs, ours)]
+        rows += [(f"model.deeplab.{name}", *(spec[name] for spec in specs)) for name in specs[0]]
+    if "detection" in config:
+        detectors = [model.detection or DetectionSpec() for model in (theirs, ours)]
+        rows += [(f"detection.{name}", *(getattr(spec, name) for spec in detectors)) for name in DECIDE_OUTPUTS]
+    return notes + [_note(config, *row) for row in rows if row[1] != row[2]]
 
 
 def _note(config: ml_collections.ConfigDict, name: str, theirs: Any, ours: Any) -> str:
     field = name.partition(".")[2]
+    flag = theirs
+    if theirs is None:
+        flag = "()" if name.endswith("_size") else ""
+    elif isinstance(theirs, list):
+        flag = ",".join(map(str, theirs)) or "()"
     return (
-        f"note: {config.init_from} was trained with {field} {theirs}, this run has {ours}; --config.{name}={theirs} "
+        f"note: {config.init_from} was trained with {field} {theirs}, this run has {ours}; --config.{name}={flag} "
         "keeps what it learned"
     )

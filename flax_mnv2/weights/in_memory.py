@@ -24,14 +24,15 @@ def from_state_dict(
     dtype: Any = jnp.float32,
     **config_overrides: Any,
 ) -> tuple[nn.Module, Variables]:
-    """Converts the state dict of a model of transformers, torchvision or timm, or a detector's, which it recognises.
+    """Converts the state dict of a model of another library, which it recognises.
 
-    Detectors are mmdet's SSDLite and, by the names of its variables, the TF Object Detection API's.
+    Libraries are transformers, torchvision, timm; of DeepLab VainF, smp and mmseg; of detectors mmdet and, by the names
+    of its variables, the TF Object Detection API; and, by its variables, TF DeepLab or Keras.
 
     Args:
       state: PyTorch tensors or NumPy arrays by name, as ``module.state_dict()`` gives them.
       config: of a model of transformers, ``MobileNetV2Config.from_dict(module.config.to_dict())``; the tensors of
-        torchvision's and timm's say it themselves, a detector's but for anchors that are not the published ones.
+        the others' say it themselves, a detector's but for anchors that are not the published ones.
       task: as for ``from_pretrained``; None takes the config's, else that of the head.
       dtype: as for ``from_pretrained``.
       **config_overrides: as for ``from_pretrained``; ``global_pool`` of timm's modules, which their tensors do not say.
@@ -84,6 +85,7 @@ def _variables(model: Any) -> Iterator[Any]:
 def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) -> dict[str, np.ndarray]:
     """Returns the state dict that a module of ``library`` loads: ``"hf"``, ``"torchvision"`` or ``"timm"``.
 
+    Of a segmentation model it is ``"vainf"``, ``"smp"`` or ``"mmseg"`` too.
     Of a detector it is ``"tf_detection"`` (the TF Object Detection API's variables) or ``"mmdet"``.
     For ``"keras"`` it is the variables of ``keras.applications.MobileNetV2`` by their path.
 

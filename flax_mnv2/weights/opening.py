@@ -47,9 +47,10 @@ def open_weights(
 
     They are a folder of Hugging Face, timm or the flax format; a checkpoint of a run, ``WORKDIR/checkpoints/step_N``; a
     ``.safetensors`` or PyTorch file, also a training checkpoint, of transformers (with its ``config.json`` beside it),
-    torchvision or timm; a checkpoint of TF-slim, TF DeepLab or TF Object Detection (folder, prefix, or the zoo's
-    archive) or their frozen graph; a Keras or a TFLite file; a hub id such as ``google/mobilenet_v2_1.0_224``; a state
-    dict of another library's; or a source that is open already, which is given back.
+    torchvision, timm, VainF, smp, mmseg or mmdet; a checkpoint of TF-slim, TF DeepLab or TF Object Detection (folder,
+    prefix, or the zoo's archive) or their frozen graph; a Keras or a TFLite file; a hub id such as
+    ``google/mobilenet_v2_1.0_224``; a state dict of another library's; or a source that is open already, which is given
+    back.
 
     ``revision``, ``cache_dir`` and ``weights`` are as for ``from_pretrained``. Of transformers' weights ``config`` goes
     before the ``config.json`` that lies there.

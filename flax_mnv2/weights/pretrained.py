@@ -276,7 +276,7 @@ def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
 
 def _advice(source: Source, task: str, *, mismatched: bool) -> str:
     """Returns what to do about tensors that do not fit, as far as that is known: a line, or nothing."""
-    held = source.task_of_names()
+    held = source.task or source.task_of_names()
     if mismatched:
         return "\nTo start the head's tensors of another shape afresh, pass ignore_mismatched_sizes=True."
     if task in ("backbone", held):

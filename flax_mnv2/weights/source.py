@@ -54,8 +54,11 @@ _SHAPELESS = {  # fields that decide no variable's shape, all at one value: netw
         *("image_size", "output_stride", "hidden_act", "tf_padding", "classifier_dropout_prob", "initializer_range"),
         *("layer_norm_eps", "semantic_loss_ignore_index", "output_hidden_states", "return_dict", "problem_type"),
         *("batch_norm_momentum", "head_batch_norm_momentum", "classifier_initializer_range"),
+        *("dilation_rule", "pad_block_input"),
     }
 }
+# Of DeepLab heads; rates that do not follow the output stride fit any.
+_SHAPELESS_OF_HEADS = {"rates_follow_stride": False, "align_corners": False, "dropout_after": "decoder"}
 
 
 def class_of(task: str) -> type[nn.Module]:
@@ -103,7 +106,9 @@ def task_of(config: MobileNetV2Config) -> str:
 def variable_shapes(model: nn.Module) -> Shapes:
     """Returns the shape of every variable by its path, without computing anything."""
     if type(model) in MODEL_CLASSES.values():  # what others make of a field is theirs
-        config = model.config.replace(num_labels=model.config.num_labels, extra={}, **_SHAPELESS)
+        head = model.config.deeplab
+        fields = {"deeplab": head and head.replace(**_SHAPELESS_OF_HEADS), **_SHAPELESS}
+        config = model.config.replace(num_labels=model.config.num_labels, extra={}, **fields)
         model = model.clone(config=config, dtype=np.float32, kernel_init=nn.initializers.zeros)
     return dict(_variable_shapes(model, model.config.layer_plan))
 
@@ -120,8 +125,8 @@ def _variable_shapes(model: nn.Module, plan: LayerPlan) -> Shapes:
 class Checkpoint:
     """Everything that weights say, so that they can be written back as they were.
 
-    ``tensors`` are in Flax's layout: the variables of the model in float32, PyTorch's counters, and for segmentation
-    the last 1×1 convolution that transformers declares and nobody reads.
+    ``tensors`` are in Flax's layout: the variables of the model in float32, PyTorch's counters, and for transformers'
+    segmentation the last 1×1 convolution that it declares and nobody reads.
     """
 
     config: MobileNetV2Config
@@ -133,7 +138,7 @@ class Checkpoint:
     @property
     def model_paths(self) -> set[Path]:
         """Paths of the tensors that the model has; the others are kept for the way back."""
-        unused = _LAST_CONV if self.task == "segmentation" else None
+        unused = _LAST_CONV if declares_unused_conv(self.config, self.task) else None
         return {path for path in self.tensors if path[0] in ("params", "batch_stats") and path[1:3] != unused}
 
     def to_config_text(self) -> str:
@@ -147,6 +152,11 @@ def config_text(config: MobileNetV2Config, architecture: str) -> str:
     """Returns the ``config.json`` of a model whose class has this name."""
     config = config.replace(architectures=[architecture])
     return config.to_json_string()
+
+
+def declares_unused_conv(config: MobileNetV2Config, task: str) -> bool:
+    """Returns whether transformers' class declares the last 1×1 convolution and the model does not have it."""
+    return task == "segmentation" and config.deeplab is None
 
 
 def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
@@ -165,10 +175,10 @@ def last_conv_shapes(config: MobileNetV2Config) -> Shapes:
 def with_pytorch_extras(config: MobileNetV2Config, task: str, variables: Mapping[Path, np.ndarray]) -> Tensors:
     """Returns the variables of a model of ours, and what a PyTorch checkpoint holds beside them.
 
-    Counters start at 0. For segmentation a fresh last 1×1 convolution is drawn from seed 0.
+    Counters start at 0. For transformers' segmentation a fresh last 1×1 convolution is drawn from seed 0.
     """
     extras: Tensors = {}
-    if task == "segmentation":
+    if declares_unused_conv(config, task):
         rng = np.random.default_rng(0)
         for path, shape in last_conv_shapes(config).items():
             if path[-1] == "kernel":
@@ -287,12 +297,13 @@ class Source:
             return self.unfolded().checkpoint()
         task = self.task or self.task_of_names()
         shapes = variable_shapes(make_model(self.config, task))
-        if task == "segmentation" and self._keys(last_conv_shapes(self.config)) & self.state.keys():
+        may_have_conv = declares_unused_conv(self.config, task)
+        if may_have_conv and self._keys(last_conv_shapes(self.config)) & self.state.keys():
             shapes |= last_conv_shapes(self.config)
         counters = counter_shapes(shapes)
         shapes |= {path: counters[path] for path in counters if self.naming.key_of(path) in self.state}
         tensors = read_state(self.state, shapes, self.naming, source=str(self.where), advice=self.advice)
-        if not self.complete or (task == "segmentation" and not last_conv_shapes(self.config).keys() <= tensors.keys()):
+        if not self.complete or (may_have_conv and not last_conv_shapes(self.config).keys() <= tensors.keys()):
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text
         if widened(self.state) or is_rounded(self.state):

@@ -91,7 +91,8 @@ def check_state_dict():
         module.load_state_dict(again)
         with pytest.raises(ConfigError, match="says its network itself"):
             from_state_dict(module.state_dict(), config=model.config)
-        with pytest.raises(ConfigError, match="hf, torchvision, timm, tf_detection, mmdet or keras; found 'tf'"):
+        libraries = "hf, torchvision, timm, vainf, smp, mmseg, tf_detection, mmdet or keras"
+        with pytest.raises(ConfigError, match=f"{libraries}; found 'tf'"):
             to_state_dict(model, variables, "tf")
 
     return check

@@ -27,14 +27,14 @@ def _views(batch, sizes, classes, seed=0):
         (2, [((5, 7), False), ((5, 7), True), ((9, 13), False), ((9, 13), True)], (71, 103), 3),
     ],
 )
-@pytest.mark.parametrize("rows", [1, 8, 50])
-def test_strips_decide_as_the_whole_does(batch, sizes, size, classes, rows):
+@pytest.mark.parametrize(("rows", "align_corners"), [(1, False), (8, False), (50, False), (8, True)])
+def test_strips_decide_as_the_whole_does(batch, sizes, size, classes, rows, align_corners):
     views = _views(batch, sizes, classes)
-    expected = np.asarray(scores_of(views, size)).argmax(-1)
+    expected = np.asarray(scores_of(views, size, align_corners=align_corners)).argmax(-1)
     strip = batch * rows * size[1] * classes
-    found = most_likely(views, size, whole=0, strip=strip)
+    found = most_likely(views, size, align_corners=align_corners, whole=0, strip=strip)
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(most_likely(views, size), expected)
+    np.testing.assert_array_equal(most_likely(views, size, align_corners=align_corners), expected)
     truth = np.random.default_rng(1).integers(0, classes, expected.shape)
     counts = [confusion_matrix(truth, labels, num_classes=classes, ignore_label=255) for labels in (found, expected)]
     np.testing.assert_array_equal(*counts)

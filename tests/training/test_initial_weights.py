@@ -10,6 +10,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from flax_mnv2 import CheckpointError, MobileNetV2Config, save_pretrained, to_state_dict
+from flax_mnv2.config.deeplab import preset
 from flax_mnv2.training import initial_weights as module
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.initial_weights import initial_weights
@@ -97,6 +98,7 @@ def test_every_field_that_decides_the_network_is_compared():
     others |= {"head_batch_norm_momentum", "classifier_initializer_range", "problem_type", "pool_window", "global_pool"}
     others |= {"output_hidden_states", "return_dict"}
     compared |= {"detection"}  # field by field, below
+    others |= {"dilation_rule", "deeplab"}  # where the head is taken too
     assert compared | others == {field.name for field in dataclasses.fields(MobileNetV2Config)}
     assert not compared & others
 
@@ -144,3 +146,25 @@ def test_the_source_is_opened_once(start, monkeypatch):
     (_, notes), _ = start({}, {})
     assert len(opened) == 1
     assert len(notes) == 4
+
+
+def test_a_head_of_the_same_shapes_that_computes_otherwise_is_noted(tiny_blocks, tmp_path):
+    """Order, corners and rates change no shape; a whole network that is trained on must not lose them silently."""
+    spec = preset("vainf").replace(low_level="layer_01")
+    torch_like = {"tf_padding": False, "layer_norm_eps": 1e-5, "pad_block_input": True}
+    fields = {"num_labels": LABELS, "output_stride": 8, **torch_like}
+    theirs = make_model(MobileNetV2Config(deeplab=spec, **fields), "segmentation")
+    save_file(to_state_dict(theirs, _variables(theirs.config, "segmentation"), "vainf"), tmp_path / "w.safetensors")
+    config = default_config("segmentation")
+    config.init_from, config.init_scope = str(tmp_path / "w.safetensors"), "all"
+    config.model.update(torch_like)
+    ours = MobileNetV2Config(deeplab=spec.replace(align_corners=True, pooling_size=(321, 321)), **fields)
+    task = SimpleNamespace(model=SimpleNamespace(config=ours))
+    _, notes = initial_weights(config, task, _variables(ours, "segmentation", seed=1))
+    assert "do not say the output stride; took 16 with atrous rates (6, 12, 18)" in notes[0]
+    assert [note.partition("--config.")[2].partition(" ")[0] for note in notes[1:]] == [
+        "model.deeplab.pooling_size=()",
+        "model.deeplab.align_corners=False",
+        "data.image_mean=0.485,0.456,0.406",
+        "data.image_std=0.229,0.224,0.225",
+    ]

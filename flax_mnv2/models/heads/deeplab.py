@@ -1,4 +1,4 @@
-"""DeepLabV3 as published for MobileNetV2: image pooling and one 1×1 branch."""
+"""DeepLab's head: DeepLabV3 and V3+ of every library, as ``config.deeplab`` says."""
 
 from __future__ import annotations
 
@@ -9,17 +9,38 @@ import jax
 import jax.numpy as jnp
 
 from flax_mnv2.config import MobileNetV2Config
-from flax_mnv2.layer_plan import DEEPLAB_CHANNELS
-from flax_mnv2.models.layers import ChannelDropout, ConvNormAct, ModuleDef, classifier_init
+from flax_mnv2.config.deeplab import HUGGING_FACE, DeepLabSpec
+from flax_mnv2.models.layers import ChannelDropout, ConvNormAct, ModuleDef, classifier_init, window_means
 from flax_mnv2.models.numerics import at_least_float32
+from flax_mnv2.models.ops.resize import resize_bilinear
 
-DEEPLAB_EPSILON = 1e-5  # TF DeepLab's batch norm in the head; the backbone has 1e-3
+DEEPLAB_EPSILON = 1e-5  # of batch norm in the head, in TF DeepLab and in PyTorch; the backbone has its own
 
 
-class DeepLabV3Head(nn.Module):
-    """Image pooling and one 1×1 branch, joined, projected and classified.
+class SeparableConv(nn.Module):
+    """A 3×3 depthwise convolution and a 1×1 one, with batch norm and activation after the second or after both."""
 
-    This is what Hugging Face calls DeepLabV3Plus; it is DeepLabV3 without atrous branches and without a decoder.
+    features: int
+    layer: ModuleDef  # a partial of ConvNormAct
+    conv: ModuleDef
+    inner_norm: bool
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, c) → (N, H, W, features)."""
+        first = self.layer if self.inner_norm else self.conv
+        window = {"kernel_size": 3, "dilation": self.dilation, "depthwise": True}
+        x = first(features=x.shape[-1], **window, name="conv_3x3")(x)
+        return self.layer(self.features, name="reduce_1x1")(x)
+
+
+class DeepLabHead(nn.Module):
+    """Branches joined and projected; where there is a decoder, joined with low-level features; classified.
+
+    Layers: ``conv_aspp``, ``conv_atrous_1`` and on, ``conv_pool``, ``conv_projection``, ``conv_refine_0`` and on,
+    ``conv_low_level``, ``conv_decoder_0`` and on, ``classifier``. Those of Hugging Face's DeepLab, which it calls V3+,
+    are ``conv_pool``, ``conv_aspp``, ``conv_projection`` and ``classifier``.
     """
 
     config: MobileNetV2Config
@@ -28,21 +49,62 @@ class DeepLabV3Head(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Features (N, h, w, c) → logits (N, h, w, num_labels), float32."""
-        norm = self.norm
-        if norm is not None:
-            momentum = self.config.head_batch_norm_momentum
-            momentum = self.config.batch_norm_momentum if momentum is None else momentum
-            norm = functools.partial(norm, epsilon=DEEPLAB_EPSILON, momentum=momentum)
-        layer = functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=nn.relu)
-        pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=at_least_float32(x.dtype)).astype(x.dtype)
-        pooled = layer(DEEPLAB_CHANNELS, name="conv_pool")(pooled)
-        aspp = layer(DEEPLAB_CHANNELS, name="conv_aspp")(x)
-        # Resizing a 1×1 map bilinearly is a broadcast. The pooled branch comes first, as in the checkpoints.
-        x = jnp.concatenate([jnp.broadcast_to(pooled, aspp.shape), aspp], axis=-1)
-        x = layer(DEEPLAB_CHANNELS, name="conv_projection")(x)
-        x = ChannelDropout(self.config.classifier_dropout_prob, self.axis_name)(x, deterministic=not train)
+    def __call__(self, x: jax.Array, low_level: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """Features (N, h, w, c), and low-level ones (N, h', w', c') → logits (N, h', w', num_labels), float32."""
+        spec = self.config.deeplab or HUGGING_FACE
+        norm = self._norm()
+        layer = functools.partial(
+            ConvNormAct, conv=self.conv, norm=norm, act=nn.relu6 if spec.bounded_activation else nn.relu
+        )
+        dropout = ChannelDropout(self.config.classifier_dropout_prob, self.axis_name)
+        wide = self._three_by_three(spec, layer, separable=spec.separable_decoder)
+        x = layer(spec.channels, kernel_size=spec.projection_kernel, name="conv_projection")(
+            self._branches(spec, layer, x)
+        )
+        x = dropout(x, deterministic=not train or spec.dropout_after != "projection")
+        for index in range(spec.projection_convs):
+            x = wide(name=f"conv_refine_{index}")(x)
+        if low_level is not None:
+            low_level = layer(spec.low_level_channels, name="conv_low_level")(low_level)
+            x = resize_bilinear(x, low_level.shape[1:3], align_corners=spec.align_corners)
+            x = jnp.concatenate([low_level, x] if spec.low_level_first else [x, low_level], axis=-1)
+        for index in range(spec.decoder_convs):
+            x = wide(name=f"conv_decoder_{index}")(x)
+        x = dropout(x, deterministic=not train or spec.dropout_after != "decoder")
         conv = functools.partial(self.conv, kernel_init=classifier_init(self.config))
         logits = layer(self.config.num_labels, conv=conv, norm=None, act=None, name="classifier")(x)
         return logits.astype(at_least_float32(logits.dtype))
+
+    def _norm(self) -> ModuleDef | None:
+        if self.norm is None:
+            return None
+        momentum = self.config.head_batch_norm_momentum
+        momentum = self.config.batch_norm_momentum if momentum is None else momentum
+        return functools.partial(self.norm, epsilon=DEEPLAB_EPSILON, momentum=momentum)
+
+    def _three_by_three(self, spec: DeepLabSpec, layer: ModuleDef, *, separable: bool) -> ModuleDef:
+        if separable:
+            return functools.partial(SeparableConv, spec.channels, layer, self.conv, spec.inner_norm)
+        return functools.partial(layer, spec.channels, kernel_size=3)
+
+    def _branches(self, spec: DeepLabSpec, layer: ModuleDef, x: jax.Array) -> jax.Array:
+        """(N, h, w, c) → (N, h, w, branches · channels)."""
+        output_stride = self.config.layer_plan.blocks[-1].output_stride
+        pooled = []
+        if spec.pooling != "none":
+            window = spec.pooling_size and tuple((side - 1) // output_stride + 1 for side in spec.pooling_size)
+            means = window_means(x, window, spec.pooling_stride)
+            means = layer(spec.channels, act=nn.relu, name="conv_pool")(means)
+            pooled = [_spread(means, x.shape[1:3], spec)]
+        wide = self._three_by_three(spec, layer, separable=spec.separable_branches)
+        branches = [layer(spec.channels, name="conv_aspp")(x)]
+        for index, rate in enumerate(spec.rates_at(output_stride), start=1):
+            branches.append(wide(dilation=rate, name=f"conv_atrous_{index}")(x))
+        return jnp.concatenate(pooled + branches if spec.pooling == "first" else branches + pooled, axis=-1)
+
+
+def _spread(pooled: jax.Array, size: tuple[int, int], spec: DeepLabSpec) -> jax.Array:
+    """Pooled features at the size of the others; resizing a 1×1 map is a broadcast, by either convention."""
+    if pooled.shape[1:3] == (1, 1):
+        return jnp.broadcast_to(pooled, (pooled.shape[0], *size, pooled.shape[-1]))
+    return resize_bilinear(pooled, size, align_corners=spec.align_corners)

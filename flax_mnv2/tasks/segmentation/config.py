@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flax_mnv2.config.checks import OUTPUT_STRIDES
 from flax_mnv2.tasks import class_weights, rules
 from flax_mnv2.tasks.rules import Rule
+from flax_mnv2.tasks.segmentation import head
 
 if TYPE_CHECKING:
     import ml_collections
@@ -28,12 +29,15 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data.min_scale = 0.5
     data.max_scale = 2.0
     data.scale_step = 0.25  # 0: any scale between
+    data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
+    data.image_std = (0.5, 0.5, 0.5)
     data.eval_size = (0, 0)  # images are padded to this; (0, 0): the largest image of the split
 
     config.eval.output_stride = 0  # 0: as in training
     config.eval.scales = (1.0,)  # several: softmax averaged over them, as in the DeepLab papers
     config.eval.flip = False  # average with the mirrored image
     config.eval.num_pictures = 8
+    head.add_defaults(config)
 
 
 def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
@@ -41,6 +45,9 @@ def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -
     smallest = config.data.min_scale
     rule = (lambda value: smallest <= value < math.inf), f"at least data.min_scale = {smallest}"
     rules.check_field(fields, "data.max_scale", rule)
+    spec = head.spec_of(config)
+    for stride in {config.model.output_stride, config.eval.output_stride or config.model.output_stride}:
+        spec.rates_at(stride)
 
 
 def describe_augmentation(config: ml_collections.ConfigDict) -> str:
@@ -59,6 +66,8 @@ RULES: Mapping[str, Rule] = {
     "data.min_scale": rules.POSITIVE,
     "data.scale_step": rules.at_least(0),
     "data.eval_size": rules.pair_from(0),
+    "data.image_mean": rules.numbers(3, lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "data.image_std": rules.numbers(3, lambda value: 0 < value <= 1, "above 0, at most 1"),
     "eval.scales": (lambda value: bool(value) and all(scale > 0 for scale in value), "positive numbers"),
     "eval.num_pictures": rules.at_least(0),
     "eval.output_stride": rules.one_of(0, *OUTPUT_STRIDES),

@@ -3,8 +3,9 @@
 The processor of a published DeepLab crops the centre of a photo; a prediction has to cover all of it. So, as in the
 DeepLab authors' demo (tensorflow/models, ``deeplab_demo.ipynb``), a photo is resized until its longer side is the
 network's size and laid into the top left corner of a square of that size, filled up with the mean. One compiled
-program then serves all photos. Logits are read back at the photo's own pixels by one bilinear interpolation with
-half-pixel centres, the rule of Hugging Face's model and of this project's losses and evaluation.
+program then serves all photos. Logits are read back at the photo's own pixels by one bilinear interpolation, with the
+rule of the model's losses and evaluation: half-pixel centres as Hugging Face has, or the corners aligned where
+``config.deeplab`` says so.
 
 On the two shared photos with masks this reaches an IoU of 0.906 (bird) and 0.992 (dog). With the corners aligned, as
 TF upsamples, it is 0.903 and 0.991; on a 1025 px square, with that much more filling under the head's image pooling,
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flax_mnv2.config.deeplab import HUGGING_FACE
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
@@ -79,6 +81,7 @@ class SegmentationPredictor(Predictor):
                 f"A mask holds at most {MAX_CLASSES:,} classes; the model has {model.config.num_labels:,}."
             )
         self._processor, self._labels = processor, model.config.id2label
+        self._align_corners = (model.config.deeplab or HUGGING_FACE).align_corners
         self._side = max(int(np.max(model.config.image_size)), MIN_SIZE_PX)
         self._variables = jax.device_put(variables)
         self._logits = jax.jit(lambda variables, pixels: model.apply(variables, pixels).logits)
@@ -105,7 +108,8 @@ class SegmentationPredictor(Predictor):
     def finish(self, example: Example, answer: np.ndarray) -> Segmentation:
         """Returns the label map of one photo from (h, w, C) logits."""
         photo, region = example.context  # the part of the canvas that the photo covers, (h, w)
-        mask = label_map(answer, canvas=example.pixels.shape[:2], region=region, size=photo.shape[:2])
+        canvas, size = example.pixels.shape[:2], photo.shape[:2]
+        mask = label_map(answer, canvas=canvas, region=region, size=size, align_corners=self._align_corners)
         return Segmentation(photo, mask, class_fractions(mask, self._labels))
 
     def record(self, prediction: Segmentation, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
@@ -123,18 +127,23 @@ class SegmentationPredictor(Predictor):
 
 
 def label_map(
-    logits: np.ndarray, *, canvas: tuple[int, int], region: tuple[int, int], size: tuple[int, int]
+    logits: np.ndarray,
+    *,
+    canvas: tuple[int, int],
+    region: tuple[int, int],
+    size: tuple[int, int],
+    align_corners: bool = False,
 ) -> np.ndarray:
     """Returns the class of the largest interpolated logit at every pixel of a photo; of equal ones the lowest.
 
     The photo of (height, width) ``size`` was resized to ``region``, the top left part of the ``canvas`` that gave the
-    logits (h, w, C). Bilinear with half-pixel centres, in one step from logits to photo. Done for the pixels between
-    four grid points at a time, and for those classes alone that can be the largest there, most often one: the logits
-    of all classes at the size of a photo would take gigabytes, and seconds. Indices are uint8, or uint16 where C is
-    above 256.
+    logits (h, w, C). Bilinear, in one step from logits to photo; ``align_corners`` as for ``losses.upsample_logits``.
+    Done for the pixels between four grid points at a time, and for those classes alone that can be the largest there,
+    most often one: the logits of all classes at the size of a photo would take gigabytes, and seconds. Indices are
+    uint8, or uint16 where C is above 256.
     """
-    rows = _Axis(size[0], region[0], canvas[0], logits.shape[0])
-    columns = _Axis(size[1], region[1], canvas[1], logits.shape[1])
+    rows = _Axis(size[0], region[0], canvas[0], logits.shape[0], align_corners=align_corners)
+    columns = _Axis(size[1], region[1], canvas[1], logits.shape[1], align_corners=align_corners)
     planes = np.pad(np.moveaxis(logits, -1, 0), ((0, 0), (0, 1), (0, 1)), mode="edge")
     corners = np.stack([planes[:, :-1, :-1], planes[:, :-1, 1:], planes[:, 1:, :-1], planes[:, 1:, 1:]])
     # What a class is at least and at most between four points, it is at these points.
@@ -168,9 +177,13 @@ class _Axis:
     ``weight`` (size,) float32 is that of the grid point after each pixel; the point before it has the rest.
     """
 
-    def __init__(self, size: int, region: int, canvas: int, grid: int):
+    def __init__(self, size: int, region: int, canvas: int, grid: int, *, align_corners: bool):
         in_canvas = (np.arange(size) + 0.5) * (region / size)
-        position = np.clip(in_canvas * (grid / canvas) - 0.5, 0, grid - 1)
+        if align_corners:
+            position = (in_canvas - 0.5) * ((grid - 1) / (canvas - 1))
+        else:
+            position = in_canvas * (grid / canvas) - 0.5
+        position = np.clip(position, 0, grid - 1)
         before = np.floor(position).astype(np.int64)
         self.weight = (position - before).astype(np.float32)
         self._bounds = np.searchsorted(before, np.arange(grid + 1))

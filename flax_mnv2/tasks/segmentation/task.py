@@ -1,4 +1,4 @@
-"""Semantic segmentation with DeepLabV3 on MobileNetV2."""
+"""Semantic segmentation with DeepLab on MobileNetV2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.deeplab import HUGGING_FACE
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums
@@ -17,6 +18,7 @@ from flax_mnv2.metrics import confusion_matrix
 from flax_mnv2.tasks import class_weights
 from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.segmentation import config as own_config
+from flax_mnv2.tasks.segmentation import head
 from flax_mnv2.tasks.segmentation.decide import View, most_likely
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.predictor import SegmentationPredictor
@@ -59,16 +61,27 @@ class SegmentationTask(Task):
         config: ml_collections.ConfigDict,
         model_config: MobileNetV2Config,
         *,
+        processor: MobileNetV2ImageProcessor | None = None,
         weights: np.ndarray | None = None,
         axis_name: str | None = None,
     ):
-        """Builds the models; images keep their size, ``weights`` (C,) are of the classes in the loss, None for 1."""
-        processor = MobileNetV2ImageProcessor(do_resize=False, do_center_crop=False)
+        """Builds the models; images keep their size, and are normalised as ``processor`` says or ``config.data``.
+
+        ``weights`` (C,) are of the classes in the loss, None for 1.
+        """
+        prepared = processor or config.data
+        processor = MobileNetV2ImageProcessor(
+            do_resize=False,
+            do_center_crop=False,
+            image_mean=tuple(prepared.image_mean),
+            image_std=tuple(prepared.image_std),
+        )
         output_stride = config.eval.output_stride
         super().__init__(
             config, model_config, processor=processor, eval_output_stride=output_stride, axis_name=axis_name
         )
         self.ignore_label, self._class_weights = model_config.semantic_loss_ignore_index, weights
+        self._align_corners = (model_config.deeplab or HUGGING_FACE).align_corners
 
     @classmethod
     def load_dataset(cls, data: Mapping[str, Any]) -> SegmentationDataset:
@@ -83,7 +96,7 @@ class SegmentationTask(Task):
     ) -> SegmentationTask:
         """Returns the task of a training run."""
         model_config = MobileNetV2Config(
-            **config.model.to_dict(),
+            **config.model.to_dict() | {"deeplab": head.spec_of(config)},
             id2label=dict(enumerate(labels)),
             image_size=tuple(config.data.crop_size),
             semantic_loss_ignore_index=config.data.ignore_label,
@@ -99,14 +112,13 @@ class SegmentationTask(Task):
         *,
         processor: MobileNetV2ImageProcessor | None = None,
     ) -> SegmentationTask:
-        """Returns the task of an evaluation; images keep their size, whatever the weights' processor says."""
-        del processor
+        """Returns the task of an evaluation; images keep their size, whatever the weights' processor says of it."""
         if model_config.num_labels != len(dataset.labels):
             raise ConfigError(
                 f"The model has {model_config.num_labels} classes and the data set {dataset.name} has "
                 f"{len(dataset.labels)}. Evaluate it on data with its own classes (--config.data.…)."
             )
-        return cls(config, model_config)
+        return cls(config, model_config, processor=processor)
 
     @classmethod
     def batch_shapes(cls, config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -120,11 +132,13 @@ class SegmentationTask(Task):
         self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         """Returns the summed cross-entropy over the valid pixels, new statistics and the sums behind the metrics."""
-        logits, statistics = self.train_outputs(variables, normalize(batch["image"]), key, axis_name=axis_name)
+        images = self._normalize(batch["image"])
+        logits, statistics = self.train_outputs(variables, images, key, axis_name=axis_name)
         loss, weight = segmentation_cross_entropy_sums(
             logits,
             batch["label"],
             ignore_label=self.ignore_label,
+            align_corners=self._align_corners,
             class_weights=self._class_weights,
             focal_gamma=self.config.focal_gamma,
         )
@@ -132,7 +146,8 @@ class SegmentationTask(Task):
 
     def evaluate_batch(self, variables: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Returns the confusion matrix of the batch (C, C) int32, and predictions (N, H, W) uint8."""
-        predictions = most_likely(self.views(variables, normalize(batch["image"])), batch["label"].shape[1:])
+        views = self.views(variables, self._normalize(batch["image"]))
+        predictions = most_likely(views, batch["label"].shape[1:], align_corners=self._align_corners)
         labels = jnp.where(batch["mask"][:, None, None], batch["label"], self.ignore_label)
         matrix = confusion_matrix(labels, predictions, num_classes=len(self.labels), ignore_label=self.ignore_label)
         return matrix, predictions
@@ -153,6 +168,12 @@ class SegmentationTask(Task):
                 seen = view[:, :, ::-1] if mirrored else view
                 views.append(View(self.eval_model.apply(variables, seen).logits, mirrored))
         return views
+
+    def _normalize(self, images: jax.Array) -> jax.Array:
+        """uint8 pixels → float32, by the processor's mean and standard deviation."""
+        mean, std = (np.asarray(value, np.float64) for value in (self.processor.image_mean, self.processor.image_std))
+        scale, offset = (value.astype(np.float32)[None, None, None] for value in (255.0 * std, mean / std))
+        return images.astype(jnp.float32) / scale - offset
 
     # ---- on the host -----------------------------------------------------------------------------------
 
@@ -218,8 +239,3 @@ class SegmentationTask(Task):
             for index in map(int, np.flatnonzero(counts))
         ]
         return {"tiles": tiles, "rows": ("original", "network input", "with its mask"), "legend": legend}
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """Returns uint8 pixels as float32 in [-1, 1], the preprocessing of TF-slim and Hugging Face."""
-    return images.astype(jnp.float32) / 127.5 - 1.0

@@ -51,10 +51,11 @@ TWINS = (  # durations in epochs, in steps, and the fewest steps
     ("checkpoint.every_epochs", "checkpoint.every_steps", 1),
 )
 
-# Fields of MobileNetV2Config that follow from the data of a run, that its input pipelines fix, or that are for callers.
+# Fields of MobileNetV2Config that follow from the data of a run, that its input pipelines fix, that one job alone has,
+# or that are for callers.
 _OF_THE_DATA = (
     *("num_labels", "id2label", "label2id", "image_size", "semantic_loss_ignore_index", "num_channels"),
-    *("problem_type", "detection", "output_hidden_states", "return_dict", "extra"),
+    *("problem_type", "output_hidden_states", "return_dict", "deeplab", "detection", "extra"),
 )
 
 

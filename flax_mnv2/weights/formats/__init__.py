@@ -3,6 +3,9 @@
 import pathlib
 
 from flax_mnv2.weights.formats.base import Format
+from flax_mnv2.weights.formats.deeplab.mmseg import MmsegFormat
+from flax_mnv2.weights.formats.deeplab.smp import SmpFormat
+from flax_mnv2.weights.formats.deeplab.vainf import VainFFormat
 from flax_mnv2.weights.formats.detection.mmdet import MmdetFormat
 from flax_mnv2.weights.formats.detection.tensorflow import TensorFlowDetectionFormat
 from flax_mnv2.weights.formats.flax import FlaxFormat
@@ -17,6 +20,7 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         *(HuggingFaceFormat(), TorchvisionFormat(), TimmFormat()),
+        *(VainFFormat(), SmpFormat(), MmsegFormat()),
         *(TfSlimFormat(), TensorFlowDetectionFormat(), MmdetFormat()),
         *(KerasFormat(), TfliteFormat()),
         FlaxFormat(),

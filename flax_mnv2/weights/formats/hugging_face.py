@@ -15,6 +15,7 @@ from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import read_text
 from flax_mnv2.weights.formats import timm
 from flax_mnv2.weights.formats.base import CONFIG_NAME, Format, Found
+from flax_mnv2.weights.formats.deeplab import smp
 from flax_mnv2.weights.source import Checkpoint, Source, stated_task
 from flax_mnv2.weights.tensor_files import find_weights
 from flax_mnv2.weights.tensors import Path, StateDict, torch_naming, write_state
@@ -24,8 +25,11 @@ _BACKBONE = re.compile(r"mobilenet_v2\.(conv_stem|layer\.\d+|conv_1x1)\.|(conv_s
 _HEADS = ("classifier.", "segmentation_head.")
 _TASKS = ("backbone", "classification", "segmentation")
 # Fields of ours that change the network, and which transformers does not know.
-PLAN_FIELDS = ("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths")
-OTHER_NETWORK_FIELDS = ("pool_window", "global_pool")
+PLAN_FIELDS = (
+    *("layer_depth_multiplier", "fixed_stem_and_head", "stem_residual", "round_widths"),
+    *("dilation_rule", "pad_block_input"),
+)
+OTHER_NETWORK_FIELDS = ("pool_window", "global_pool", "deeplab")
 
 
 def _prefix_of(modules: Path) -> str:
@@ -48,7 +52,8 @@ class HuggingFaceFormat(Format):
     def recognises(self, found: Found) -> bool:
         """By the names of the tensors; a folder by its weights, where the config is not timm's."""
         if found.tensors is None:
-            return find_weights(found.where) is not None and not timm.is_config(found.values)
+            others = timm.is_config(found.values) or smp.is_config(found.values)
+            return find_weights(found.where) is not None and not others
         return self.knows(found.tensors.unwrapped(self.knows).state)
 
     def open(self, found: Found) -> Source:
@@ -80,6 +85,8 @@ class HuggingFaceFormat(Format):
         config = checkpoint.config
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         fields = [name for name in OTHER_NETWORK_FIELDS if getattr(config, name) != defaults[name]]
+        if checkpoint.task != "segmentation" and "deeplab" in fields:
+            fields.remove("deeplab")
         if config.replace(**{name: defaults[name] for name in PLAN_FIELDS}).layer_plan != config.layer_plan:
             without = {name: config.replace(**{name: defaults[name]}) for name in PLAN_FIELDS}
             fields += [name for name in PLAN_FIELDS if without[name].layer_plan != config.layer_plan]

@@ -21,7 +21,8 @@ def test_a_run_is_never_overwritten(run_checkpoint, make_folder, capsys):
 
 def test_destinations_are_guarded(make_folder, tmp_path, capsys, assert_same):
     source = make_folder()
-    assert "file; say which: --to torchvision or --to timm or --to tf_detection or --to mmdet." in refused(
+    libraries = ("torchvision", "timm", "vainf", "smp", "mmseg", "tf_detection", "mmdet")
+    assert f"file; say which: {' or '.join(f'--to {name}' for name in libraries)}." in refused(
         capsys, source, tmp_path / "out.pth"
     )
     assert "format hf is a folder" in refused(capsys, source, tmp_path / "out.pth", "--to", "hf")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from flax_mnv2 import MobileNetV2Config, UserError, from_state_dict
+from flax_mnv2.config.deeplab import PRESETS
 from flax_mnv2.weights import tensor_files
 from flax_mnv2.weights.formats import FORMATS, hugging_face
 from flax_mnv2.weights.source import make_model, variable_shapes
@@ -30,11 +31,14 @@ def _peak():
 
 def _state(library):
     """A valid state dict of a tiny network, and the config that goes with it, if one does."""
-    config, naming = HF, hugging_face.NAMING
-    if library != "hf":
+    config, naming, task = HF, hugging_face.NAMING, "classification"
+    if library in PRESETS:
+        config, task = FORMATS[library].nearest(HF.replace(deeplab=library)).replace(num_labels=3), "segmentation"
+        naming = FORMATS[library].naming(config)
+    elif library != "hf":
         config = MobileNetV2Config(num_labels=3, round_widths=False, stem_residual=True)
         naming = FORMATS[library].naming(config)
-    shapes = variable_shapes(make_model(config, "classification"))
+    shapes = variable_shapes(make_model(config, task))
     state = write_state({path: np.ones(shape, np.float32) for path, shape in shapes.items()}, naming)
     return state, (HF if library == "hf" else None)
 
@@ -89,7 +93,10 @@ changes = st.lists(
 )
 
 
-@pytest.mark.parametrize(("library", "count"), [("hf", 1000), ("torchvision", 500), ("timm", 500)])
+@pytest.mark.parametrize(
+    ("library", "count"),
+    [("hf", 1000), ("torchvision", 500), ("timm", 500), ("vainf", 60), ("smp", 60), ("mmseg", 60)],
+)
 def test_state_dicts(tiny_blocks, library, count):
     whole, config = _state(library)
     outcomes, settings = [], cases(count)
@@ -110,7 +117,7 @@ def test_state_dicts(tiny_blocks, library, count):
             else:
                 state[key] = np.ones(2, np.float32)
         try:
-            _, variables = from_state_dict(state, config=config, task="classification")
+            _, variables = from_state_dict(state, config=config, task=None if library in PRESETS else "classification")
         except UserError:
             outcomes.append(False)
             return

@@ -13,6 +13,7 @@ import numpy as np
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.weights.formats.base import Format, Found
+from flax_mnv2.weights.formats.deeplab import tensorflow as deeplab
 from flax_mnv2.weights.formats.tensorflow import by_width
 from flax_mnv2.weights.source import Source
 from flax_mnv2.weights.tensors import Naming, Path, StateDict
@@ -20,13 +21,6 @@ from flax_mnv2.weights.tensors import Naming, Path, StateDict
 ROOT = "MobilenetV2/"
 _STEM = {"first_conv": "Conv", "conv_3x3": "expanded_conv/depthwise", "reduce_1x1": "expanded_conv/project"}
 _BLOCK = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
-# TF DeepLab's scopes for the layers of its head, which stand beside the backbone's.
-_HEAD = {
-    "conv_pool": "image_pooling",
-    "conv_aspp": "aspp0",
-    "conv_projection": "concat_projection",
-    "classifier": "logits/semantic",
-}
 _LEAVES = {
     ("params", "kernel"): "weights",
     ("params", "bias"): "biases",
@@ -38,9 +32,6 @@ _LEAVES = {
 _CLASSIFIER = f"{ROOT}Logits/Conv2d_1c_1x1"
 BACKBONE = rf"{ROOT}(Conv|expanded_conv)"
 _RANGE = re.compile(r"(?P<tensor>.+)/(?P<end>min|max)")  # of fake quantisation, beside what it quantises
-_SEGMENTATION_NOTE = (
-    f"output stride {by_width.OUTPUT_STRIDE} is TF DeepLab's usual one; the checkpoint does not say it (output_stride=)"
-)
 
 
 class TfSlimFormat(Format):
@@ -60,39 +51,29 @@ class TfSlimFormat(Format):
         """By the names of the tensors."""
         return found.tensors is not None and self.knows(found.tensors.state)
 
-    def naming(self, state: Mapping[str, np.ndarray]) -> Naming:
-        """Returns the names in the network that ``state`` is."""
-        del state  # they are the same in all
-        return scope_naming(_scope_of, backbone=BACKBONE)
-
     def open(self, found: Found) -> Source:
         """Config from the widths; ranges of fake quantisation apart."""
         if found.config is not None:
             raise ConfigError("TensorFlow's variables say their network themselves; pass no config.")
         tensors = found.read()
         state = to_flax(tensors.state)
-        naming = self.naming(state)
-        config, task = by_width.config_of(state, lambda config: naming, classifier_dropout_prob=0.2)
-        config, notes = self.completed(config, task)
+        notes = tensors.notes
+        config, task = by_width.config_of(state, lambda config: NAMING, classifier_dropout_prob=0.2)
+        if task == "segmentation":
+            config, note = _as_deeplab(config, state)
+            notes = (*notes, note)
         return Source(
             format=self.name,
             where=found.where,
             config=config,
             task=task,
             state=state,
-            naming=naming,
+            naming=NAMING,
             complete=False,
             usual_processor=by_width.processor(config.image_size, task) if config.num_channels == 3 else None,
-            notes=(*tensors.notes, *notes),
+            notes=notes,
             ranges=ranges(tensors.state),
         )
-
-    def completed(self, config: MobileNetV2Config, task: str) -> tuple[MobileNetV2Config, tuple[str, ...]]:
-        """Returns the config with what the variables do not say, and notes on it."""
-        if task != "segmentation":
-            return config, ()
-        fields = {"output_stride": by_width.OUTPUT_STRIDE, "image_size": 513, "classifier_dropout_prob": 0.1}
-        return config.replace(**fields, head_batch_norm_momentum=0.9997), (_SEGMENTATION_NOTE,)
 
 
 def scope_naming(scope_of: Callable[[Path], str | None], *, backbone: str) -> Naming:
@@ -126,9 +107,29 @@ def _scope_of(modules: Path) -> str | None:
     if modules == ("classifier",):
         return _CLASSIFIER
     if modules[0] != "mobilenet_v2":
-        return _HEAD.get(modules[1])
+        _, layer, *rest = modules
+        return deeplab.scope_of(layer, next((part for part in rest if part in deeplab.SEPARABLE), ""))
     place = backbone_scope(modules)
     return None if place is None else f"{ROOT}{place}"
+
+
+NAMING = scope_naming(_scope_of, backbone=BACKBONE)  # the same in all networks
+
+
+def _as_deeplab(config: MobileNetV2Config, state: Mapping[str, np.ndarray]) -> tuple[MobileNetV2Config, str]:
+    """Returns the config with the head that ``state`` has and what TF DeepLab builds it with, and a note on that."""
+    head = deeplab.head_of({name: value.shape for name, value in state.items()}, config.layer_plan)
+    config = config.replace(
+        deeplab=head,
+        output_stride=by_width.OUTPUT_STRIDE,
+        image_size=513,
+        classifier_dropout_prob=0.1,
+        head_batch_norm_momentum=0.9997,
+    )
+    what, fields = f"output stride {config.output_stride}", "output_stride="
+    if head is not None and head.atrous_rates:
+        what, fields = f"{what} with atrous rates {head.atrous_rates}", f"{fields}, deeplab="
+    return config, f"{what} is TF DeepLab's usual one; the checkpoint does not say it ({fields})"
 
 
 def to_flax(state: StateDict) -> StateDict:

@@ -1,0 +1,1 @@
+"""DeepLab of other libraries with a MobileNetV2: names and networks."""
