@@ -65,7 +65,7 @@ def test_damage_to_any_file_is_found_or_harmless(whole, tmp_path):
 
 @pytest.mark.parametrize("kind", ["flip", "truncate"])
 def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tiny, whole, run, capfd, kind):
-    remains.damage(remains.largest_file(run / "checkpoints" / "step_9"), kind, random.Random(2))
+    remains.damage_arrays(run / "checkpoints" / "step_9", kind)
     config = tiny("plain", **SHORT)
     with pytest.raises(CheckpointError, match=r"checkpoints/step_9.* damaged"):
         harness.train_here(config, run, strict=True)
@@ -78,7 +78,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tiny, whole, run
 
 
 def test_the_script_stops_at_a_damaged_checkpoint_with_strict(data, run):
-    remains.damage(remains.largest_file(run / "checkpoints" / "step_9"), "truncate", random.Random(3))
+    remains.damage_arrays(run / "checkpoints" / "step_9", "truncate")
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in SHORT.items()]
     printed = harness.run("train.py", *data.flags("plain"), *flags, f"--workdir={run}", "--strict", expect=2)
     [message] = [line for line in printed.splitlines() if line.startswith("error: ")]

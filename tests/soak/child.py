@@ -7,7 +7,8 @@ or saving, for which ``at`` counts steps, batches or saves from 1. The signal is
 ``delay`` seconds later by a thread; with ``again`` a second one follows that many seconds after it. With ``pace``
 every step and every batch of an evaluation takes so many seconds at least. ``samples`` names a file that gets a JSON
 line of this process's size every ``sample_every`` steps. ``poison`` lists training examples of a classifier, by
-position, whose loss is NaN. ``float64`` computes in that, which configs do not offer.
+position, whose loss is NaN. ``float64`` computes in that, which configs do not offer. The picture of the curve is
+left out, which takes as long as JAX to import.
 """
 
 import json
@@ -195,6 +196,9 @@ def main():
         sys.argv.append("--config.dtype=float64")
     if "samples" in spec:
         sample(spec["samples"], spec["sample_every"])
+    from flax_mnv2.training import loop
+
+    loop.save_curve = lambda *_: None
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -199,6 +199,15 @@ def damage(path: pathlib.Path, kind: str, rng: random.Random) -> None:
     path.write_bytes(content)
 
 
+def damage_arrays(checkpoint: pathlib.Path, kind: str) -> None:
+    """Turns all bits of the arrays' files (``flip``), or cuts each in half: one bit may be one that nothing reads."""
+    files = list(checkpoint.glob("*/ocdbt.process_*/d/*"))
+    assert files, f"no arrays in {checkpoint}"
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(bytes(byte ^ 0xFF for byte in content) if kind == "flip" else content[: len(content) // 2])
+
+
 def largest_file(folder: pathlib.Path) -> pathlib.Path:
     """Of all below ``folder``: arrays."""
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)

@@ -95,7 +95,7 @@ def damage_in_training(soak: Soak) -> list[Row]:
         shutil.rmtree(folder / "run", ignore_errors=True)
         shutil.copytree(folder / "whole", folder / "run")
         kind = rng.choice(("flip", "truncate"))
-        remains.damage(remains.largest_file(folder / "run" / "checkpoints" / "step_8"), kind, rng)
+        remains.damage_arrays(folder / "run" / "checkpoints" / "step_8", kind)
         strict = run("train.py", *flags, f"--workdir={folder / 'run'}", "--strict", expect=2)
         printed = run("train.py", *flags, f"--workdir={folder / 'run'}")
         row.tried += 1
