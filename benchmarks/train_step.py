@@ -3,8 +3,8 @@
 SGD with momentum 0.9, the same weights, batch and dropout rate everywhere; the losses of one batch without dropout
 are compared before anything is timed. Cases: ours, ours-native (XLA's grouped convolutions); transformers, timm and
 torchvision in channels-last eager mode, and with -compile or -compile-autotune. Compiled peers run on a GPU by
-default, elsewhere where --peers names them. Detection is SSDLite at 320 with the original's loss, suppression among
-hard negatives included; timm has no other network there than torchvision.
+default, elsewhere where --peers names them. Detection is SSDLite at 320 with hard negatives by a sort, as in
+torchvision's SSD; timm has no other network there than torchvision.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from flax import traverse_util
 
 import flax_mnv2
 from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.detection.losses import detection_loss_sums
 from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.losses import cross_entropy_sums, segmentation_cross_entropy_sums
@@ -51,7 +52,9 @@ def make_config(task: str, variant: str, *, image_size: int | None = None) -> Mo
     if task == "segmentation":
         fields |= {"num_labels": VOC_CLASSES, "output_stride": 16, "image_size": image_size or 513}
     elif task == "detection":
+        spec = DetectionSpec(mining_iou=1.0)  # hard negatives by a sort, as in torchvision's SSD
         fields |= {"num_labels": COCO_CLASSES, "finegrained_output": False, "image_size": image_size or 320}
+        fields |= {"detection": spec}
     elif image_size is not None:
         fields["image_size"] = image_size
     return flax_mnv2.variant_config(f"mobilenet_v2_{variant}", **fields)
