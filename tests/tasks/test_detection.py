@@ -116,6 +116,8 @@ def test_from_json_to_drawn_boxes(config, tmp_path, capsys, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert [line.get("loss") for line in read_metrics(workdir)] == [line.get("loss") for line in lines]
 
+    parallel = compiling_once(config, what="evaluation")
+    monkeypatch.setattr("flax_mnv2.training.evaluate.make_parallel", lambda _: parallel)
     report = evaluate_run(config, workdir=str(workdir), output=str(tmp_path / "report"))
     assert "VOC AP50" in capsys.readouterr().out
     assert report["num_examples"] == 2

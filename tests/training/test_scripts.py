@@ -82,7 +82,7 @@ def test_train_then_eval(whole_run, environment, tiny_blocks, monkeypatch):
     [
         ([], "--config must have a value"),
         (["--config=configs/absent.py", "--workdir=w"], "Cannot load the recipe .*absent.py"),
-        (["--config=configs/seg_voc.py:tiny", "--workdir=w"], "has the variants aug and smoke; found 'tiny'"),
+        (["--config=configs/seg_voc.py:tiny", "--workdir=w"], "has the variants aug, plus and smoke; found 'tiny'"),
         ([*SMALL, "--workdir=w", "--config.batch_sze=4"], 'Did you mean "batch_size"'),
         ([*SMALL, "--workdir=w", "--config.batch_size=many"], "batch_size=many"),
         ([*SMALL, "--workdir=w", "--config.data.crop_size=0,0"], "config.data.crop_size must be a pair"),
