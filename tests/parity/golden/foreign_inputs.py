@@ -9,6 +9,7 @@ OUTPUT_STRIDE = 4  # of the DeepLab, so that its last block dilates
 SSD_ALPHA, SSD_CLASSES = 0.1, 3  # with the background as many slots as a box has numbers
 SSD_WIDTHS = {"stem": (16, 16), "blocks": (16, 16, 16), "last": 128, "extra": (51, 25, 25, 16)}
 SSD_KINDS = (3, 6, 6, 6, 6, 6)  # of anchors, on the expansion of block 2 and on what follows
+PLUS_WIDTH, LOW_WIDTH = 32, 12  # of the DeepLabV3+
 SIZE, ODD_SIZE = (64, 64), (65, 98)
 KERAS_ALPHA, KERAS_SIZE = 0.1, (64, 64)
 KERAS_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)

@@ -30,6 +30,7 @@ class Network:
         self.rng, self.variables = np.random.default_rng(seed), {}
         self.symmetric = symmetric  # zeros on both sides at stride 2, as in networks that came from PyTorch
         self.widths, self.root, self.expansions = widths, f"{parent}MobilenetV2", {}
+        self.depthwises = {}
 
     def variable(self, name: str, shape: tuple[int, ...], kind: str) -> tf.Tensor:
         if name not in self.variables:
@@ -76,7 +77,7 @@ class Network:
             total *= stride
             scope = f"{root}/expanded_conv_{number}"
             y = self.expansions[number] = self.conv(x, f"{scope}/expand", 6 * x.shape[-1])
-            y = self.depthwise(y, f"{scope}/depthwise", stride=stride, rate=used)
+            y = self.depthwises[number] = self.depthwise(y, f"{scope}/depthwise", stride=stride, rate=used)
             y = self.conv(y, f"{scope}/project", width, act=None)
             x = x + y if stride == 1 and x.shape[-1] == width else y
         return x
@@ -97,6 +98,32 @@ class Network:
         x = tf.concat([pooled, self.conv(x, "aspp0", 256, **head)], -1)
         x = self.conv(x, "concat_projection", 256, **head)
         kernel = self.variable("logits/semantic/weights", (1, 1, 256, given.NUM_SEGMENTED), "kernel")
+        bias = self.variable("logits/semantic/biases", (given.NUM_SEGMENTED,), "offset")
+        return tf.add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias, name="logits")
+
+    def separable(self, x, scope, width, *, rate=1):
+        kernel = self.variable(f"{scope}_depthwise/depthwise_weights", (3, 3, x.shape[-1], 1), "kernel")
+        x = tf.nn.depthwise_conv2d(x, kernel, (1, 1, 1, 1), "SAME", dilations=(rate, rate))
+        x = tf.nn.relu(self.normalised(x, f"{scope}_depthwise", 1e-5))
+        return self.conv(x, f"{scope}_pointwise", width, act=tf.nn.relu, epsilon=1e-5)
+
+    def deeplab_plus(self, x):
+        """DeepLabV3+ as TF DeepLab builds it: atrous branches, and a decoder on the depthwise map of block 1."""
+        x, width, head = self.backbone(x, given.OUTPUT_STRIDE), given.PLUS_WIDTH, {"act": tf.nn.relu, "epsilon": 1e-5}
+        pooled = self.conv(tf.reduce_mean(x, (1, 2), keepdims=True), "image_pooling", width, **head)
+        branches = [
+            v1.image.resize_bilinear(pooled, x.shape[1:3], align_corners=True),
+            self.conv(x, "aspp0", width, **head),
+        ]
+        for index in (1, 2, 3):
+            rate = 6 * index * 16 // given.OUTPUT_STRIDE
+            branches.append(self.separable(x, f"aspp{index}", width, rate=rate))
+        x = self.conv(tf.concat(branches, -1), "concat_projection", width, **head)
+        low = self.conv(self.depthwises[2], "decoder/feature_projection0", given.LOW_WIDTH, **head)
+        x = tf.concat([v1.image.resize_bilinear(x, low.shape[1:3], align_corners=True), low], -1)
+        for index in (0, 1):
+            x = self.separable(x, f"decoder/decoder_conv{index}", width)
+        kernel = self.variable("logits/semantic/weights", (1, 1, width, given.NUM_SEGMENTED), "kernel")
         bias = self.variable("logits/semantic/biases", (given.NUM_SEGMENTED,), "offset")
         return tf.add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias, name="logits")
 
@@ -201,6 +228,22 @@ def deeplab(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return results
 
 
+def deeplab_plus(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """A DeepLabV3+ as a checkpoint."""
+    results = {}
+    with tf.Graph().as_default(), v1.Session() as session:
+        net, logits = Network(7), {}
+        for size in (given.SIZE, given.ODD_SIZE):
+            place = v1.placeholder(tf.float32, (None, *size, 3), name="input")
+            with v1.variable_scope("", reuse=bool(logits)):
+                logits[size] = place, net.deeplab_plus(place)
+        session.run(v1.global_variables_initializer())
+        for size, (place, out) in logits.items():
+            results[f"deeplab plus/{size}"] = session.run(out, {place: given.images(size)})
+        v1.train.Saver(net.variables).save(session, str(folder / "deeplab_plus" / "model.ckpt-31"))
+    return results
+
+
 def ssdlite(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """A detector as a checkpoint and as TFLite, and what its parts give."""
     with tf.Graph().as_default(), v1.Session() as session:
@@ -274,7 +317,7 @@ def keras_files(folder: pathlib.Path) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     here, folder = pathlib.Path(__file__).parent, pathlib.Path(tempfile.mkdtemp())
     results = {}
-    for part in (slim, deeplab, ssdlite, symmetric, lite, keras_files):
+    for part in (slim, deeplab, deeplab_plus, ssdlite, symmetric, lite, keras_files):
         results |= part(folder)
     for path in folder.rglob("*.meta"):
         path.unlink()

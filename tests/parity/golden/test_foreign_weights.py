@@ -28,6 +28,7 @@ from flax_mnv2 import (
     make_inference_fn,
 )
 from flax_mnv2.class_names import imagenet_labels
+from flax_mnv2.config.deeplab import DeepLabSpec
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.config.defaults import default_config
 from flax_mnv2.training.initial_weights import initial_weights
@@ -158,6 +159,14 @@ def test_a_deeplab_checkpoint_gives_the_networks_logits(files, check_logits):
 
 
 # ---- TF Object Detection ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_a_deeplab_v3plus_checkpoint_gives_the_networks_logits(files, check_logits):
+    source = open_weights(files / "deeplab_plus")
+    expected = DeepLabSpec(channels=given.PLUS_WIDTH, low_level_channels=given.LOW_WIDTH)
+    assert (source.task, source.config.deeplab) == ("segmentation", expected)
+    check_logits(source, "deeplab plus", given.SIZE, given.ODD_SIZE, output_stride=given.OUTPUT_STRIDE)
 
 
 @pytest.mark.usefixtures("tiny_blocks")
