@@ -76,3 +76,4 @@ def numbers(count: int, rule: Callable[[float], bool], words: str) -> Rule:
 POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
 FRACTION: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
 BELOW_1: Rule = (lambda value: 0 <= value < 1, "from 0 to below 1")
+FRACTIONS: Rule = (lambda values: bool(values) and all(0 <= value <= 1 for value in values), "numbers from 0 to 1")

@@ -27,6 +27,9 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data.holdout = 0.1  # of one's own boxes: fraction of train kept as val where there is no such split
     data.crop = "ssd"  # the original's random crop, around boxes; or none
     data.crop_whole = 0.15  # probability that the crop leaves an image as it is
+    # Least part of a box in the window, of one at least and of all that stay; one of these is drawn for each image.
+    data.crop_overlaps = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    data.crop_area = (0.1, 1.0)  # smallest and largest window, as fractions of the image
     data.expand = 1.0  # largest factor that half of the images are zoomed out by (SSD's expansion); 1: none
     data.photometric = False  # SSD's distortion of brightness, contrast, saturation and hue
 
@@ -57,13 +60,15 @@ def augmentation(data: ml_collections.ConfigDict) -> DetectionAugment:
     from flax_mnv2.data.augment.detection import DetectionAugment
 
     names = ("flip", "crop", "crop_whole", "expand", "photometric")
-    return DetectionAugment(size=tuple(data.image_size), **{name: data[name] for name in names})
+    tuples = {name: tuple(data[name]) for name in ("crop_overlaps", "crop_area")}
+    return DetectionAugment(size=tuple(data.image_size), **tuples, **{name: data[name] for name in names})
 
 
 def describe_augmentation(config: ml_collections.ConfigDict) -> str:
     """Returns the settings that change training images, in words."""
     data = config.data
-    parts = [f"SSD crop, {data.crop_whole:.3g} whole" if data.crop == "ssd" else "no crop"]
+    overlaps = "/".join(f"{overlap:g}" for overlap in data.crop_overlaps)
+    parts = [f"SSD crop at {overlaps}, {data.crop_whole:.3g} whole" if data.crop == "ssd" else "no crop"]
     parts += [f"zoom out up to {data.expand:g}"] if data.expand > 1 else []
     parts += ["photometric distortion"] if data.photometric else []
     height, width = data.image_size
@@ -84,6 +89,8 @@ RULES: Mapping[str, Rule] = {
     "data.holdout": rules.BELOW_1,
     "data.crop": rules.one_of("none", "ssd"),
     "data.crop_whole": rules.FRACTION,
+    "data.crop_overlaps": rules.FRACTIONS,
+    "data.crop_area": rules.range_within(1.0),
     "data.expand": rules.at_least(1),
     "eval.score_threshold": rules.BELOW_1,
     "eval.num_pictures": rules.at_least(0),
