@@ -25,7 +25,7 @@ def uncut(data, tmp_path_factory):
 
 
 @pytest.fixture
-def tiny(data, monkeypatch):
+def tiny(data, drawn_once, no_curve, monkeypatch):
     """(task, **fields) → the config of a tiny run inside this process."""
     monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
     return data.config

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import signal
 
 import harness
 import pytest
@@ -10,7 +11,7 @@ import remains
 
 from flax_mnv2.training.evaluate import evaluate_run
 
-SHORT = {"num_steps": 12, "eval_every_steps": 6, "checkpoint__every_steps": 3}
+SHORT = {"num_steps": 8, "eval_every_steps": 4, "checkpoint__every_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -37,32 +38,42 @@ def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, whole, tmp_p
     config = tiny(task, **SHORT, parallel=mode)
     place = {"mode": mode, "devices": devices}
     right = whole(task, mode, devices)
-    for fault in ({"during": "training", "at": 5}, {"during": "evaluating", "at": 1}):
+    for fault in ({"during": "training", "at": 3}, {"during": "evaluating", "at": 1}):
         assert harness.train_here(config, tmp_path / "cut", fault={"signal": "SIGTERM", **fault}, **place) == 143
-    assert max(remains.steps(tmp_path / "cut")) == 6
+    assert max(remains.steps(tmp_path / "cut")) == 4
     assert harness.train_here(config, tmp_path / "cut", **place) == 0
     assert remains.differences(right, tmp_path / "cut") == []
     lines = [(line["step"], line["split"] == "train") for line in remains.metrics(tmp_path / "cut")]
-    assert lines == [(step, True) for step in (1, 2, 4, 6)] + [
-        (6, False),
-        (8, True),
-        (10, True),
-        (12, True),
-        (12, False),
-    ]
+    assert lines == [(1, True), (2, True), (4, True), (4, False), (6, True), (8, True), (8, False)]
     assert _report(config, right, **place) == _report(config, tmp_path / "cut", **place)
 
 
-def test_cut_by_kill_9_and_gone_on_with_other_input_workers(data, tmp_path):
+def test_cut_by_signals_beside_the_steps(tiny, whole, tmp_path):
+    """One run is cut while it saves, while it evaluates, and in its final evaluation, by one signal after the other."""
+    config = tiny("plain", **SHORT)
+    for during, at, saved, number in (
+        ("saving", 1, 2, signal.SIGTERM),
+        ("evaluating", 1, 4, signal.SIGINT),
+        ("evaluating", 7, 8, signal.SIGTERM),
+    ):
+        fault = {"signal": number.name, "during": during, "at": at}
+        assert harness.train_here(config, tmp_path, fault=fault) == 128 + number
+        assert max(remains.steps(tmp_path)) == saved
+        evaluated = [line["step"] for line in remains.metrics(tmp_path) if line["split"] != "train"]
+        assert evaluated == [4] * (saved == 8)  # the one that was going on was given up, and is made up for
+    assert harness.train_here(config, tmp_path) == 0
+    assert remains.differences(whole("plain", "jit", 1), tmp_path) == []
+
+
+def test_cut_by_kill_9_and_gone_on_with_other_input_workers(data, tiny, whole, tmp_path):
+    """The script is killed; what it left is gone on with here, where XLA has a thread for each of four devices."""
     flags = [*data.flags("plain"), *(f"--config.{name.replace('__', '.')}={n}" for name, n in SHORT.items())]
-    with harness.Child("train.py", *flags, f"--workdir={tmp_path / 'whole'}") as whole:
-        fault = {"signal": "SIGKILL", "during": "training", "at": 8}
-        harness.run("train.py", *flags, f"--workdir={tmp_path / 'cut'}", fault=fault, expect=137)
-        kept = remains.steps(tmp_path / "cut")
-        harness.run("train.py", *flags, f"--workdir={tmp_path / 'cut'}", "--config.data.num_workers=2")
-        assert whole.end() == 0, whole.printed
-    assert kept == [3, 6]
-    assert remains.differences(tmp_path / "whole", tmp_path / "cut") == []
+    flags += [f"--workdir={tmp_path / 'cut'}"]
+    fault = {"signal": "SIGKILL", "during": "training", "at": 5}
+    harness.run("train.py", *flags, fault=fault, expect=137, environment={"NPROC": "4"})
+    assert remains.steps(tmp_path / "cut") == [2, 4]
+    assert harness.train_here(tiny("plain", **SHORT, data__num_workers=2), tmp_path / "cut") == 0
+    assert remains.differences(whole("plain", "jit", 1), tmp_path / "cut") == []
 
 
 def test_the_comparison_sees_what_differs(whole, tmp_path):
@@ -70,10 +81,10 @@ def test_the_comparison_sees_what_differs(whole, tmp_path):
     shutil.copytree(one, other)
     assert remains.differences(one, other) == []
     lines = (other / "metrics.jsonl").read_text().splitlines()
-    changed = json.dumps(json.loads(lines[-1]) | {"step": 13})
+    changed = json.dumps(json.loads(lines[-1]) | {"step": 9})
     (other / "metrics.jsonl").write_text("\n".join([*lines[:-1], changed, changed]) + "\n")
     next((other / "tensorboard").glob("events*")).unlink()
-    arrays = remains.arrays(one, 12)
+    arrays = remains.arrays(one, 8)
     name = next(name for name in arrays if name.startswith("ema"))
     assert remains.different_arrays(arrays, arrays | {name: arrays[name] + 1e-7}) == [f"array {name}"]
     found = remains.differences(one, other)

@@ -74,6 +74,12 @@ def config(tiny):
     return tiny("segmentation", num_steps=8, log_every_steps=2, eval_every_steps=8, checkpoint__every_steps=3)
 
 
+@pytest.fixture
+def plain(tiny):
+    """A classifier with both, which compiles sooner; eight of its batches are less than an epoch."""
+    return tiny("plain", batch_size=4, num_steps=8, log_every_steps=2, eval_every_steps=8, checkpoint__every_steps=3)
+
+
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
 
@@ -160,20 +166,20 @@ def _by_hand(config, parallel, *, leave_out):
     return run.state, losses
 
 
-def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config, tmp_path, poison, capsys):
-    config.non_finite.action = "skip"
-    one = compiling_once(config)  # labels and limits change, not what a step computes
-    expected, losses = _by_hand(config, one, leave_out=(2, 7))  # before anything is poisoned
-    indices = _positions(config, 8)
+def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(plain, tmp_path, poison, capsys):
+    plain.non_finite.action = "skip"
+    one = compiling_once(plain)  # labels and limits change, not what a step computes
+    expected, losses = _by_hand(plain, one, leave_out=(2, 7))  # before anything is poisoned
+    indices = _positions(plain, 8)
     victims = _only_in(indices, 2, 7)
-    names = _names(config, victims)
-    poison("segmentation", victims, label=NO_CLASS)
+    names = _names(plain, victims)
+    poison("classification", victims, label=NO_CLASS)
 
     # One skip is allowed: the second stops the run, and again when it goes on, since the first is remembered.
-    config.non_finite.max_skips = 1
+    plain.non_finite.max_skips = 1
     for attempt in range(2):
         with pytest.raises(NotFiniteError, match=r"at step 7 .*max_skips = 1 is used up") as caught:
-            train(config, tmp_path, parallel=one)
+            train(plain, tmp_path, parallel=one)
         assert f"At fault: {names[1]!r} (a batch" in str(caught.value)
         assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'step_6'}." in str(caught.value)
         lines = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
@@ -181,10 +187,10 @@ def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config
         if lines:
             assert lines[0].startswith("step 2: skipped (1 of at most 1). The loss became nan at step 2 ")
             assert f"At fault: {names[0]!r} (a batch" in lines[0]
-            assert f"The batch of step 2: {_names(config, indices[1])[0]!r}, " in lines[0]
+            assert f"The batch of step 2: {_names(plain, indices[1])[0]!r}, " in lines[0]
 
-    config.non_finite.max_skips = 2
-    state = train(config, tmp_path, parallel=one)
+    plain.non_finite.max_skips = 2
+    state = train(plain, tmp_path, parallel=one)
     printed = capsys.readouterr().out
     assert "step 7: skipped (2 of at most 2)" in printed
     assert "skipped:     2 of 8 steps" in printed
@@ -197,13 +203,14 @@ def test_skipping_is_leaving_the_batch_out_and_its_count_outlives_the_run(config
     assert lines[8]["loss"] == pytest.approx(losses[8])
 
 
-def test_every_way_skips_the_same_and_finds_the_same_without_compiling_again(config, poison, caplog):
+def test_every_way_skips_the_same_and_finds_the_same_without_compiling_again(plain, poison, caplog):
     """Compared after one update: rounding grows."""
-    (victim,) = _only_in(_positions(config, 2), 1)
-    poison("segmentation", [victim], label=NO_CLASS)
+    plain.batch_size = 8
+    (victim,) = _only_in(_positions(plain, 2), 1)
+    poison("classification", [victim], label=NO_CLASS)
     states = []
     for parallel in (make_parallel("jit", jax.devices()[:4], shard_optimizer=True), _parallel("pmap", 4)):
-        run = _Run(config, parallel)
+        run = _Run(plain, parallel)
         start = jax.device_get(run.state)
         with run.task.train_batches(run.dataset, start_step=0) as batches, jax.log_compiles():
             caplog.clear()
@@ -212,7 +219,7 @@ def test_every_way_skips_the_same_and_finds_the_same_without_compiling_again(con
             before = jax.device_get(run.state)
             _assert_same(before.variables, start.variables)
             caplog.clear()
-            assert f"At fault: {_names(config, [victim])[0]!r} (a batch" in run.search.explain(1)
+            assert f"At fault: {_names(plain, [victim])[0]!r} (a batch" in run.search.explain(1)
             assert "Compiling" not in caplog.text
             _assert_same(run.state, before)
             assert run.train(next(batches))["skipped"] == 0

@@ -1,35 +1,9 @@
-"""Told to stop at any moment, a run saves, ends with 128 + signal, and goes on later; told twice it ends at once."""
+"""Told to stop before it has trained, a run ends at once, and told twice; test_exactness.py has later moments."""
 
-import itertools
 import json
-import signal
 
 import harness
-import pytest
 import remains
-
-SHORT = {"num_steps": 6, "eval_every_steps": 4, "checkpoint__every_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def whole(uncut):
-    """A run that nobody interrupted."""
-    return uncut("plain", **SHORT)
-
-
-@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
-def test_a_signal_beside_the_steps(tiny, whole, tmp_path, numbers):
-    """One run is cut while it saves, while it evaluates, and in its final evaluation, by one signal after the other."""
-    config = tiny("plain", **SHORT)
-    moments = [("saving", 1, 2), ("evaluating", 1, 4), ("evaluating", 7, 6)]
-    for (during, at, saved), number in zip(moments, itertools.cycle(numbers), strict=False):
-        fault = {"signal": number.name, "during": during, "at": at}
-        assert harness.train_here(config, tmp_path, fault=fault) == 128 + number
-        assert max(remains.steps(tmp_path)) == saved
-        evaluated = [line["step"] for line in remains.metrics(tmp_path) if line["split"] != "train"]
-        assert evaluated == [4] * (saved == 6)  # the one that was going on was given up, and is made up for
-    assert harness.train_here(config, tmp_path) == 0
-    assert remains.differences(whole, tmp_path) == []
 
 
 def test_a_signal_before_the_first_step(data, tmp_path):

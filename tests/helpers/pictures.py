@@ -25,12 +25,12 @@ def make_photos(root: pathlib.Path, **counts: int) -> pathlib.Path:
     return root
 
 
-def prepare_shapes(data_dir: pathlib.Path) -> pathlib.Path:
-    """Prepares the data set of drawn shapes in ``data_dir``, 96 to train and 16 to evaluate; returns ``data_dir``."""
+def prepare_shapes(data_dir: pathlib.Path, *, val: int = 16) -> pathlib.Path:
+    """Prepares the data set of drawn shapes in ``data_dir``, 96 to train and ``val``; returns ``data_dir``."""
     from flax_mnv2.data.datasets import shapes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "SHAPES_NUM_EXAMPLES", {"train": 96, "val": 16})
+        patch.setattr(shapes, "SHAPES_NUM_EXAMPLES", {"train": 96, "val": val})
         shapes.load("shapes_segmentation", {}, data_dir)
     return data_dir
 

@@ -34,7 +34,7 @@ class Data:
         self.photos = folder / "photos"
         if not self.photos.exists():
             make_photos(self.photos, train=12, test=5)
-            prepare_shapes(folder / "prepared")
+            prepare_shapes(folder / "prepared", val=8)
 
     def flags(self, variant: str) -> list[str]:
         """Of the command line, after the script."""
@@ -175,10 +175,11 @@ def two_processes(
     *flags,
     own: Mapping[int, Sequence[str]] | None = None,
     faults: Mapping[int, dict] | None = None,
+    devices: int = 2,
     heartbeat: float = 60.0,
     **options,
 ) -> Iterator[list[Child]]:
-    """Two processes of one ``train.py`` with two devices each.
+    """Two processes of one ``train.py`` with so many devices each.
 
     ``own`` has further flags by process, ``faults`` what child.py does; one counts as dead after ``heartbeat`` seconds
     of silence, which a busy machine can cause, too.
@@ -191,7 +192,7 @@ def two_processes(
         for index in (0, 1):
             place = (*shared, f"--process_id={index}", *(own or {}).get(index, ()))
             fault = {"fault": faults[index]} if index in (faults or {}) else {}
-            child = Child("train.py", *flags, *place, devices=2, **fault, **options)
+            child = Child("train.py", *flags, *place, devices=devices, **fault, **options)
             children.append(stack.enter_context(child))
         yield children
 
@@ -240,6 +241,7 @@ def compiling_once(config, mode: str = "jit", devices: int = 1, what: str = "tra
     if config.optimizer.schedule == "constant":
         for name in OUTSIDE_THE_STEPS:
             fields.pop(name)
+    fields["data"].pop("num_workers")  # which batches do not depend on
     key = json.dumps([what, flax_mnv2.layer_plan.BLOCK_TABLE, fields], sort_keys=True)
     return _parallel(key, mode, devices)
 

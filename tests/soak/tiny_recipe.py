@@ -29,7 +29,7 @@ def get_config(variant: str = "segmentation"):
         config.model.output_stride = 8
         config.model.classifier_dropout_prob = 0.2
         config.model.batch_norm_momentum = config.model.head_batch_norm_momentum = 0.8
-        config.eval.num_pictures = 1
+        config.eval.num_pictures, config.eval.batch_size = 1, 4
     elif variant in ("classification", "plain"):
         config.data.dataset, config.data.eval_split = "image_folder", "test"
         config.data.train_size = config.data.eval_resize = config.data.eval_crop = 32

@@ -41,7 +41,13 @@ def drawn_once(monkeypatch):
 
 
 @pytest.fixture
-def tiny_config(shapes_dir, tiny_blocks, drawn_once):
+def no_curve(monkeypatch):
+    """Runs draw no picture of their curve; test_loop.py and test_scripts.py have one."""
+    monkeypatch.setattr("flax_mnv2.training.loop.save_curve", lambda *_: None)
+
+
+@pytest.fixture
+def tiny_config(shapes_dir, tiny_blocks, drawn_once, no_curve):
     config = default_config()
     config.num_steps = 6
     config.batch_size = config.eval.batch_size = 8
@@ -73,7 +79,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def classifier_config(photos, tiny_blocks, drawn_once):
+def classifier_config(photos, tiny_blocks, drawn_once, no_curve):
     """A classifier of those photos, small enough to train in a second."""
     config = default_config("classification")
     config.data.dataset, config.data.archive, config.data.eval_split = "image_folder", str(photos), "test"
@@ -99,7 +105,7 @@ def table(tmp_path_factory):
 
 
 @pytest.fixture
-def vector_config(table, tiny_blocks, drawn_once):
+def vector_config(table, tiny_blocks, drawn_once, no_curve):
     """Returns the config of a job with a table's name, small enough to train in a second or two."""
 
     def make(task: str, name: str):
