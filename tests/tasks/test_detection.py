@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def config(folder, monkeypatch):
+def config(folder, no_curve, monkeypatch):
     """Two blocks, two maps, a few anchors."""
     monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2), (16, 1, 2)))
     config = default_config("detection")

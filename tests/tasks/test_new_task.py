@@ -22,7 +22,7 @@ from flax_mnv2.training.loop import train
 
 
 @pytest.fixture
-def config(photos, drawn_once, monkeypatch):
+def config(photos, drawn_once, no_curve, monkeypatch):
     monkeypatch.setitem(TASKS, "redness", RednessTask)
     monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
     config = default_config("redness")

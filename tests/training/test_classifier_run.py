@@ -31,7 +31,7 @@ def parallel(config):
     return compiling_once(config)
 
 
-def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_path, capsys):
+def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_path, capsys, monkeypatch):
     config.num_steps = config.eval_every_steps = config.checkpoint.every_steps = 40
     config.ema.decay = 0.8
     config.label_smoothing = 0.1
@@ -45,6 +45,8 @@ def test_a_run_learns_colours_keeps_an_average_and_can_be_loaded(config, tmp_pat
     assert last["ema_top1"] > 0.9
     assert "best by EMA top-1 accuracy: step 40" in printed
 
+    parallel = compiling_once(config, devices=4, what="evaluation")
+    monkeypatch.setattr("flax_mnv2.training.evaluate.make_parallel", lambda _: parallel)
     average = evaluate_run(config, workdir=str(tmp_path / "run"))
     raw = evaluate_run(config, workdir=str(tmp_path / "run"), weights="raw")
     assert average["model"].endswith("checkpoints/step_40 (moving average)")

@@ -21,6 +21,7 @@ from flax_mnv2.tasks.segmentation.decide import scores_of
 from flax_mnv2.tasks.segmentation.evaluator import SegmentationEvaluator
 from flax_mnv2.tasks.segmentation.task import SegmentationTask
 from flax_mnv2.training.evaluate import evaluate_run
+from flax_mnv2.training.logging.learning_curve import save_curve
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
 from flax_mnv2.training.parallel import make_parallel
@@ -109,6 +110,7 @@ def test_best_and_last_checkpoints_are_kept_and_patience_ends_the_run(tiny_confi
 
     original = SegmentationEvaluator.metrics
     monkeypatch.setattr(SegmentationEvaluator, "metrics", lambda self: {**original(self), "mean_iou": next(scores)})
+    monkeypatch.setattr("flax_mnv2.training.loop.save_curve", save_curve)
     parallel = compiling_once(tiny_config)  # when a run saves, evaluates and ends does not change a step
     tiny_config.early_stopping.patience = 3
     tiny_config.eval_every_steps = tiny_config.checkpoint.every_steps = 1
