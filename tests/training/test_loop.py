@@ -30,6 +30,13 @@ _FINISHED = []
 
 
 @pytest.fixture
+def tiny_config(tiny_config, monkeypatch):
+    """With less to compile: runs do not depend on how many blocks there are."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
+    return tiny_config
+
+
+@pytest.fixture
 def finished(tiny_config, tmp_path_factory):
     """A run of ``tiny_config`` that has ended, made once: its folder, last state and what it printed."""
     if not _FINISHED:
@@ -46,12 +53,6 @@ def finished(tiny_config, tmp_path_factory):
 def workdir(finished, tmp_path):
     """A copy of that run, to change."""
     return shutil.copytree(finished.workdir, tmp_path / "run")
-
-
-@pytest.fixture
-def one_block(monkeypatch):
-    """Less to compile where a run of its own kind is."""
-    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
 
 
 def _learning_nothing(config):
@@ -88,7 +89,7 @@ def test_a_finished_run_leaves_checkpoints_metrics_and_config(finished):
     assert list((workdir / "tensorboard").glob("events*"))
 
 
-def test_bfloat16_trains(tiny_config, one_block, tmp_path):
+def test_bfloat16_trains(tiny_config, tmp_path):
     tiny_config.dtype = "bfloat16"
     tiny_config.num_steps = tiny_config.eval_every_steps = 3
     state = train(tiny_config, tmp_path, parallel=compiling_once(tiny_config))
@@ -224,7 +225,7 @@ def test_evaluation_report(tiny_config, workdir, tmp_path, capsys):
     assert (tmp_path / "report" / "metrics.json").exists()
 
 
-def test_several_scales_and_mirrors_are_averaged(tiny_config, one_block):
+def test_several_scales_and_mirrors_are_averaged(tiny_config):
     tiny_config.eval.scales, tiny_config.eval.flip = (0.75, 1.0), True
     tiny_config.model.initializer_range = tiny_config.model.classifier_initializer_range = 0.4
     task = SegmentationTask.for_training(tiny_config, ("a", "b"))
@@ -245,7 +246,7 @@ def test_several_scales_and_mirrors_are_averaged(tiny_config, one_block):
     assert float(abs(single - scores).max()) > 1e-3
 
 
-def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, one_block, tmp_path, monkeypatch):
+def test_evaluation_of_pretrained_weights_at_another_stride(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = SegmentationTask.for_training(tiny_config, ("a", "b", "c", "d"))
     save_pretrained("weights", task.model, jax.tree.map(np.asarray, task.init_variables(0)))

@@ -27,9 +27,10 @@ SMALL = [
     "--config.data.crop_size=48,48",
 ]
 
-# python SCRIPT …, with the network of the fixture tiny_blocks
+# python SCRIPT …, with the network of the fixture tiny_blocks and fewer shapes, as prepare_shapes draws
 TINY = """\
-import runpy, sys, flax_mnv2.layer_plan
+import runpy, sys, flax_mnv2.data.datasets.shapes, flax_mnv2.layer_plan
+flax_mnv2.data.datasets.shapes.SHAPES_NUM_EXAMPLES = {"train": 96, "val": 16}
 flax_mnv2.layer_plan.BLOCK_TABLE = ((8, 1, 2), (16, 2, 2))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -73,7 +74,7 @@ def test_train_then_eval(whole_run, environment, tiny_blocks, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert "mean IoU" in result.stdout
     report = json.loads((workdir / "evaluation" / "val_step_8" / "metrics.json").read_text())
-    assert report["num_examples"] == 80
+    assert report["num_examples"] == 16
     assert report["mean_iou"] == pytest.approx(read_metrics(workdir)[-1]["mean_iou"], abs=1e-6)
 
 
