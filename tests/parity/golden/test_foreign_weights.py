@@ -7,6 +7,7 @@ give; make_foreign_weights.py writes both, and says what to install for that.
 import dataclasses
 import functools
 import pathlib
+import re
 import tarfile
 import types
 
@@ -40,7 +41,6 @@ from flax_mnv2.weights.tensor_files import read_tensor_file
 from flax_mnv2.weights.tensorflow import bundle, keras_files, tflite
 
 GOLDEN = pathlib.Path(__file__).parent
-EMA = "/ExponentialMovingAverage"
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,13 @@ def test_a_slim_checkpoint_is_read_bit_for_bit(files, outputs):
     assert len(stored) == 2 * len(raw) - 2 + left_out  # ranges have no average
     for name in raw:
         np.testing.assert_array_equal(raw[name], stored[name], strict=True)
-        np.testing.assert_array_equal(averaged[name], stored.get(name + EMA, stored[name]), strict=True)
+        average = stored.get(f"{name}/ExponentialMovingAverage", stored[name])
+        np.testing.assert_array_equal(averaged[name], average, strict=True)
 
 
 @pytest.mark.usefixtures("tiny_blocks")
 def test_ranges_of_fake_quantisation_are_kept_apart(files):
-    low, high = open_weights(files / "slim").ranges["MobilenetV2/Conv/weights_quant"]
-    assert (low, high) == (-1.5, 2.5)
+    assert open_weights(files / "slim").ranges["MobilenetV2/Conv/weights_quant"] == (-1.5, 2.5)
 
 
 @pytest.mark.usefixtures("tiny_blocks")
@@ -143,30 +143,24 @@ def test_an_archive_of_the_zoo_is_its_checkpoint(files, tmp_path, assert_same):
 
 @pytest.mark.usefixtures("tiny_blocks")
 def test_a_frozen_graph_has_the_same_weights(files, tmp_path, assert_same):
-    expected = open_weights(files / "slim")
-    assert_same(open_weights(files / "frozen.pb").state, expected.state)
+    expected = open_weights(files / "slim").state
+    assert_same(open_weights(files / "frozen.pb").state, expected)
     with tarfile.open(tmp_path / "graph.tar.gz", "w:gz") as archive:
         archive.add(files / "frozen.pb", "export/frozen_inference_graph.pb")
-    assert_same(open_weights(tmp_path / "graph.tar.gz").state, expected.state)
+    assert_same(open_weights(tmp_path / "graph.tar.gz").state, expected)
 
 
 @pytest.mark.usefixtures("tiny_blocks")
-def test_a_deeplab_checkpoint_gives_the_networks_logits(files, check_logits):
-    source = open_weights(files / "deeplab" / "model.ckpt-30")
-    assert (source.task, source.config.num_labels, source.config.output_stride) == ("segmentation", 4, 16)
-    assert "output stride 16 is TF DeepLab's usual one" in source.notes[0]
-    check_logits(source, "deeplab", given.SIZE, given.ODD_SIZE, output_stride=given.OUTPUT_STRIDE)
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_deeplab_checkpoint_gives_the_networks_logits(files, check_logits, plus):
+    source = open_weights(files / ("deeplab_plus" if plus else "deeplab/model.ckpt-30"))
+    expected = DeepLabSpec(channels=given.PLUS_WIDTH, low_level_channels=given.LOW_WIDTH) if plus else None
+    assert (source.task, source.config.num_labels, source.config.deeplab) == ("segmentation", 4, expected)
+    assert re.match("output stride 16 .*is TF DeepLab's usual one", source.notes[0])
+    check_logits(source, f"deeplab{plus * ' plus'}", given.SIZE, given.ODD_SIZE, output_stride=given.OUTPUT_STRIDE)
 
 
 # ---- TF Object Detection ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("tiny_blocks")
-def test_a_deeplab_v3plus_checkpoint_gives_the_networks_logits(files, check_logits):
-    source = open_weights(files / "deeplab_plus")
-    expected = DeepLabSpec(channels=given.PLUS_WIDTH, low_level_channels=given.LOW_WIDTH)
-    assert (source.task, source.config.deeplab) == ("segmentation", expected)
-    check_logits(source, "deeplab plus", given.SIZE, given.ODD_SIZE, output_stride=given.OUTPUT_STRIDE)
 
 
 @pytest.mark.usefixtures("tiny_blocks")
@@ -341,10 +335,9 @@ def test_int8_weights_are_the_float_ones_to_half_a_step(files, name, num_kernels
 def test_ranges_of_a_quantised_graph_are_kept(files):
     ranges = open_weights(files / "int8.tflite").ranges
     np.testing.assert_allclose(np.concatenate(ranges["input"]), (-1, 1), atol=0.01)  # behind an end of floats
-    low, high = ranges["mobilenet_v2/layer_02/sum"]
-    assert low < 0 < high
-    low, high = ranges["mobilenet_v2/conv_stem/first_conv/output"]
-    assert low == 0 < high < 6.01
+    total, first = ranges["mobilenet_v2/layer_02/sum"], ranges["mobilenet_v2/conv_stem/first_conv/output"]
+    assert total[0] < 0 < total[1]
+    assert first[0] == 0 < first[1] < 6.01
 
 
 @pytest.mark.usefixtures("tiny_blocks")
@@ -402,7 +395,6 @@ def test_a_constant_knows_its_integers(files):
     graph = tflite.read_graph(files / "int8.tflite")
     first = next(operation for operation in graph.operations if operation.kind == "conv")
     kernel = graph.tensors[first.inputs[1]]
-    assert kernel.data.dtype == np.int8
-    assert kernel.quantization.scale.shape == (kernel.shape[0],)
+    assert (kernel.data.dtype, kernel.quantization.scale.shape) == (np.int8, (kernel.shape[0],))
     real = kernel.data.astype(np.float32) * kernel.quantization.scale.reshape(-1, 1, 1, 1)
     np.testing.assert_array_equal(kernel.values(), real)
