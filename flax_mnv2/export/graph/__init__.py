@@ -1,0 +1,1 @@
+"""A network as a list of plain operations on named edges, from which files are written."""

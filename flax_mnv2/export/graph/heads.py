@@ -1,0 +1,175 @@
+"""The heads as operations: those of ``models.heads``, and what may come after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.config.deeplab import HUGGING_FACE, DeepLabSpec
+from flax_mnv2.config.detection import DetectionSpec
+from flax_mnv2.export.graph import operations as ops
+from flax_mnv2.export.graph.builder import GraphBuilder
+from flax_mnv2.models.endpoints import LAST_CONV
+
+_DEEPLAB, _SSD = "segmentation_head", "detection_head"
+
+
+def add_pooling(builder: GraphBuilder, x: str, config: MobileNetV2Config) -> str:
+    """Adds the pooling of ``models.layers.pool``: (N, h, w, c) → (N, c'), with ``config.pool_window`` (N, h', w', c').
+
+    Raises:
+      ConfigError: a window, and a size that is not known.
+    """
+    window = config.pool_window and (config.pool_window,) * 2
+    kinds = {"avg": ("avg",), "max": ("max",)}.get(config.global_pool, ("avg", "max"))
+    pooled = [builder.pool(x, kind, window) for kind in kinds]
+    if config.global_pool == "catavgmax":
+        return builder.concat(pooled, "pooled")
+    if config.global_pool == "avgmax":
+        return builder.elementwise("mul", builder.elementwise("add", *pooled), np.float32(0.5))
+    return pooled[0]
+
+
+def add_classifier(builder: GraphBuilder, endpoints: Mapping[str, str], config: MobileNetV2Config) -> str:
+    """Adds pooling and the linear layer; returns the logits."""
+    pooled = add_pooling(builder, endpoints[LAST_CONV], config)
+    if config.num_labels == 0:
+        return pooled
+    kernel, bias = builder.param("classifier/kernel"), builder.param("classifier/bias")
+    if len(builder.shape(pooled)) == 4:
+        return builder.conv(pooled, "classifier", kernel[None, None], bias)
+    return builder.matmul(pooled, "classifier", kernel, bias)
+
+
+# ---- DeepLab -------------------------------------------------------------------------------------------
+
+
+def add_deeplab(builder: GraphBuilder, endpoints: Mapping[str, str], config: MobileNetV2Config) -> str:
+    """Adds the head that ``config.deeplab`` says; returns the logits (N, h, w, num_labels)."""
+    spec = config.deeplab or HUGGING_FACE
+    act = "relu6" if spec.bounded_activation else "relu"
+    x = endpoints[LAST_CONV if spec.reads_last_conv else config.layer_plan.blocks[-1].name]
+    x = builder.concat(_branches(builder, x, config, spec, act), f"{_DEEPLAB}/branches")
+    x = builder.layer(x, f"{_DEEPLAB}/conv_projection", act=act)
+    for index in range(spec.projection_convs):
+        x = _wide(builder, x, f"conv_refine_{index}", spec, act, separable=spec.separable_decoder)
+    if spec.low_level is not None:
+        low = builder.layer(endpoints[spec.low_level], f"{_DEEPLAB}/conv_low_level", act=act)
+        x = builder.resize(x, low, align_corners=spec.align_corners)
+        x = builder.concat((low, x) if spec.low_level_first else (x, low), f"{_DEEPLAB}/joined")
+    for index in range(spec.decoder_convs):
+        x = _wide(builder, x, f"conv_decoder_{index}", spec, act, separable=spec.separable_decoder)
+    return builder.layer(x, f"{_DEEPLAB}/classifier", act=None)
+
+
+def _branches(builder: GraphBuilder, x: str, config: MobileNetV2Config, spec: DeepLabSpec, act: str) -> list[str]:
+    output_stride = config.layer_plan.blocks[-1].output_stride
+    pooled = []
+    if spec.pooling != "none":
+        window = spec.pooling_size and tuple((side - 1) // output_stride + 1 for side in spec.pooling_size)
+        means = builder.pool(x, "avg", window, spec.pooling_stride, keep_map=True)
+        means = builder.layer(means, f"{_DEEPLAB}/conv_pool", act="relu")
+        pooled = [builder.resize(means, x, align_corners=spec.align_corners)]
+    branches = [builder.layer(x, f"{_DEEPLAB}/conv_aspp", act=act)]
+    for index, rate in enumerate(spec.rates_at(output_stride), start=1):
+        name = f"conv_atrous_{index}"
+        branches.append(_wide(builder, x, name, spec, act, separable=spec.separable_branches, dilation=rate))
+    return pooled + branches if spec.pooling == "first" else branches + pooled
+
+
+def _wide(
+    builder: GraphBuilder, x: str, name: str, spec: DeepLabSpec, act: str, *, separable: bool, dilation: int = 1
+) -> str:
+    """Adds a 3×3 convolution of the head, dense or in two."""
+    path = f"{_DEEPLAB}/{name}"
+    if not separable:
+        return builder.layer(x, path, act=act, dilation=dilation)
+    inner = f"{path}/conv_3x3"
+    if spec.inner_norm:
+        x = builder.layer(x, inner, act=act, dilation=dilation, depthwise=True)
+    else:
+        x = builder.conv(x, inner, builder.param(f"{inner}/kernel"), dilation=dilation, depthwise=True)
+    return builder.layer(x, f"{path}/reduce_1x1", act=act)
+
+
+# ---- SSDLite -------------------------------------------------------------------------------------------
+
+
+def add_ssdlite(
+    builder: GraphBuilder, endpoints: Mapping[str, str], config: MobileNetV2Config, box_order: str
+) -> tuple[str, str]:
+    """Adds the extra maps and the predictors; returns logits (N, A, slots) and box codes (N, A, 4).
+
+    The codes come in ``box_order``, ``"yxhw"`` or ``"xywh"``, whatever that of the network is: the predictors' kernels
+    are ordered so.
+    """
+    spec, act = config.detection or DetectionSpec(), config.hidden_act
+    maps = [endpoints[name] for name in spec.feature_layers]
+    for index in range(len(spec.extra_channels)):
+        x = builder.layer(maps[-1], f"{_SSD}/extra_{index}_squeeze", act=act)
+        x = builder.layer(x, f"{_SSD}/extra_{index}_conv_3x3", act=act, stride=2, depthwise=True)
+        maps.append(builder.layer(x, f"{_SSD}/extra_{index}_expand", act=act))
+    swapped = [1, 0, 3, 2] if spec.box_order != box_order else [0, 1, 2, 3]
+    rows: dict[str, list[str]] = {"class": [], "box": []}
+    for index, (x, kinds) in enumerate(zip(maps, spec.anchors, strict=True)):
+        for what, depth in (("class", spec.num_slots(config.num_labels)), ("box", 4)):
+            order = None if what == "class" else np.array([4 * kind + at for kind in range(len(kinds)) for at in swapped])
+            y = builder.layer(x, f"{_SSD}/{what}_{index}_conv_3x3", act=act, depthwise=True)
+            y = builder.layer(y, f"{_SSD}/{what}_{index}_predictor", act=None, order=order)
+            rows[what].append(builder.rows(y, depth))
+    logits, codes = (builder.concat(rows[what], f"{_SSD}/{what}", axis=1) for what in ("class", "box"))
+    return logits, codes
+
+
+def add_decoding(builder: GraphBuilder, codes: str, anchors: np.ndarray, spec: DetectionSpec) -> str:
+    """Adds the decoding of codes (N, A, 4) in the order x, y, width, height to boxes in the same order.
+
+    ``anchors`` are (A, 4), centre y, x, height, width.
+    """
+    anchors = anchors[:, [1, 0, 3, 2]]
+    scales = np.float32(spec.box_scales)[[1, 0, 3, 2]]  # which the spec has in the order y, x, whatever the codes' is
+    centre = builder.elementwise("mul", builder.slice(codes, 0, 2), anchors[:, 2:] / scales[:2])
+    centre = builder.elementwise("add", centre, anchors[:, :2])
+    size = builder.elementwise("mul", builder.slice(codes, 2, 4), 1 / scales[2:])
+    if spec.max_log_size is not None:
+        size = builder.elementwise("min", size, np.float32(spec.max_log_size))
+        size = builder.elementwise("max", size, np.float32(-spec.max_log_size))
+    size = builder.elementwise("mul", builder.elementwise("exp", size), anchors[:, 2:])
+    return builder.concat((centre, size), f"{_SSD}/boxes")
+
+
+def add_suppression(
+    builder: GraphBuilder, logits: str, codes: str, anchors: np.ndarray, spec: DetectionSpec, *, threshold: float
+) -> dict[str, str]:
+    """Adds what makes detections of logits and of codes in the order y, x, height, width; returns edges by name."""
+    if spec.max_log_size is not None:
+        limit = spec.max_log_size * np.float32(spec.box_scales)
+        limit[:2] = np.finfo(np.float32).max
+        codes = builder.elementwise("max", builder.elementwise("min", codes, limit), -limit)
+    scores = builder.elementwise("softmax" if spec.score == "softmax" else "sigmoid", logits)
+    if spec.background == "last":
+        scores = builder.slice(scores, 0, builder.shape(scores)[-1] - 1)
+    batch, num_anchors, slots = builder.shape(scores)
+    background = int(spec.background == "first")
+    num_kept = min(spec.max_detections, (slots - background) * min(spec.max_per_class, num_anchors))
+    outputs = {
+        "boxes": builder.edge("detected_boxes", (batch, num_kept, 4)),
+        "labels": builder.edge("detected_labels", (batch, num_kept), "int64"),
+        "scores": builder.edge("detected_scores", (batch, num_kept)),
+        "num_detections": builder.edge("detected_number", (batch,), "int64"),
+    }
+    builder.add_many(
+        ops.Suppression,
+        (codes, scores),
+        tuple(outputs.values()),
+        anchors=anchors,
+        box_scales=spec.box_scales,
+        background=background,
+        iou=spec.nms_iou,
+        threshold=threshold,
+        max_per_class=spec.max_per_class,
+        max_detections=num_kept,
+    )
+    return outputs
