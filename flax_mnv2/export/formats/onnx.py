@@ -31,6 +31,7 @@ _ELEMENTWISE = {
     "hardswish": "HardSwish",
     "exp": "Exp",
     "add": "Add",
+    "sub": "Sub",
     "mul": "Mul",
     "max": "Max",
     "min": "Min",
@@ -279,4 +280,5 @@ def _(operation: ops.ArgMax, to: _Writer, inputs: list[str], outputs: list[str])
 
 @_write.register
 def _(operation: ops.Suppression, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
-    write_suppression(operation, to, inputs, outputs, slots=to.edge(operation.inputs[1]).shape[-1])
+    _, num_anchors, slots = to.edge(operation.inputs[1]).shape
+    write_suppression(operation, to, inputs, outputs, num_anchors=num_anchors, slots=slots)

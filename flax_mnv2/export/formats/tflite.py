@@ -33,6 +33,7 @@ _ELEMENTWISE = {
 _VERSIONS = {"DEPTHWISE_CONV_2D": 2, "RESIZE_BILINEAR": 3}  # dilation; half-pixel centres
 _TYPES = {"float32": "FLOAT32", "uint8": "UINT8", "int32": "INT32", "int64": "INT64"}
 _SUPPRESSION = "TFLite_Detection_PostProcess"
+_LEAST_SIDE = 1e-5  # of a box, as a share of the image
 _PLACEHOLDER_PX = 224  # of a size that is any: what the file says until it is set
 
 
@@ -241,7 +242,7 @@ def _(operation: ops.Elementwise, to: _Writer) -> None:
     kind = operation.kind
     if operation.constant is not None:
         inputs.append(to.constant(f"{operation.name}/constant", operation.constant))
-    if kind in ("add", "mul"):
+    if kind in ("add", "sub", "mul"):
         to.add(kind.upper(), inputs, outputs, table=f"{kind.capitalize()}Options")
     elif kind == "softmax":
         to.add("SOFTMAX", inputs, outputs, table="SoftmaxOptions", beta=1.0)
@@ -328,11 +329,9 @@ def _(operation: ops.ArgMax, to: _Writer) -> None:
 @_write.register
 def _(operation: ops.Suppression, to: _Writer) -> None:
     inputs, outputs = _ends(operation, to)
-    batch, _, slots = to.edge(operation.inputs[1]).shape
+    batch, num_anchors, slots = to.edge(operation.inputs[1]).shape
     if batch != 1:
         raise ConfigError(f"TFLite suppresses boxes of one image at a time; choose --batch 1, not {batch or 'dynamic'}.")
-    anchors = to.constant("anchors", operation.anchors)
-    names = ("y_scale", "x_scale", "h_scale", "w_scale")
     options = {
         "max_detections": operation.max_detections,
         "max_classes_per_detection": 1,
@@ -341,6 +340,32 @@ def _(operation: ops.Suppression, to: _Writer) -> None:
         "nms_score_threshold": float(operation.threshold),
         "nms_iou_threshold": float(operation.iou),
         "num_classes": slots - operation.background,
-        **dict(zip(names, map(float, operation.box_scales), strict=True)),
+        **dict.fromkeys(("y_scale", "x_scale", "h_scale", "w_scale"), 1.0),
     }
-    to.add_custom(_SUPPRESSION, [*inputs, anchors], outputs, options)
+    # The operator decodes, and does not cut boxes to the image: so it is given boxes as codes, and anchors that are
+    # the image.
+    anchors = to.constant("anchors", np.broadcast_to(np.float32([0, 0, 1, 1]), (num_anchors, 4)))
+    to.add_custom(_SUPPRESSION, [_codes(to, inputs[0], num_anchors), inputs[1], anchors], outputs, options)
+
+
+def _codes(to: _Writer, corners: int, num_anchors: int) -> int:
+    """Adds (1, A, 4) centres and logarithms of sizes, of which none is 0: the operator refuses empty boxes."""
+
+    def step(kind: str, inputs: list[int], name: str, **options: Any) -> int:
+        y = to.intermediate(f"codes/{name}", (1, num_anchors, 2))
+        to.add(kind, inputs, [y], **options)
+        return y
+
+    pair = to.constant("codes/pair", [-1, -1, 2], "int32")
+    starts = [to.constant(f"codes/from_{at}", [0, 0, at], "int32") for at in (0, 2)]
+    low, high = (
+        step("SLICE", [corners, start, pair], name, table="SliceOptions")
+        for start, name in zip(starts, ("low", "high"), strict=True)
+    )
+    centre = step("ADD", [low, high], "sum", table="AddOptions")
+    centre = step("MUL", [centre, to.constant("codes/half", 0.5)], "centre", table="MulOptions")
+    size = step("SUB", [high, low], "size", table="SubOptions")
+    size = step("MAXIMUM", [size, to.constant("codes/least", _LEAST_SIDE)], "least_size")
+    y = to.intermediate("codes", (1, num_anchors, 4))
+    to.add("CONCATENATION", [centre, step("LOG", [size], "log_size")], [y], table="ConcatenationOptions", axis=2)
+    return y

@@ -14,6 +14,7 @@ from flax_mnv2.export.graph.builder import GraphBuilder
 from flax_mnv2.models.endpoints import LAST_CONV
 
 _DEEPLAB, _SSD = "segmentation_head", "detection_head"
+_FAR_ABOVE_1 = 1e30  # times the area of any box; an empty one stays 0
 
 
 def add_pooling(builder: GraphBuilder, x: str, config: MobileNetV2Config) -> str:
@@ -123,34 +124,42 @@ def add_ssdlite(
     return logits, codes
 
 
-def add_decoding(builder: GraphBuilder, codes: str, anchors: np.ndarray, spec: DetectionSpec) -> str:
-    """Adds the decoding of codes (N, A, 4) in the order x, y, width, height to boxes in the same order.
+def add_decoding(
+    builder: GraphBuilder, codes: str, anchors: np.ndarray, spec: DetectionSpec, box_order: str
+) -> tuple[str, str]:
+    """Adds the decoding of codes (N, A, 4) in ``box_order`` to centres and sizes, (N, A, 2) each, in the same.
 
     ``anchors`` are (A, 4), centre y, x, height, width.
     """
-    anchors = anchors[:, [1, 0, 3, 2]]
-    scales = np.float32(spec.box_scales)[[1, 0, 3, 2]]  # which the spec has in the order y, x, whatever the codes' is
+    order = [0, 1, 2, 3] if box_order == "yxhw" else [1, 0, 3, 2]
+    anchors, scales = anchors[:, order], np.float32(spec.box_scales)[order]
     centre = builder.elementwise("mul", builder.slice(codes, 0, 2), anchors[:, 2:] / scales[:2])
     centre = builder.elementwise("add", centre, anchors[:, :2])
     size = builder.elementwise("mul", builder.slice(codes, 2, 4), 1 / scales[2:])
     if spec.max_log_size is not None:
         size = builder.elementwise("min", size, np.float32(spec.max_log_size))
         size = builder.elementwise("max", size, np.float32(-spec.max_log_size))
-    size = builder.elementwise("mul", builder.elementwise("exp", size), anchors[:, 2:])
-    return builder.concat((centre, size), f"{_SSD}/boxes")
+    return centre, builder.elementwise("mul", builder.elementwise("exp", size), anchors[:, 2:])
 
 
 def add_suppression(
-    builder: GraphBuilder, logits: str, codes: str, anchors: np.ndarray, spec: DetectionSpec, *, threshold: float
+    builder: GraphBuilder, logits: str, centre: str, size: str, spec: DetectionSpec, *, threshold: float
 ) -> dict[str, str]:
-    """Adds what makes detections of logits and of codes in the order y, x, height, width; returns edges by name."""
-    if spec.max_log_size is not None:
-        limit = spec.max_log_size * np.float32(spec.box_scales)
-        limit[:2] = np.finfo(np.float32).max
-        codes = builder.elementwise("max", builder.elementwise("min", codes, limit), -limit)
+    """Adds what makes detections of logits, and of centres and sizes (y, x); returns edges by name.
+
+    As in ``detection.suppression.detect``, boxes are cut to the image first, and empty ones have no score.
+    """
+    half = builder.elementwise("mul", size, np.float32(0.5))
+    corners = [builder.elementwise(kind, centre, half) for kind in ("sub", "add")]
+    corners = [builder.elementwise("min", x, np.float32(1)) for x in corners]
+    low, high = (builder.elementwise("max", x, np.float32(0)) for x in corners)
+    extent = builder.elementwise("max", builder.elementwise("sub", high, low), np.float32(0))
+    area = builder.elementwise("mul", builder.slice(extent, 0, 1), builder.slice(extent, 1, 2))
+    is_box = builder.elementwise("min", builder.elementwise("mul", area, np.float32(_FAR_ABOVE_1)), np.float32(1))
     scores = builder.elementwise("softmax" if spec.score == "softmax" else "sigmoid", logits)
     if spec.background == "last":
         scores = builder.slice(scores, 0, builder.shape(scores)[-1] - 1)
+    scores = builder.elementwise("mul", scores, is_box)
     batch, num_anchors, slots = builder.shape(scores)
     background = int(spec.background == "first")
     num_kept = min(spec.max_detections, (slots - background) * min(spec.max_per_class, num_anchors))
@@ -162,10 +171,8 @@ def add_suppression(
     }
     builder.add_many(
         ops.Suppression,
-        (codes, scores),
+        (builder.concat((low, high), f"{_SSD}/corners"), scores),
         tuple(outputs.values()),
-        anchors=anchors,
-        box_scales=spec.box_scales,
         background=background,
         iou=spec.nms_iou,
         threshold=threshold,

@@ -100,12 +100,13 @@ def _segmentation(at: _Place) -> dict[str, str]:
 def _detection(at: _Place) -> dict[str, str]:
     if at.settings.size is None:
         raise ConfigError("A detector's anchors follow from the size of the image; give --size H W, not dynamic.")
-    after, spec = at.settings.postprocessing, at.model.spec
-    logits, codes = heads.add_ssdlite(at.builder, at.endpoints, at.model.config, "yxhw" if after else "xywh")
-    anchors = at.model.anchors(at.settings.size)
-    if after:
-        return heads.add_suppression(at.builder, logits, codes, anchors, spec, threshold=SCORE_THRESHOLD)
-    return {"logits": logits, "pred_boxes": heads.add_decoding(at.builder, codes, anchors, spec)}
+    spec, builder = at.model.spec, at.builder
+    order = "yxhw" if at.settings.postprocessing else "xywh"
+    logits, codes = heads.add_ssdlite(builder, at.endpoints, at.model.config, order)
+    centre, size = heads.add_decoding(builder, codes, at.model.anchors(at.settings.size), spec, order)
+    if at.settings.postprocessing:
+        return heads.add_suppression(builder, logits, centre, size, spec, threshold=SCORE_THRESHOLD)
+    return {"logits": logits, "pred_boxes": builder.concat((centre, size), "boxes")}
 
 
 def _features(at: _Place) -> dict[str, str]:

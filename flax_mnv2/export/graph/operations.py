@@ -86,12 +86,12 @@ class Pad(Operation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Elementwise(Operation):
-    """A function of one array, or of two of one shape, the second of which may be a constant.
+    """A function of one array, or of two of which the second, perhaps a constant, is broadcast to the first.
 
     Attributes:
       kind: of one: ``relu``, ``relu6``, ``leaky_relu``, ``sigmoid``, ``tanh``, ``elu``, ``hardswish``, ``gelu``,
-        ``gelu_tanh``, ``exp``, and ``softmax`` over the last axis; of two: ``add``, ``mul``, ``max``, ``min``.
-      constant: the second array, which fits the last axes of the first.
+        ``gelu_tanh``, ``exp``, and ``softmax`` over the last axis; of two: ``add``, ``sub``, ``mul``, ``max``, ``min``.
+      constant: the second array.
     """
 
     kind: str
@@ -167,13 +167,11 @@ class ArgMax(Operation):
 class Suppression(Operation):
     """What greedy suppression by class leaves of all boxes: the runtime's own operator.
 
-    Takes box codes (N, A, 4) in the order y, x, log height, log width, and probabilities (N, A, slots), whose first
-    ``background`` are of no class. Gives boxes (N, D, 4) as corners y, x, y, x, labels (N, D), scores (N, D), the most
-    probable first, and their number (N,); where there are fewer than D, the score of the rest is 0.
+    Takes boxes (N, A, 4) as corners y, x, y, x, and probabilities (N, A, slots), whose first ``background`` are of no
+    class. Gives boxes (N, D, 4), labels (N, D), scores (N, D), the most probable first, and their number (N,); where
+    there are fewer than D, the score of the rest is 0.
 
     Attributes:
-      anchors: (A, 4), centre y, x, height, width.
-      box_scales: of the codes.
       background: slots to pass over, 0 or 1.
       iou: overlap above which the less probable of two boxes goes.
       threshold: scores must be above it.
@@ -181,8 +179,6 @@ class Suppression(Operation):
       max_detections: D.
     """
 
-    anchors: np.ndarray
-    box_scales: tuple[float, ...]
     background: int
     iou: float
     threshold: float
