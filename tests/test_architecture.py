@@ -30,6 +30,7 @@ FLOORS = {
     "checkpoint": 2,
     "weights": 3,
     "data": 4,
+    "export": 4,
     "tasks": 5,
     "training": 6,
     "predict": 6,

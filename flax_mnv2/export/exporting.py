@@ -67,7 +67,7 @@ def export(
     Raises:
       ConfigError: an argument is out of range, or the model cannot be written so.
       CheckpointError: the file does not compute what the model does; it is not kept.
-      ModuleNotFoundError: the package that writes the format is missing; the message names the extra.
+      UserError: the package that writes the format is missing; the message names the extra.
     """
     path = expand_user(path)
     to = format_of(path, to)

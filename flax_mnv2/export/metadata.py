@@ -38,7 +38,7 @@ class Metadata:
 
     Attributes:
       task: ``"classification"``, ``"segmentation"``, ``"detection"`` or ``"backbone"``.
-      config: of the model.
+      config: of the model; ``image_size`` is the file's, where that is fixed.
       processor: what prepares images; None where that is not known.
       settings: of the export.
       outputs: names, in the order of the file.
@@ -64,7 +64,8 @@ class Metadata:
     ) -> Metadata:
         """Returns what there is to say of a model's file."""
         task = task_of_class(type(model)) or "backbone"
-        return cls(task, model.config, processor, settings, outputs, channels_first)
+        config = model.config if settings.size is None else model.config.replace(image_size=settings.size)
+        return cls(task, config, processor, settings, outputs, channels_first)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as values for JSON."""
@@ -123,4 +124,3 @@ class Metadata:
                 f"{where} does not say what it takes and gives ({error}); expected a file that "
                 "python -m flax_mnv2.export wrote."
             ) from None
-

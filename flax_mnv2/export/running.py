@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from flax_mnv2.errors import CheckpointError, ConfigError, needs_extra
+from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.export.formats.stablehlo import read_stablehlo
 from flax_mnv2.export.metadata import KEY, Metadata
+from flax_mnv2.export.packages import needs_package
 from flax_mnv2.export.settings import FORMATS
+from flax_mnv2.files import parse_json, read_bytes
+from flax_mnv2.hub import expand_user
+from flax_mnv2.weights.tensorflow import arrays
+from flax_mnv2.weights.tensorflow.flatbuffer import Table
 
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai_edge_litert", "stablehlo": "jax"}  # packages
 Outputs = dict[str, np.ndarray]
@@ -22,8 +27,11 @@ _Run = Callable[[np.ndarray], Outputs]
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
-    """Says whether a name is that of a file of ``export``; that of a TFLite file may be another's."""
-    return pathlib.Path(path).suffix.lower() in FORMATS
+    """Says whether a name is that of a file of ``export``; TFLite files of others are weights, and are looked into."""
+    path = expand_user(path)
+    if path.suffix.lower() == ".tflite":
+        return path.is_file() and bool(_tflite_metadata(path))
+    return path.suffix.lower() in FORMATS
 
 
 def has_runtime(to: str) -> bool:
@@ -43,9 +51,9 @@ class ExportedModel:
 
         Raises:
           CheckpointError: it cannot be read, or ``export`` did not write it.
-          ModuleNotFoundError: the runtime is missing; the message names the extra.
+          UserError: the runtime is missing; the message names the extra.
         """
-        self._path = path = pathlib.Path(path)
+        self._path = path = expand_user(path)
         to = to or FORMATS.get(path.suffix.lower())
         openers = {"onnx": _open_onnx, "tflite": _open_tflite, "stablehlo": _open_stablehlo}
         if to not in openers:
@@ -91,7 +99,7 @@ class ExportedModel:
 
 
 def _open_onnx(path: pathlib.Path) -> tuple[_Run, dict[str, Any]]:
-    with needs_extra("onnx", __name__):
+    with needs_package("onnx"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -111,7 +119,7 @@ def _open_onnx(path: pathlib.Path) -> tuple[_Run, dict[str, Any]]:
 
 
 def _open_tflite(path: pathlib.Path) -> tuple[_Run, dict[str, Any]]:
-    with needs_extra("tflite", __name__):
+    with needs_package("tflite"):
         from ai_edge_litert.interpreter import Interpreter
     metadata = _tflite_metadata(path)
     # With several threads LiteRT 2.3.0 loses the boxes of one class in its suppression.
@@ -136,12 +144,14 @@ def _open_tflite(path: pathlib.Path) -> tuple[_Run, dict[str, Any]]:
 
 
 def _tflite_metadata(path: pathlib.Path) -> dict[str, Any]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
-    entries = (model.Metadata(at) for at in range(model.MetadataLength()))
-    found = [model.Buffers(entry.Buffer()).DataAsNumpy() for entry in entries if entry.Name() == KEY.encode()]
-    return json.loads(found[0].tobytes()) if found else {}
+    """Returns what ``export`` wrote into a TFLite file, which needs no package; nothing of another's."""
+    try:
+        model = Table.root(memoryview(read_bytes(path, max_bytes=arrays.MAX_BYTES)))
+        found = [entry.number(1, "I") for entry in model.tables(6, limit=arrays.MAX_TENSORS) if entry.text(0) == KEY]
+        buffers = list(model.tables(4, limit=arrays.MAX_TENSORS))
+        return parse_json(buffers[found[0]].array(0, "u1").tobytes().decode()) if found else {}
+    except (CheckpointError, OSError, ValueError, IndexError):
+        return {}
 
 
 def _open_stablehlo(path: pathlib.Path) -> tuple[_Run, dict[str, Any]]:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax_mnv2.compilation_cache import use_compilation_cache
 from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, DataError, UserError
+from flax_mnv2.export import is_exported
+from flax_mnv2.export.network import ExportedNetwork
 from flax_mnv2.hub import expand_user
 from flax_mnv2.predict.inputs import find_images
 from flax_mnv2.predict.records import RECORDS_NAME, Records
@@ -93,15 +95,21 @@ def load_predictor(
 
     A classifier gives ``top`` classes; of a multi-label one those from the probability ``threshold`` on are there.
 
-    ``id_or_folder`` is anything that ``from_pretrained`` takes; the task, a name in ``TASKS``, is by default as the
-    weights say. Raises a CheckpointError for no such model, or no processor beside it, a ConfigError for a model for
-    something else.
+    ``id_or_folder`` is anything that ``from_pretrained`` takes, or a file of ``flax_mnv2.export``, which its runtime
+    computes; the task, a name in ``TASKS``, is by default as the weights say. Raises a CheckpointError for no such
+    model, or no processor beside it, a ConfigError for a model for something else.
     """
-    source = open_weights(id_or_folder, revision=revision)
-    name = task or task_for(source.task or task_of(source.config), source.config)
+    if is_exported(id_or_folder):
+        source = network = ExportedNetwork(id_or_folder)
+        name = task_for(network.task, network.config)
+        if task not in (None, name):
+            raise ConfigError(f"{id_or_folder} is for {name}, not for {task}. Leave out --task.")
+    else:
+        source, network = open_weights(id_or_folder, revision=revision), None
+        name = task or task_for(source.task or task_of(source.config), source.config)
     if name not in TASKS:
         raise ConfigError(f"{id_or_folder} is a {name} without a head; expected a model for {' or '.join(TASKS)}.")
-    model, variables = TASKS[name].load_pretrained(source, dtype=dtype)
+    model, variables = (network, {}) if network else TASKS[name].load_pretrained(source, dtype=dtype)
     if model.config.num_channels != 3:
         raise ConfigError(f"{id_or_folder} takes images of {model.config.num_channels} channels; photos have 3.")
     return TASKS[name].predictor(model, variables, source.processor(), top=top, threshold=threshold)
@@ -166,7 +174,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         default=DEFAULT_MODEL,
         metavar="FOLDER",
-        help="model folder or file of weights, a run's WORKDIR/checkpoints/step_N, or hub id (default: %(default)s)",
+        help="model folder or file of weights, a run's WORKDIR/checkpoints/step_N, hub id, or an exported .onnx, .tflite "
+        "or .stablehlo, which its runtime computes (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--task", choices=sorted(TASKS), help="what the model does (default: as its config says)")

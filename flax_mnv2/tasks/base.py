@@ -16,6 +16,7 @@ import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.export.network import ExportedNetwork
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.weights.pretrained import from_pretrained, make_model
@@ -80,6 +81,14 @@ class Example:
 
     pixels: np.ndarray
     context: Any = None
+
+
+def outputs_of(model: nn.Module | ExportedNetwork, variables: Mapping[str, Any]) -> Callable[[np.ndarray], Any]:
+    """Returns a function from pixels (N, h, w, 3) to a model's output: compiled, or a file's by its runtime."""
+    if isinstance(model, ExportedNetwork):
+        return model
+    placed, compute = jax.device_put(variables), jax.jit(lambda variables, pixels: model.apply(variables, pixels))
+    return lambda pixels: compute(placed, pixels)
 
 
 class Predictor(abc.ABC):

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from flax_mnv2.errors import needs_extra
 from flax_mnv2.export.formats.onnx_detection import write_suppression
 from flax_mnv2.export.graph import operations as ops
 from flax_mnv2.export.metadata import Metadata
+from flax_mnv2.export.packages import needs_package
 from flax_mnv2.version import __version__
 
 OPSET = 17
@@ -43,9 +43,9 @@ def write_onnx(graph: ops.Graph, path: pathlib.Path, metadata: Metadata) -> None
     """Writes a graph to a file, checked by ``onnx.checker``.
 
     Raises:
-      ModuleNotFoundError: the package onnx is missing.
+      UserError: the package onnx is missing.
     """
-    with needs_extra("onnx", __name__):
+    with needs_package("onnx"):
         import onnx
         from onnx import helper
     writer = _Writer(graph, metadata.settings)

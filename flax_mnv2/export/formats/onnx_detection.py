@@ -44,4 +44,3 @@ def write_suppression(
     found = to.node("Greater", [scores_out, to.constant("zero", 0.0)], f"{_NAME}/found")
     found = to.node("Cast", [found], f"{_NAME}/found_int64", to=7)
     to.node("ReduceSum", [found, to.constant(f"{_NAME}/rows", [1], np.int64)], number_out, keepdims=0)
-

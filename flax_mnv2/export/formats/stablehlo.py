@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from flax_mnv2.errors import needs_extra
 from flax_mnv2.export.metadata import Metadata
+from flax_mnv2.export.packages import needs_package
 from flax_mnv2.export.serving import Function, Variables
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
 
@@ -28,9 +28,9 @@ def write_stablehlo(function: Function, variables: Variables, path: pathlib.Path
     """Writes a function of ``serving_function`` for all platforms.
 
     Raises:
-      ModuleNotFoundError: the package flatbuffers is missing.
+      UserError: the package flatbuffers is missing.
     """
-    with needs_extra("stablehlo", __name__):
+    with needs_package("stablehlo"):
         import flatbuffers  # noqa: F401 - jax.export writes with it, and does not ask for it
     settings = metadata.settings
     sides = "h,w" if settings.size is None else ",".join(map(str, settings.size))

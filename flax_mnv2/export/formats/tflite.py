@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from flax_mnv2.errors import ConfigError, needs_extra
+from flax_mnv2.errors import ConfigError
 from flax_mnv2.export.graph import operations as ops
 from flax_mnv2.export.metadata import KEY, Metadata
+from flax_mnv2.export.packages import needs_package
 from flax_mnv2.models.layers import same_padding
 from flax_mnv2.version import __version__
 
@@ -41,10 +42,10 @@ def write_tflite(graph: ops.Graph, path: pathlib.Path, metadata: Metadata) -> No
     """Writes a graph to a file.
 
     Raises:
-      ModuleNotFoundError: the package ai-edge-litert is missing.
+      UserError: the package ai-edge-litert is missing.
       ConfigError: something that TFLite cannot say.
     """
-    with needs_extra("tflite", __name__):
+    with needs_package("tflite"):
         import flatbuffers
         from ai_edge_litert import schema_py_generated
     writer = _Writer(graph, schema_py_generated)
@@ -106,7 +107,7 @@ class _Writer:
         return len(self._tensors) - 1
 
     def add(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> None:
-        """Adds a builtin operator; ``options`` are fields of its table, by the schema's names, and ``table`` its name."""
+        """Adds a builtin operator; ``options`` are fields of the ``table`` of options, by the schema's names."""
         operator = self._operator(kind, inputs, outputs)
         table = options.pop("table", None)
         if table is not None:
@@ -331,7 +332,7 @@ def _(operation: ops.Suppression, to: _Writer) -> None:
     inputs, outputs = _ends(operation, to)
     batch, num_anchors, slots = to.edge(operation.inputs[1]).shape
     if batch != 1:
-        raise ConfigError(f"TFLite suppresses boxes of one image at a time; choose --batch 1, not {batch or 'dynamic'}.")
+        raise ConfigError(f"TFLite suppresses boxes of one image at a time; choose batch 1, not {batch or 'dynamic'}.")
     options = {
         "max_detections": operation.max_detections,
         "max_classes_per_detection": 1,

@@ -16,9 +16,7 @@ from flax_mnv2.models.layers import same_padding
 _PLAIN = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "elu", "hardswish", "gelu")
 _ALIASES = {
     "gelu_python": "gelu",
-    **dict.fromkeys(
-        ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh"
-    ),
+    **dict.fromkeys(("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh"), "gelu_tanh"),
     "swish": "silu",
 }
 _MADE = ("silu", "quick_gelu", "relu2")

@@ -13,7 +13,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.base import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides, outputs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,10 @@ class ClassificationPredictor(Predictor):
             if used:
                 check_sides(getattr(processor, name).values(), f"{name} in preprocessor_config.json")
         self._processor, self._labels, self._top = processor, model.config.id2label, top
-        self._variables = jax.device_put(variables)
+        self._outputs = outputs_of(model, variables)
 
         @jax.jit
-        def answers(variables: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
-            logits = model.apply(variables, pixels).logits
+        def answers(logits: jax.Array) -> jax.Array:
             # With config.pool_window there is a map of logits; the classifier is linear, so their mean is that of
             # the mean features.
             return self.activation(logits if logits.ndim == 2 else jnp.mean(logits, axis=(1, 2)))
@@ -85,7 +84,7 @@ class ClassificationPredictor(Predictor):
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
         """Returns what ``activation`` makes of the logits, (N, C) float32, for (N, h, w, 3)."""
-        return np.asarray(self._answers(self._variables, pixels))
+        return np.asarray(self._answers(self._outputs(pixels).logits))
 
     def finish(self, example: Example, answer: np.ndarray) -> tuple[ClassProbability, ...]:
         """Returns the best classes of (C,) probabilities; of equal ones the lower index comes first."""

@@ -12,7 +12,7 @@ import numpy as np
 from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
-from flax_mnv2.tasks.base import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides, outputs_of
 from flax_mnv2.visualize.boxes import save_boxes
 
 _LOWEST = 0.01  # boxes below are never asked for
@@ -54,12 +54,11 @@ class DetectionPredictor(Predictor):
         del top  # all boxes from the threshold on are listed
         check_sides(processor.size.values(), "size in preprocessor_config.json")
         self._processor, self._labels, self._threshold = processor, model.config.id2label, threshold
-        self._variables, spec = jax.device_put(variables), model.spec
+        self._outputs, spec = outputs_of(model, variables), model.spec
 
         @jax.jit
-        def found(variables: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
-            output = model.apply(variables, pixels, return_dict=True)
-            left = detect_all(output.logits, output.pred_boxes, spec, threshold=_LOWEST)
+        def found(logits: jax.Array, boxes: jax.Array) -> jax.Array:
+            left = detect_all(logits, boxes, spec, threshold=_LOWEST)
             columns = (left.scores[..., None], left.labels[..., None].astype(jnp.float32), left.boxes)
             return jnp.concatenate(columns, axis=-1)
 
@@ -72,7 +71,8 @@ class DetectionPredictor(Predictor):
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
         """Returns (N, D, 6) float32 for (N, h, w, 3): score, label, and corners y, x, y, x as fractions."""
-        return np.asarray(self._found(self._variables, pixels))
+        output = self._outputs(pixels)
+        return np.asarray(self._found(output.logits, output.pred_boxes))
 
     def finish(self, example: Example, answer: np.ndarray) -> Detected:
         """Returns the boxes of one photo in its pixels."""

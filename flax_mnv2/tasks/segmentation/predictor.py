@@ -18,7 +18,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from flax_mnv2.config.deeplab import HUGGING_FACE
@@ -26,7 +25,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.base import Example, Predictor, check_sides
+from flax_mnv2.tasks.base import Example, Predictor, check_sides, outputs_of
 from flax_mnv2.visualize.legend import percent
 from flax_mnv2.visualize.masks import save_mask, save_overlay
 
@@ -83,8 +82,7 @@ class SegmentationPredictor(Predictor):
         self._processor, self._labels = processor, model.config.id2label
         self._align_corners = (model.config.deeplab or HUGGING_FACE).align_corners
         self._side = max(int(np.max(model.config.image_size)), MIN_SIZE_PX)
-        self._variables = jax.device_put(variables)
-        self._logits = jax.jit(lambda variables, pixels: model.apply(variables, pixels).logits)
+        self._outputs = outputs_of(model, variables)
 
     def prepare(self, photo: np.ndarray) -> Example:
         """Returns (H, W, 3) uint8 normalised and framed."""
@@ -103,7 +101,7 @@ class SegmentationPredictor(Predictor):
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
         """Returns logits (N, h, w, C) float32 for (N, side, side, 3)."""
-        return np.asarray(self._logits(self._variables, pixels))
+        return np.asarray(self._outputs(pixels).logits)
 
     def finish(self, example: Example, answer: np.ndarray) -> Segmentation:
         """Returns the label map of one photo from (h, w, C) logits."""
