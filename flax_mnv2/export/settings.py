@@ -69,7 +69,7 @@ class ExportSettings:
     def __post_init__(self):
         if self.size is not None and (len(self.size) != 2 or min(self.size) < MIN_SIZE_PX):
             raise ConfigError(
-                f"size must be (height, width) of at least {MIN_SIZE_PX} pixels each, or None for any; found {self.size}."
+                f"size must be (height, width) from {MIN_SIZE_PX} pixels on, or None for any; found {self.size}."
             )
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"batch must be at least 1, or None for any; found {self.batch}.")

@@ -174,8 +174,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         default=DEFAULT_MODEL,
         metavar="FOLDER",
-        help="model folder or file of weights, a run's WORKDIR/checkpoints/step_N, hub id, or an exported .onnx, .tflite "
-        "or .stablehlo, which its runtime computes (default: %(default)s)",
+        help="model folder or file of weights, a run's WORKDIR/checkpoints/step_N, hub id, or what flax_mnv2.export "
+        "wrote, which its runtime computes (default: %(default)s)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--task", choices=sorted(TASKS), help="what the model does (default: as its config says)")

@@ -87,7 +87,7 @@ def outputs_of(model: nn.Module | ExportedNetwork, variables: Mapping[str, Any])
     """Returns a function from pixels (N, h, w, 3) to a model's output: compiled, or a file's by its runtime."""
     if isinstance(model, ExportedNetwork):
         return model
-    placed, compute = jax.device_put(variables), jax.jit(lambda variables, pixels: model.apply(variables, pixels))
+    placed, compute = jax.device_put(variables), jax.jit(model.apply)
     return lambda pixels: compute(placed, pixels)
 
 

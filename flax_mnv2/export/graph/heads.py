@@ -116,9 +116,7 @@ def add_ssdlite(
     rows: dict[str, list[str]] = {"class": [], "box": []}
     for index, (x, kinds) in enumerate(zip(maps, spec.anchors, strict=True)):
         for what, depth in (("class", spec.num_slots(config.num_labels)), ("box", 4)):
-            order = (
-                None if what == "class" else np.array([4 * kind + at for kind in range(len(kinds)) for at in swapped])
-            )
+            order = (4 * np.arange(len(kinds))[:, None] + swapped).reshape(-1) if what == "box" else None
             y = builder.layer(x, f"{_SSD}/{what}_{index}_conv_3x3", act=act, depthwise=True)
             y = builder.layer(y, f"{_SSD}/{what}_{index}_predictor", act=None, order=order)
             rows[what].append(builder.rows(y, depth))
