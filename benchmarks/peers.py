@@ -194,7 +194,14 @@ def detection_case(
 
 def onnxruntime_case(module, images: np.ndarray, *, cores: int) -> Callable[[], Any]:
     """A case of ONNX Runtime on CPU, which returns the logits as a NumPy array; the module goes through torch.onnx."""
-    onnxruntime = importlib.import_module("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.onnx"
+        write_onnx(module, images, path)
+        return onnx_file_case(path, images, cores=cores)
+
+
+def write_onnx(module, images: np.ndarray, path: pathlib.Path) -> None:
+    """Writes what a module makes of images (N, H, W, C) as PyTorch's own exporter does, for that many."""
     torch = import_torch()
 
     class Logits(torch.nn.Module):
@@ -205,17 +212,24 @@ def onnxruntime_case(module, images: np.ndarray, *, cores: int) -> Callable[[], 
         def forward(self, images):
             return _logits(self.module(images))
 
-    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
-        path = pathlib.Path(folder) / "model.onnx"
-        with contextlib.redirect_stdout(None):
-            torch.onnx.export(Logits().eval(), (torch.from_numpy(images),), path, dynamo=True, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+        torch.onnx.export(Logits().eval(), (images,), path, dynamo=True, verbose=False, external_data=False)
+
+
+def onnx_file_case(path: pathlib.Path, images: np.ndarray, *, cores: int, spinning: bool = True) -> Callable[[], Any]:
+    """A case of ONNX Runtime on CPU with a file that takes (N, C, H, W); returns its first output.
+
+    Without ``spinning`` threads that wait sleep, as on a machine that others use too.
+    """
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name, images = session.get_inputs()[0].name, np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return lambda: session.run(None, {name: images})[0]
 
 
