@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flax_mnv2.errors import ConfigError
@@ -16,7 +17,7 @@ from flax_mnv2.export.checking import Comparison, compare
 from flax_mnv2.export.formats.onnx import write_onnx
 from flax_mnv2.export.formats.stablehlo import write_stablehlo
 from flax_mnv2.export.formats.tflite import write_tflite
-from flax_mnv2.export.graph.network import check_postprocessing, make_graph
+from flax_mnv2.export.graph.network import check_settings, make_graph
 from flax_mnv2.export.metadata import Metadata
 from flax_mnv2.export.serving import serving_function
 from flax_mnv2.export.settings import ExportSettings, Normalization, format_of
@@ -24,6 +25,7 @@ from flax_mnv2.files import replacing
 from flax_mnv2.hub import expand_user
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 
+_ANY = 64  # of a side that is any, for the names of the outputs alone
 _OWN = "own"  # size: that of the config
 _BY_FORMAT = "by format"  # batch: one image on phones, any number elsewhere
 
@@ -76,8 +78,6 @@ def export(
         if processor is None:
             raise ConfigError("preprocessing needs the processor of the weights: processor=load_processor(…).")
         normalization = Normalization.of(processor, model.config.num_channels)
-    if postprocessing:
-        check_postprocessing(model)
     usual_batch = 1 if to == "tflite" else None
     settings = ExportSettings(
         _size(model.config.image_size if isinstance(size, str) and size == _OWN else size),
@@ -85,15 +85,20 @@ def export(
         normalization,
         postprocessing,
     )
-    graph = make_graph(model, variables, settings)  # for StableHLO too: what cannot be is the same everywhere
-    metadata = Metadata.of(model, processor, settings, tuple(graph.outputs), channels_first=to == "onnx")
+    check_settings(model, settings)
     serve, folded = serving_function(model, variables, settings)
+    compute = functools.partial(jax.jit(serve), folded)
     with replacing(path) as temporary:
         if to == "stablehlo":
+            sides = [side or _ANY for side in (settings.batch, *(settings.size or (None, None)))]
+            names = jax.eval_shape(compute, jax.ShapeDtypeStruct((*sides, model.config.num_channels), jnp.float32))
+            metadata = Metadata.of(model, processor, settings, tuple(names))
             write_stablehlo(serve, folded, temporary, metadata)
         else:
+            graph = make_graph(model, variables, settings)
+            metadata = Metadata.of(model, processor, settings, tuple(graph.outputs), channels_first=to == "onnx")
             {"onnx": write_onnx, "tflite": write_tflite}[to](graph, temporary, metadata)
-        return compare(temporary, to, functools.partial(jax.jit(serve), folded), metadata, image=image)
+        return compare(temporary, to, compute, metadata, image=image)
 
 
 def _size(size: int | Sequence[int] | str | None) -> tuple[int, int] | None:

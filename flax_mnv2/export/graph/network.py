@@ -70,8 +70,15 @@ def kind_of_answer(model: nn.Module) -> str:
     return {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}.get(problem, "")
 
 
-def check_postprocessing(model: nn.Module) -> None:
-    """Raises a ConfigError for a model whose outputs need none."""
+def check_settings(model: nn.Module, settings: ExportSettings) -> None:
+    """Raises a ConfigError for what no format can say: any size where it decides shapes, or nothing to post-process."""
+    if settings.size is None and isinstance(model, MobileNetV2ForObjectDetection):
+        raise ConfigError("A detector's anchors follow from the size of the image; give --size H W, not dynamic.")
+    if settings.postprocessing:
+        _check_postprocessing(model)
+
+
+def _check_postprocessing(model: nn.Module) -> None:
     classifies = isinstance(model, MobileNetV2ForImageClassification)
     if isinstance(model, (MobileNetV2Model, MobileNetV2Backbone)) or (
         classifies and (model.config.num_labels == 0 or not kind_of_answer(model))
@@ -98,8 +105,6 @@ def _segmentation(at: _Place) -> dict[str, str]:
 
 
 def _detection(at: _Place) -> dict[str, str]:
-    if at.settings.size is None:
-        raise ConfigError("A detector's anchors follow from the size of the image; give --size H W, not dynamic.")
     spec, builder = at.model.spec, at.builder
     order = "yxhw" if at.settings.postprocessing else "xywh"
     logits, codes = heads.add_ssdlite(builder, at.endpoints, at.model.config, order)
