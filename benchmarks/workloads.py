@@ -214,11 +214,11 @@ class BenchmarkTask:
             rows = {"boxes": batch["label"][..., :4], "class_labels": batch["label"][..., 4].astype(jnp.int32)}
             anchors = self.model.anchors(batch["image"].shape[1:3])
             sums = detection_loss_sums(output.logits, output.box_codes, rows, anchors, self.model.spec)
-            return sums["class_loss"] + sums["box_loss"], (updated["batch_stats"], {"weight": sums["positives"]})
+            return sums["class_loss"] + sums["box_loss"], (updated, {"weight": sums["positives"]})
         ignored = self.model.config.semantic_loss_ignore_index
         ignored = -100 if output.logits.ndim == 2 else ignored
         loss, weight = self._loss_sums(output.logits, batch["label"], ignore_label=ignored)
-        return loss, (updated["batch_stats"], {"weight": weight})
+        return loss, (updated, {"weight": weight})
 
 
 def train_program(model: nn.Module, variables: Variables, batch: dict[str, np.ndarray]) -> Compiled:

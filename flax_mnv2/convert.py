@@ -18,7 +18,7 @@ from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, Us
 from flax_mnv2.hub import expand_user
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
-from flax_mnv2.weights.source import UNFOLDED_NOTE, Checkpoint, Source, declares_unused_conv
+from flax_mnv2.weights.source import RANGES_NOTE, UNFOLDED_NOTE, Checkpoint, Source, declares_unused_conv
 from flax_mnv2.weights.tensors import widened
 from flax_mnv2.weights.torch_files import WEIGHTS
 from flax_mnv2.weights.writing import MODEL_NAMES, check_destination, is_empty, write
@@ -126,6 +126,8 @@ def _report(source: Source, checkpoint: Checkpoint, destination: pathlib.Path, t
         has_fresh = declares_unused_conv(config, checkpoint.task)
         fresh = ", and conv_1x1 is a fresh one that nothing reads" if has_fresh else ""
         notes.append(f"counters start at 0{fresh if others else ''}")
+    if config.quantization is not None and not FORMATS[to].keeps_ranges:
+        notes.append(RANGES_NOTE)
     notes += FORMATS[to].left_behind(checkpoint, is_file=is_file_name(destination))
     return lines + [f"note        {note}" for note in notes]
 

@@ -19,6 +19,7 @@ from flax_mnv2.config import checks
 from flax_mnv2.config.common import COMMON_DEFAULTS, DTYPE_KEYS, WRITTEN_IN_FULL
 from flax_mnv2.config.deeplab import DeepLabSpec, as_spec
 from flax_mnv2.config.detection import DetectionSpec
+from flax_mnv2.config.quantization import QuantizationSpec, as_quantization
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.files import read_json, shown, write_text
 from flax_mnv2.hub import resolve_folder
@@ -109,6 +110,8 @@ class MobileNetV2Config:
         ``config.deeplab.PRESETS``; None is Hugging Face's. Ours.
       detection: maps, anchors and losses of a detector, a ``DetectionSpec`` or its fields as a mapping; None is the
         original's. Ours.
+      quantization: how weights and activations are quantised in training, a ``QuantizationSpec``, its fields as a
+        mapping, or ``"int8"`` or ``"uint8"``; None for a network in floating point. Ours.
       extra: keys of a ``config.json`` that are not listed here, kept so that they are written back. Each is read as an
         attribute too, and keywords that are no fields go here: those that every config of transformers has
         (``architectures``, ``dtype``, ``output_attentions``, …), others with a warning.
@@ -153,6 +156,7 @@ class MobileNetV2Config:
     pad_block_input: bool = False
     deeplab: DeepLabSpec | None = None
     detection: DetectionSpec | None = None
+    quantization: QuantizationSpec | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=FrozenDict, hash=False)
 
     def __post_init__(self):
@@ -165,7 +169,7 @@ class MobileNetV2Config:
         checks.check_problem_type(self.problem_type, labels[0])
         values |= zip(("num_labels", "id2label", "label2id"), labels, strict=True)
         values["extra"] = checks.check_extra(self.extra)
-        values["deeplab"] = as_spec(self.deeplab)
+        values |= {"deeplab": as_spec(self.deeplab), "quantization": as_quantization(self.quantization)}
         checks.check_padding(pad_block_input=self.pad_block_input, tf_padding=self.tf_padding)
         if self.detection is not None and not isinstance(self.detection, DetectionSpec):
             values["detection"] = DetectionSpec.from_dict(self.detection)
@@ -384,6 +388,7 @@ _OWN_FIELDS = (
     "pad_block_input",
     "deeplab",
     "detection",
+    "quantization",
 )
 
 

@@ -13,6 +13,7 @@ from flax_mnv2.models.blocks import InvertedResidual, Stem
 from flax_mnv2.models.endpoints import LAST_CONV, check_endpoint, endpoint_names
 from flax_mnv2.models.layers import ConvNormAct, DropPath, ModuleDef
 from flax_mnv2.models.ops.activations import activation
+from flax_mnv2.models.quantization.rounding import Quantizer, quantized
 
 
 class Backbone(nn.Module):
@@ -24,6 +25,7 @@ class Backbone(nn.Module):
     config: MobileNetV2Config
     conv: ModuleDef
     norm: ModuleDef | None
+    quantizer: Quantizer | None = None
     include_last_conv: bool = True  # the last 1×1 convolution, which classification needs and DeepLab does not
     run_to: str | None = None  # endpoint after which to stop
     keep_expansions: tuple[str, ...] = ()  # blocks whose expanded map is returned too; it need not exist otherwise
@@ -43,7 +45,10 @@ class Backbone(nn.Module):
         end = names[-1] if self.run_to is None else check_endpoint(self.run_to, names, "run_to")
         stem, block = (nn.remat(Stem), nn.remat(InvertedResidual)) if self.remat else (Stem, InvertedResidual)
         frozen = self._frozen([name for name in names if "/" not in name])
-        x = self._maybe_stopped(stem(plan.stem, self._layer_of("conv_stem", frozen), name="conv_stem")(x), "conv_stem")
+        x = stem(plan.stem, self._layer_of("conv_stem", frozen), self.quantizer, name="conv_stem")(
+            quantized(x, self.quantizer, "input")
+        )
+        x = self._maybe_stopped(x, "conv_stem")
         endpoints = {"conv_stem": x}
         for at, spec in enumerate(plan.blocks):
             if end in endpoints:
@@ -53,7 +58,8 @@ class Backbone(nn.Module):
             if self.drop_path_rate and spec.residual and spec.name not in frozen:
                 rate = self.drop_path_rate * (at + 1) / (len(plan.blocks) + 1)  # the stem has a block too
                 drop_path = functools.partial(DropPath, rate, self.axis_name)
-            outputs = block(spec, layer, stop_at, spec.name in self.keep_expansions, drop_path, name=spec.name)(x)
+            keeps_expansion = spec.name in self.keep_expansions
+            outputs = block(spec, layer, stop_at, keeps_expansion, drop_path, self.quantizer, name=spec.name)(x)
             endpoints |= {f"{spec.name}/{part}": outputs[part] for part in outputs if part != "output"}
             if "output" in outputs:
                 x = endpoints[spec.name] = self._maybe_stopped(outputs["output"], spec.name)
@@ -74,7 +80,8 @@ class Backbone(nn.Module):
         norm = self.norm
         if norm is not None and name in frozen:
             norm = functools.partial(norm, use_running_average=True)
-        return functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=activation(self.config.hidden_act))
+        act = activation(self.config.hidden_act)
+        return functools.partial(ConvNormAct, conv=self.conv, norm=norm, act=act, quantizer=self.quantizer)
 
     def _maybe_stopped(self, x: jax.Array, name: str) -> jax.Array:
         return jax.lax.stop_gradient(x) if name == self.freeze_until else x

@@ -14,6 +14,7 @@ from flax_mnv2.layer_plan import BlockSpec, StemSpec
 from flax_mnv2.models.layers import BatchNorm, ConvNormAct, Convolution, ModuleDef
 from flax_mnv2.models.ops.expansion import Expansion
 from flax_mnv2.models.ops.pointwise import affine_act, moments
+from flax_mnv2.models.quantization.rounding import Quantizer, quantized
 
 
 class Stem(nn.Module):
@@ -21,6 +22,7 @@ class Stem(nn.Module):
 
     spec: StemSpec
     layer: ModuleDef  # a partial of ConvNormAct
+    quantizer: Quantizer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,9 +35,9 @@ class Stem(nn.Module):
             x, expand = expand(x), self.layer(spec.channels, name="expand_1x1")
         elif spec.residual:
             x = expand(x)
-            return x + project(depthwise(x))
+            return quantized(x + project(depthwise(x)), self.quantizer, "sum")
         y = project(expand_and_convolve(x, expand, depthwise))
-        return x + y if spec.residual else y
+        return quantized(x + y, self.quantizer, "sum") if spec.residual else y
 
 
 class InvertedResidual(nn.Module):
@@ -46,6 +48,7 @@ class InvertedResidual(nn.Module):
     stop_at: str | None = None  # "expansion" or "depthwise", to compute no more than that
     keep_expansion: bool = False  # return the expanded map too, which need not exist otherwise
     drop_path: Callable[..., nn.Module] | None = None  # drops the branch beside the shortcut
+    quantizer: Quantizer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -79,6 +82,7 @@ class InvertedResidual(nn.Module):
         branch = self.layer(spec.out_channels, act=None, name="reduce_1x1")(outputs["depthwise"])
         if spec.residual:
             branch = x + (branch if self.drop_path is None else self.drop_path()(branch))
+            branch = quantized(branch, self.quantizer, "sum")
         return {**outputs, "output": branch}
 
 
@@ -89,9 +93,10 @@ def _padded(x: jax.Array, side: int) -> jax.Array:
 def expand_and_convolve(x: jax.Array, expand: ConvNormAct, depthwise: ConvNormAct) -> jax.Array:
     """Computes ``depthwise(expand(x))``, as one operation of arrays unless somebody looks at the layers.
 
-    That operation never holds the expanded map on CPU; elsewhere it is what the layers compute.
+    That operation never holds the expanded map on CPU; elsewhere it is what the layers compute. Quantised layers are
+    called one by one: the range of the expanded map has to be seen.
     """
-    if _is_observed(expand) or not (_fits(expand, x.shape[-1]) and _fits(depthwise, expand.features)):
+    if expand.quantizer is not None or _is_observed(expand) or not (_fits(expand, x.shape[-1]) and _fits(depthwise, expand.features)):
         return depthwise(expand(x))
     conv = expand.convolution
     kernel = conv.get_variable("params", "kernel")

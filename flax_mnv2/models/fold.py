@@ -29,7 +29,8 @@ def fold_batch_norm(model: nn.Module, variables: dict[str, Any]) -> tuple[nn.Mod
 
     Returns:
       (folded model, folded variables): a model of the same class and config, with the same call, and its ``params``,
-      NumPy float32, in which each convolution has a ``bias`` and no ``normalization`` stands beside it.
+      NumPy float32, in which each convolution has a ``bias`` and no ``normalization`` stands beside it. Ranges of a
+      quantised model stay as they are.
 
     Raises:
       ConfigError: the model is folded already.
@@ -51,7 +52,8 @@ def fold_batch_norm(model: nn.Module, variables: dict[str, Any]) -> tuple[nn.Mod
         kernel = np.asarray(params[(*layer, "convolution", "kernel")], np.float64) * multiplier
         folded[(*layer, "convolution", "kernel")] = kernel.astype(np.float32)
         folded[(*layer, "convolution", "bias")] = (bias - mean * multiplier).astype(np.float32)
-    return model.clone(batch_norm_folded=True), {"params": traverse_util.unflatten_dict(folded)}
+    others = {name: variables[name] for name in variables.keys() - {"params", "batch_stats"}}
+    return model.clone(batch_norm_folded=True), {**others, "params": traverse_util.unflatten_dict(folded)}
 
 
 def unfold_batch_norm(params: Mapping[str, Any], config: MobileNetV2Config) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flax_mnv2.models.ops.depthwise import depthwise_conv
 from flax_mnv2.models.ops.platforms import Implementation
 from flax_mnv2.models.ops.pointwise import Moments, affine_act, moments, pointwise
 from flax_mnv2.models.ops.shifts import Padding, for_xla
+from flax_mnv2.models.quantization.rounding import FakeQuantize, Quantizer
 
 Dtype = Any
 ModuleDef = Callable[..., nn.Module]  # a partial of a module, bound once at the root of a model
@@ -60,11 +61,17 @@ class Convolution(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     implementation: Implementation = "auto"
+    quantizer: Quantizer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, in) → (N, ceil(H / stride), ceil(W / stride), features), of type ``dtype``."""
+    def __call__(self, x: jax.Array, multiplier: jax.Array | None = None) -> jax.Array:
+        """(N, H, W, in) → (N, ceil(H / stride), ceil(W / stride), features), of type ``dtype``.
+
+        ``multiplier`` (features,) is what the kernel is deployed with, for its quantisation alone.
+        """
         kernel = self.param("kernel", self.kernel_init, self.kernel_shape(x.shape[-1]), jnp.float32)
+        if self.quantizer is not None:
+            kernel = self.quantizer.kernel(kernel, multiplier)
         y = self.convolve(x, kernel)
         if not self.use_bias:
             return y
@@ -131,6 +138,13 @@ class BatchNorm(nn.Module):
         return affine_act(x, *self.affine(functools.partial(moments, x)), None)
 
     @nn.nowrap
+    def running_multiplier(self) -> jax.Array | None:
+        """Returns what ``x`` is multiplied by with the running statistics, (features,); None before there are any."""
+        if not self.has_variable("batch_stats", "var"):
+            return None
+        return self.get_variable("params", "scale") * lax.rsqrt(self.get_variable("batch_stats", "var") + self.epsilon)
+
+    @nn.nowrap
     def affine(self, moments: Callable[[jax.Array], Moments]) -> tuple[jax.Array, jax.Array]:
         """(multiplier, offset), each (features,): the layer is ``x * multiplier + offset``.
 
@@ -160,7 +174,8 @@ class ConvNormAct(nn.Module):
     """Convolution, batch normalisation and activation, named as in Hugging Face's checkpoints.
 
     ``conv`` and ``norm`` are partials of ``Convolution`` and ``BatchNorm`` with what the whole network shares; without
-    ``norm`` there is a bias in its place.
+    ``norm`` there is a bias in its place. A quantised layer has the range of its output under ``output``, unless
+    ``quantize_output`` is off, because what follows rounds it.
     """
 
     features: int
@@ -172,6 +187,8 @@ class ConvNormAct(nn.Module):
     dilation: int = 1
     depthwise: bool = False
     pad: bool = True
+    quantizer: Quantizer | None = None
+    quantize_output: bool = True
 
     def setup(self):
         """Makes the layers, which others may read."""
@@ -185,13 +202,19 @@ class ConvNormAct(nn.Module):
             use_bias=self.norm is None,
         )
         self.normalization = None if self.norm is None else self.norm()
+        if self.quantizer is not None and self.quantize_output:
+            self.output = FakeQuantize(self.quantizer)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, in) → (N, H', W', features)."""
-        y = self.convolution(x)
+        if self.quantizer is None or self.normalization is None:
+            y = self.convolution(x)
+        else:
+            y = self.convolution(x, self.normalization.running_multiplier())
         if self.normalization is not None:
             y = self.normalization(y)
-        return y if self.act is None else self.act(y)
+        y = y if self.act is None else self.act(y)
+        return self.output(y)[0] if self.quantizer is not None and self.quantize_output else y
 
 
 class ChannelDropout(nn.Module):

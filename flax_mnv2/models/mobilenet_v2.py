@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import OrderedDict
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -27,9 +27,18 @@ from flax_mnv2.models.outputs import (
     ImageClassifierOutputWithNoAttention,
     SemanticSegmenterOutput,
 )
+from flax_mnv2.models.quantization.rounding import Quantizer, quantized, quantizer_of
 
 MIN_SIZE_PX = 32
 _Value = TypeVar("_Value")
+
+
+class Parts(NamedTuple):
+    """What all layers of a network share, for one call of it."""
+
+    conv: ModuleDef
+    norm: ModuleDef | None
+    quantizer: Quantizer | None
 
 
 class MobileNetV2Base(nn.Module):
@@ -71,10 +80,10 @@ class MobileNetV2Base(nn.Module):
     batch_norm_folded: bool = dataclasses.field(default=False, kw_only=True)
     implementation: Implementation = dataclasses.field(default="auto", kw_only=True)
 
-    def _backbone(self, *, train: bool, **attributes: Any) -> Backbone:
+    def _backbone(self, parts: Parts, *, train: bool, **attributes: Any) -> Backbone:
         return Backbone(
             self.config,
-            *self._conv_and_norm(train),
+            *parts,
             remat=self.remat,
             drop_path_rate=self.drop_path_rate if train else 0.0,
             freeze_until=self.freeze_until,
@@ -83,11 +92,11 @@ class MobileNetV2Base(nn.Module):
             **attributes,
         )
 
-    def _pool(self, last: jax.Array) -> jax.Array:
-        return pool(last, self.config.global_pool, self.config.pool_window)
+    def _pool(self, last: jax.Array, parts: Parts) -> jax.Array:
+        return quantized(pool(last, self.config.global_pool, self.config.pool_window), parts.quantizer, "pool")
 
-    def _conv_and_norm(self, train: bool) -> tuple[ModuleDef, ModuleDef | None]:
-        """Binds what all layers of a network share."""
+    def _parts(self, train: bool) -> Parts:
+        """Binds what all layers of a network share; once a call, since it counts the steps of a quantised one."""
         if self.implementation not in IMPLEMENTATIONS:
             raise ConfigError(
                 f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; found {self.implementation!r}."
@@ -97,12 +106,14 @@ class MobileNetV2Base(nn.Module):
                 "This model's batch norm is merged into its convolutions (batch_norm_folded=True), so with train=True "
                 "there are no statistics to use or update. Train one that is not folded; from_pretrained: unfold=True."
             )
+        quantizer = quantizer_of(self, self.config.quantization, self.axis_name)
         conv = functools.partial(
             Convolution,
             tf_padding=self.config.tf_padding,
             dtype=self.dtype,
             kernel_init=self.kernel_init or nn.initializers.normal(self.config.initializer_range),
             implementation=self.implementation,
+            quantizer=quantizer,
         )
         norm = functools.partial(
             BatchNorm,
@@ -111,7 +122,7 @@ class MobileNetV2Base(nn.Module):
             epsilon=self.config.layer_norm_eps,
             axis_name=self.axis_name if self.sync_batch_norm else None,
         )
-        return conv, None if self.batch_norm_folded else norm
+        return Parts(conv, None if self.batch_norm_folded else norm, quantizer)
 
 
 class MobileNetV2Model(MobileNetV2Base):
@@ -145,12 +156,13 @@ class MobileNetV2Model(MobileNetV2Base):
         """
         check_images(pixel_values, self.config)
         output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
-        backbone = self._backbone(train=train, run_to=run_to, keep_expansions=expansions_in(output_hidden_states))
+        parts, keep = self._parts(train), expansions_in(output_hidden_states)
+        backbone = self._backbone(parts, train=train, run_to=run_to, keep_expansions=keep)
         endpoints = backbone(pixel_values)
         last = endpoints[run_to or LAST_CONV]
         output = BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=last,
-            pooler_output=self._pool(last) if self.add_pooling_layer else None,
+            pooler_output=self._pool(last, parts) if self.add_pooling_layer else None,
             hidden_states=select(endpoints, output_hidden_states, self.config.layer_plan),
         )
         return output if asked(return_dict, self.config.return_dict) else output.to_tuple()
@@ -197,7 +209,7 @@ class MobileNetV2Backbone(MobileNetV2Base):
         specs = {name: self.config.feature_specs[name] for name in self.channels}
         order = ["conv_stem", *(block.name for block in self.config.layer_plan.blocks)]
         end = max((spec.layer for spec in specs.values()), key=order.index)
-        backbone = self._backbone(train=train, run_to=end)
+        backbone = self._backbone(self._parts(train), train=train, run_to=end)
         endpoints = backbone(pixel_values)
         return OrderedDict((name, endpoints[spec.layer]) for name, spec in specs.items())
 
@@ -223,10 +235,11 @@ class MobileNetV2ForImageClassification(MobileNetV2Base):
         """
         check_images(pixel_values, self.config)
         output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
-        backbone = self._backbone(train=train, keep_expansions=expansions_in(output_hidden_states))
+        parts = self._parts(train)
+        backbone = self._backbone(parts, train=train, keep_expansions=expansions_in(output_hidden_states))
         endpoints = backbone(pixel_values)
-        head = ClassificationHead(self.config, self.dtype, self.axis_name, name="classifier")
-        logits = head(self._pool(endpoints[LAST_CONV]), train=train)
+        head = ClassificationHead(self.config, self.dtype, self.axis_name, parts.quantizer, name="classifier")
+        logits = head(self._pool(endpoints[LAST_CONV], parts), train=train)
         output = ImageClassifierOutputWithNoAttention(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -270,15 +283,16 @@ class MobileNetV2ForSemanticSegmentation(MobileNetV2Base):
             raise ConfigError("A segmentation loss needs at least two classes; found num_labels=1. Leave labels out.")
         output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
         spec = self.config.deeplab or HUGGING_FACE
+        parts, keep = self._parts(train), expansions_in(output_hidden_states)
         backbone = self._backbone(
-            train=train, include_last_conv=spec.reads_last_conv, keep_expansions=expansions_in(output_hidden_states)
+            parts, train=train, include_last_conv=spec.reads_last_conv, keep_expansions=keep
         )
         endpoints = backbone(pixel_values)
         features = endpoints[LAST_CONV if spec.reads_last_conv else self.config.layer_plan.blocks[-1].name]
         low_level = None
         if spec.low_level is not None:
             low_level = endpoints[check_endpoint(spec.low_level, tuple(endpoints), "deeplab.low_level")]
-        head = DeepLabHead(self.config, *self._conv_and_norm(train), self.axis_name, name="segmentation_head")
+        head = DeepLabHead(self.config, *parts, self.axis_name, name="segmentation_head")
         logits = head(features, low_level, train=train)
         loss = None
         if labels is not None:

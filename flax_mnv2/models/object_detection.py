@@ -59,9 +59,10 @@ class MobileNetV2ForObjectDetection(MobileNetV2Base):
         output_hidden_states, spec = asked(output_hidden_states, self.config.output_hidden_states), self.spec
         anchors = self.anchors(pixel_values.shape[1:3])
         wanted = expansions_in(output_hidden_states) + expansions_in(spec.feature_layers)
-        endpoints = self._backbone(train=train, keep_expansions=tuple(dict.fromkeys(wanted)))(pixel_values)
+        parts, keep = self._parts(train), tuple(dict.fromkeys(wanted))
+        endpoints = self._backbone(parts, train=train, keep_expansions=keep)(pixel_values)
         maps = select(endpoints, spec.feature_layers, self.config.layer_plan)
-        logits, codes = SSDLiteHead(self.config, spec, *self._conv_and_norm(train), name="detection_head")(maps)
+        logits, codes = SSDLiteHead(self.config, spec, *parts, name="detection_head")(maps)
         output = ObjectDetectionOutput(
             loss=None if labels is None else self._loss(logits, codes, labels, anchors),
             logits=logits,

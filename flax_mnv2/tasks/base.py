@@ -331,7 +331,7 @@ class Task(abc.ABC):
     def loss_sums(
         self, variables: dict[str, Any], batch: Batch, key: jax.Array, *, axis_name: str | None
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """Returns the summed loss, with (new batch statistics, further sums).
+        """Returns the summed loss, with (the collections but ``params`` after the step, further sums).
 
         Of these ``weight`` is what the loss and its gradient are divided by, and ``count``, the same if it is not
         there, what all others are.
@@ -346,7 +346,8 @@ class Task(abc.ABC):
     ) -> tuple[jax.Array, Any]:
         """Runs the model in training mode on normalised images, with the ``key`` of dropout.
 
-        Returns logits, and the new batch statistics, which without synchronisation are averaged over the devices.
+        Returns logits, and all collections but ``params`` as the step leaves them; batch statistics that were not
+        synchronised are averaged over the devices.
         """
         output, statistics = self.train_output(variables, images, key, axis_name=axis_name)
         return output.logits, statistics
@@ -355,13 +356,12 @@ class Task(abc.ABC):
         self, variables: dict[str, Any], images: jax.Array, key: jax.Array, *, axis_name: str | None
     ) -> tuple[Any, Any]:
         """Does the same as ``train_outputs``, and returns all that the model gives in place of the logits."""
-        output, updated = self.model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
-        statistics = updated.get("batch_stats", variables["batch_stats"])
+        names = [name for name in variables if name != "params"]
+        output, updated = self.model.apply(variables, images, train=True, mutable=names, rngs={"dropout": key})
+        collections = {name: updated.get(name, variables[name]) for name in names}
         if axis_name is not None and not self.model.sync_batch_norm:
-            statistics = jax.lax.pmean(statistics, axis_name)
-        return output, statistics
+            collections["batch_stats"] = jax.lax.pmean(collections["batch_stats"], axis_name)
+        return output, collections
 
     # ---- evaluation and report ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.deeplab import HUGGING_FACE
 from flax_mnv2.config.detection import DECIDE_OUTPUTS, DetectionSpec
 from flax_mnv2.errors import CheckpointError
+from flax_mnv2.models.quantization.rounding import COLLECTION
 from flax_mnv2.tasks.base import Task
 from flax_mnv2.weights.formats.pytorch import norm_widths
 from flax_mnv2.weights.pretrained import load_backbone, open_weights
@@ -55,6 +56,8 @@ def initial_weights(config: ml_collections.ConfigDict, task: Task, variables: An
         variables = traverse_util.unflatten_dict(flat)
         notes = [*source.notes, *([UNFOLDED_NOTE] if source.folded else [])]
         lines = [f"note: {config.init_from}: {note}" for note in notes]
+    if COLLECTION in variables:  # its ranges go on from those that were learned, its steps are counted from here
+        variables = {**variables, COLLECTION: {**variables[COLLECTION], "step": np.int32(0)}}
     return variables, lines + _origin_notes(config, source, ours)
 
 

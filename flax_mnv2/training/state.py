@@ -17,7 +17,7 @@ class TrainState:
 
     step: jax.Array  # int32 scalar, updates made so far; randomness derives from the run's seed and this alone
     params: Any  # learned by the optimizer, float32
-    batch_stats: Any  # running statistics of batch normalisation, float32
+    collections: dict[str, Any]  # what training changes otherwise: running statistics, and ranges of a quantised network
     opt_state: Any
     ema: Any = None  # moving average of ``variables``, the same tree; None where the run keeps none
 
@@ -29,16 +29,15 @@ class TrainState:
         variables = jax.tree.map(jnp.asarray, variables)
         return cls(
             step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            **_divided(variables),
             opt_state=optimizer.init(variables["params"]),
             ema=jax.tree.map(jnp.copy, variables) if ema else None,  # a copy: states are donated
         )
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Returns ``{"params", "batch_stats"}`` for ``model.apply``."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """Returns ``params`` and the other collections, for ``model.apply``."""
+        return {"params": self.params, **self.collections}
 
     def to_items(self) -> dict[str, Any]:
         """Returns what a checkpoint holds, pytrees by item."""
@@ -48,7 +47,13 @@ class TrainState:
     @classmethod
     def from_items(cls, items: Mapping[str, Any]) -> "TrainState":
         """Returns the state of which ``to_items`` gave ``items``."""
-        return cls(**items[VARIABLES], **items[TRAINING], ema=items.get(EMA))
+        return cls(**_divided(items[VARIABLES]), **items[TRAINING], ema=items.get(EMA))
+
+
+def _divided(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a state has of variables: those that are learned by gradients, and the others."""
+    others = {name: collection for name, collection in variables.items() if name != "params"}
+    return {"params": variables["params"], "collections": others}
 
 
 def update_ema(average: Any, variables: Any, step: jax.Array, config: Any) -> Any:
@@ -56,11 +61,15 @@ def update_ema(average: Any, variables: Any, step: jax.Array, config: Any) -> An
 
     By ``config.ema`` with durations in steps: with ``ramp`` the decay is at most ``(1 + step) / (10 + step)``, as in
     TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. Other than every ``every_steps`` the average stays;
-    up to ``start_steps`` it is a copy.
+    up to ``start_steps`` it is a copy, and integers are copied always.
     """
     decay = jnp.float32(config.decay)
     if config.ramp:
         made = step.astype(jnp.float32)
         decay = jnp.minimum(decay, (1.0 + made) / (10.0 + made))
     keep = jnp.where(step <= config.start_steps, 0.0, jnp.where(step % config.every_steps == 0, decay, 1.0))
-    return jax.tree.map(lambda old, new: old + (1.0 - keep) * (new - old), average, variables)
+
+    def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (1.0 - keep) * (new - old) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+    return jax.tree.map(averaged, average, variables)

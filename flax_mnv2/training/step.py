@@ -68,7 +68,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch_stats, totals = sums_of_batch(state, batch, key)
+        collections, totals = sums_of_batch(state, batch, key)
         sums, gradients = totals if axis_name is None else jax.lax.psum(totals, axis_name)
         weight = _at_least_something(sums.pop("weight"))
         count = _at_least_something(sums.pop("count", weight))
@@ -83,12 +83,12 @@ def make_train_step(
         def updated(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, replicate(updates))
-            state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+            state = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
             if state.ema is None:
                 return state
             return state.replace(ema=update_ema(state.ema, state.variables, state.step, ema))
 
-        finite = _all_finite((metrics["loss"], metrics["gradient_norm"], batch_stats))
+        finite = _all_finite((metrics["loss"], metrics["gradient_norm"], collections))
         state, skipped = _update_or_skip(state, updated, finite)
         return state, {**metrics, "skipped": skipped}
 
@@ -96,31 +96,31 @@ def make_train_step(
 
 
 def _make_sums(task: Task, accumulate: int, axis_name: str | None) -> Callable:
-    """Returns ``(state, batch, key) -> (new statistics, (sums with the loss, summed gradients))`` of one device."""
+    """Returns ``(state, batch, key) -> (new collections, (sums with the loss, summed gradients))`` of one device."""
 
-    def sums_of_part(params, batch_stats, batch: Batch, key: jax.Array):
+    def sums_of_part(params, collections, batch: Batch, key: jax.Array):
         def objective(params):
-            variables = {"params": params, "batch_stats": batch_stats}
+            variables = {"params": params, **collections}
             return task.loss_sums(variables, batch, key, axis_name=axis_name)
 
-        (loss, (new_stats, sums)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-        return new_stats, ({"loss": loss, **sums}, gradients)
+        (loss, (collections_after, sums)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return collections_after, ({"loss": loss, **sums}, gradients)
 
     def sums_of_batch(state: TrainState, batch: Batch, key: jax.Array):
         if accumulate == 1:
-            return sums_of_part(state.params, state.batch_stats, batch, key)
+            return sums_of_part(state.params, state.collections, batch, key)
 
         def add_part(carry, numbered):
-            batch_stats, total = carry
+            collections, total = carry
             index, part = numbered
-            batch_stats, sums = sums_of_part(state.params, batch_stats, part, jax.random.fold_in(key, index))
-            return (batch_stats, jax.tree.map(jnp.add, total, sums)), None
+            collections, sums = sums_of_part(state.params, collections, part, jax.random.fold_in(key, index))
+            return (collections, jax.tree.map(jnp.add, total, sums)), None
 
         parts = jax.tree.map(lambda value: _parts(value, accumulate), batch)
         first = jax.tree.map(lambda value: value[0], parts)
-        shapes = jax.eval_shape(sums_of_part, state.params, state.batch_stats, first, key)[1]
+        shapes = jax.eval_shape(sums_of_part, state.params, state.collections, first, key)[1]
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        carry, _ = jax.lax.scan(add_part, (state.batch_stats, zeros), (jnp.arange(accumulate), parts))
+        carry, _ = jax.lax.scan(add_part, (state.collections, zeros), (jnp.arange(accumulate), parts))
         return carry
 
     return sums_of_batch

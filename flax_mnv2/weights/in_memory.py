@@ -98,6 +98,6 @@ def to_state_dict(model: nn.Module, variables: Mapping[str, Any], library: str) 
     *names, last = (name for name, form in FORMATS.items() if form.example and form.is_written)
     if library not in (*names, last):
         raise ConfigError(f"The library must be {', '.join(names)} or {last}; found {library!r}.")
-    checkpoint = checkpoint_of(model, variables)
+    checkpoint = checkpoint_of(model, variables).without_ranges()
     FORMATS[library].check_target(checkpoint)
     return FORMATS[library].state_dict(checkpoint)

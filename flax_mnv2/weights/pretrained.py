@@ -24,6 +24,7 @@ from flax_mnv2.weights.models import MODEL_CLASSES, task_of_class
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import (
     FIRST_KERNEL,
+    RANGES_NOTE,
     UNFOLDED_NOTE,
     Checkpoint,
     Source,
@@ -82,7 +83,8 @@ def from_pretrained(
 
     Returns:
       The linen model and its variables ``{"params": …, "batch_stats": …}``, NumPy arrays; of a TFLite file a model for
-      inference (``batch_norm_folded=True``) and ``params`` alone, unless ``unfold``.
+      inference (``batch_norm_folded=True``) and ``params`` alone, unless ``unfold``. A quantised model
+      (``quantization="int8"``) has its ranges too, 0 where the checkpoint has none: then ``calibrate`` it, or train.
 
     Raises:
       CheckpointError: nothing readable there, or the tensors do not fit the config, each named.
@@ -245,6 +247,8 @@ def save_pretrained(
     checkpoint = (_checkpoint_of_own if own else checkpoint_of)(model, variables)
     if processor is not None:
         checkpoint = dataclasses.replace(checkpoint, processor_text=processor.to_json_string())
+    if checkpoint.config.quantization is not None and layout == "hf":
+        _log.warning("%s: %s", folder, RANGES_NOTE)
     write(checkpoint, pathlib.Path(folder), layout, keep_processor=True)
 
 
@@ -298,7 +302,7 @@ def checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
         )
     flat = traverse_util.flatten_dict(dict(variables))
     collections = {str(path[0]) for path in flat}
-    others = sorted(collections - {"params", "batch_stats"})
+    others = sorted(collections - {path[0] for path in variable_shapes(model)})
     more = f"; leave out {', '.join(others)}" if others and "params" in collections else ""
     check_same_tensors(
         found={"/".join(map(str, path)): getattr(value, "shape", ()) for path, value in flat.items()},
@@ -307,7 +311,7 @@ def checkpoint_of(model: nn.Module, variables: Mapping[str, Any]) -> Checkpoint:
         owner="variables have",
         advice=f'Pass the {{"params": …, "batch_stats": …}} of this model, as its init returns them{more}.',
     )
-    flat = {path: np.asarray(value, np.float32) for path, value in flat.items()}
+    flat = {path: np.asarray(value, np.int32 if path[-1] == "step" else np.float32) for path, value in flat.items()}
     return Checkpoint(model.config, task, with_pytorch_extras(model.config, task, flat))
 
 

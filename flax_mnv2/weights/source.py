@@ -24,6 +24,7 @@ from flax_mnv2.image_processing.processor import PROCESSOR_NAME, MobileNetV2Imag
 from flax_mnv2.layer_plan import LayerPlan
 from flax_mnv2.models.endpoints import LAST_CONV
 from flax_mnv2.models.fold import unfold_batch_norm
+from flax_mnv2.models.quantization.rounding import COLLECTION
 from flax_mnv2.weights.models import MODEL_CLASSES
 from flax_mnv2.weights.tensors import (
     Naming,
@@ -76,6 +77,10 @@ UNFOLDED_NOTE = (
     "batch norm was merged into the convolutions, and the one put beside them does nothing: right for inference; "
     "training that normalises by batches collapses, so keep it (freeze_batch_norm)"
 )
+
+
+# On a quantised network that is written in a format without a place for its ranges.
+RANGES_NOTE = "the network is written in floating point, without the ranges of its quantisation; the flax format has them"
 
 
 def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:
@@ -139,7 +144,16 @@ class Checkpoint:
     def model_paths(self) -> set[Path]:
         """Paths of the tensors that the model has; the others are kept for the way back."""
         unused = _LAST_CONV if declares_unused_conv(self.config, self.task) else None
-        return {path for path in self.tensors if path[0] in ("params", "batch_stats") and path[1:3] != unused}
+        of_model = ("params", "batch_stats", COLLECTION)
+        return {path for path in self.tensors if path[0] in of_model and path[1:3] != unused}
+
+    def without_ranges(self) -> Checkpoint:
+        """Returns the network in floating point, without the ranges of a quantised one; others are as they are."""
+        if self.config.quantization is None:
+            return self
+        tensors = {path: value for path, value in self.tensors.items() if path[0] != COLLECTION}
+        config = self.config.replace(quantization=None)
+        return dataclasses.replace(self, config=config, tensors=tensors, config_text=None)
 
     def to_config_text(self) -> str:
         """Returns the ``config.json`` to write."""
@@ -208,7 +222,8 @@ class Source:
     advice: str = USUAL_ADVICE  # to the user, where tensors do not fit the model
     notes: tuple[str, ...] = ()  # what was done on the way, in words for the user
     folded: bool = False  # whether batch norm is merged into the convolutions, which have biases
-    # (min, max) of what was quantised in training or is so in the file, arrays of one value or one a channel, by name.
+    # (min, max) of what was quantised in training or is so in the file, arrays of one value or one a channel, by name;
+    # those of activations are places of our models where the format knows them.
     ranges: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -276,7 +291,8 @@ class Source:
     def select(self, shapes: Shapes, *, backbone_only: bool = False) -> Tensors:
         """Returns the variables that a model of these ``shapes`` has; heads are left out too if ``backbone_only``.
 
-        Folded weights get a batch norm that does nothing where ``shapes`` have one. A CheckpointError names every
+        Folded weights get a batch norm that does nothing where ``shapes`` have one. Ranges of a quantised model are 0
+        where none are known, so that nothing is rounded there. A CheckpointError names every
         tensor that is missing, left over or of another shape or type.
         """
         if self.folded and any("normalization" in path for path in shapes):
@@ -286,10 +302,23 @@ class Source:
             key: value
             for key, value in self.state.items()
             if not _COUNTER.search(key)
+            and not key.startswith(f"{COLLECTION}/")
             and key not in unused
             and (not backbone_only or re.match(self.naming.backbone, key))
         }
-        return read_state(state, shapes, self.naming, source=str(self.where), advice=self.advice)
+        ranges = {path: self._range_at(path) for path in shapes if path[0] == COLLECTION}
+        shapes = {path: shape for path, shape in shapes.items() if path not in ranges}
+        return read_state(state, shapes, self.naming, source=str(self.where), advice=self.advice) | ranges
+
+    def _range_at(self, path: Path) -> np.ndarray:
+        """Returns a variable of the collection ``"quantization"``; ``step`` is an integer, the others float32."""
+        *place, leaf = path
+        if leaf == "step":
+            return np.int32(self.state.get("/".join(path), 0))
+        if "/".join(path) in self.state:
+            return np.float32(self.state["/".join(path)])
+        ends = self.ranges.get("/".join(place[1:]))
+        return np.float32(0.0 if ends is None else np.ravel(ends[leaf == "max"])[0])
 
     def checkpoint(self) -> Checkpoint:
         """Returns every tensor; of folded weights as ``unfolded`` has them. Errors as for ``select``."""
@@ -302,7 +331,10 @@ class Source:
             shapes |= last_conv_shapes(self.config)
         counters = counter_shapes(shapes)
         shapes |= {path: counters[path] for path in counters if self.naming.key_of(path) in self.state}
-        tensors = read_state(self.state, shapes, self.naming, source=str(self.where), advice=self.advice)
+        ranges = {path: self._range_at(path) for path in shapes if path[0] == COLLECTION}
+        shapes = {path: shape for path, shape in shapes.items() if path not in ranges}
+        state = {key: value for key, value in self.state.items() if not key.startswith(f"{COLLECTION}/")}
+        tensors = read_state(state, shapes, self.naming, source=str(self.where), advice=self.advice) | ranges
         if not self.complete or (may_have_conv and not last_conv_shapes(self.config).keys() <= tensors.keys()):
             tensors = with_pytorch_extras(self.config, task, tensors)
         config, config_text = self.config, self.config_text

@@ -16,6 +16,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.weights.tensors import FLAX_NAMING, StateDict
 
 _MEAN, _STD = "target_mean", "target_std"  # in ``extra``, of runs alone
+_LOGITS_RANGE = "quantization/classifier/output/"
 _KERNEL, _BIAS = (FLAX_NAMING.key_of(("params", "classifier", name)) for name in ("kernel", "bias"))
 
 
@@ -38,5 +39,6 @@ def in_target_units(config: MobileNetV2Config, state: StateDict) -> tuple[Mobile
         return config, state
     mean, std = target_units(config)
     rest = {name: value for name, value in config.extra.items() if name not in (_MEAN, _STD)}
+    known = {name: value for name, value in state.items() if not name.startswith(_LOGITS_RANGE)}  # in other units
     folded = {_KERNEL: state[_KERNEL] * std[None], _BIAS: state[_BIAS] * std + mean}
-    return config.replace(extra=rest), {**state, **folded}
+    return config.replace(extra=rest), {**known, **folded}

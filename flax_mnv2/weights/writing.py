@@ -24,11 +24,13 @@ def write(checkpoint: Checkpoint, destination: pathlib.Path, to: str, *, keep_pr
     """Writes a checkpoint in the format ``to``; ``config.json`` comes last, so that a folder that has one is whole.
 
     What lies at the destination under the names that are written is replaced, and other weights are removed; a
-    ``preprocessor_config.json`` stays if ``keep_processor`` and the checkpoint has none. A UserError, and nothing
+    ``preprocessor_config.json`` stays if ``keep_processor`` and the checkpoint has none. Ranges of a quantised network
+    are written by formats that have a place for them. A UserError, and nothing
     written, where the format cannot represent the model or the destination is none for it.
     """
     check_destination(destination, to)
     form = FORMATS[to]
+    checkpoint = checkpoint if form.keeps_ranges else checkpoint.without_ranges()
     form.check_target(checkpoint)
     if is_file_name(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)

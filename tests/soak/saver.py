@@ -26,7 +26,7 @@ def state_at(step):
     return TrainState(
         step=jnp.int32(step),
         params={"a": {"kernel": some(0)}, "b": some(1)},
-        batch_stats={"mean": some(2)},
+        collections={"batch_stats": {"mean": some(2)}},
         opt_state={"trace": some(3)},
         ema={"params": {"b": some(4)}, "batch_stats": {"mean": some(5)}},
     )

@@ -51,7 +51,7 @@ def known_program():
     shapes = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         params=jax.ShapeDtypeStruct((64, 128), jnp.float32),
-        batch_stats={},
+        collections={},
         opt_state={},
     )
     batch = {"image": jax.ShapeDtypeStruct((32, 64), jnp.float32)}
@@ -64,7 +64,7 @@ def known_program():
 def test_report_of_a_known_program(known_program):
     report = make_report(*known_program)
     memory, work, bounds = report["memory"], report["work"], report["bounds"]
-    assert memory["state"] == {"step": 4, "params": 64 * 128 * 4, "batch_stats": 0, "opt_state": 0, "ema": 0}
+    assert memory["state"] == {"step": 4, "params": 64 * 128 * 4, "collections": 0, "opt_state": 0, "ema": 0}
     assert memory["batch"] == 8 * 64 * 4
     parts = ("padding", "results", "temporaries", "program")
     assert memory["total"] == sum(memory["state"].values()) + memory["batch"] + sum(memory[name] for name in parts)

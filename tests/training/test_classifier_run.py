@@ -83,7 +83,7 @@ def test_frozen_layers_keep_weights_and_statistics(config, tmp_path):
     task = get_task(config.task).for_training(config, COLORS)
     before = jax.tree.map(np.asarray, task.init_variables(config.seed))
     state = train(config, tmp_path, parallel=compiling_once(config))
-    for collection, values in (("params", state.params), ("batch_stats", state.batch_stats)):
+    for collection, values in (("params", state.params), ("batch_stats", state.collections["batch_stats"])):
         for name, layer in values["mobilenet_v2"].items():
             pairs = zip(jax.tree.leaves(layer), jax.tree.leaves(before[collection]["mobilenet_v2"][name]), strict=True)
             same = [np.array_equal(one, other) for one, other in pairs]

@@ -22,7 +22,7 @@ class _Line:
         error = batch["x"] * variables["params"]["w"] - batch["y"]
         weight = jnp.sum(batch["valid"])
         seen = weight if axis_name is None else jax.lax.psum(weight, axis_name)
-        statistics = {"seen": variables["batch_stats"]["seen"] + seen}
+        statistics = {"batch_stats": {"seen": variables["batch_stats"]["seen"] + seen}}
         sums = {"weight": weight, "count": jnp.float32(len(error)), "error": jnp.sum(error)}
         return jnp.sum(batch["valid"] * error**2), (statistics, sums)
 
@@ -68,7 +68,7 @@ def test_parts_of_a_batch_make_the_same_update(accumulate, mode, devices):
     whole, parts = _step(1), _step(accumulate, mode, devices)
     (one, one_metrics), (other, other_metrics) = (step(state, batch) for step, state, batch in (whole, parts))
     np.testing.assert_allclose(other.params["w"], one.params["w"], rtol=1e-5)
-    np.testing.assert_allclose(other.batch_stats["seen"], one.batch_stats["seen"])
+    np.testing.assert_allclose(other.collections["batch_stats"]["seen"], one.collections["batch_stats"]["seen"])
     for name in one_metrics:
         np.testing.assert_allclose(other_metrics[name], one_metrics[name], rtol=1e-5, err_msg=name)
 
@@ -81,7 +81,7 @@ def test_the_state_carries_a_moving_average_of_weights_and_statistics():
     for _ in range(3):
         state, _ = step(state, batch)
         expected = 0.75 * expected + 0.25 * float(state.params["w"])
-        seen = 0.75 * seen + 0.25 * float(state.batch_stats["seen"])
+        seen = 0.75 * seen + 0.25 * float(state.collections["batch_stats"]["seen"])
     assert float(state.ema["params"]["w"]) == pytest.approx(expected, rel=1e-5)
     assert float(state.ema["batch_stats"]["seen"]) == pytest.approx(seen, rel=1e-5)
     assert float(state.ema["params"]["w"]) != pytest.approx(float(state.params["w"]))
@@ -112,7 +112,7 @@ class _Plane:
         error = batch["x"] @ variables["params"]["w"] - batch["y"]
         added = jnp.sum(batch["added"])
         added = added if axis_name is None else jax.lax.psum(added, axis_name)
-        statistics = {"sum": variables["batch_stats"]["sum"] + added}
+        statistics = {"batch_stats": {"sum": variables["batch_stats"]["sum"] + added}}
         return jnp.sum(error**2), (statistics, {"weight": jnp.float32(len(error))})
 
 

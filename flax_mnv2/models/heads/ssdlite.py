@@ -14,6 +14,7 @@ from flax_mnv2.config.detection import DetectionSpec
 from flax_mnv2.models.layers import ConvNormAct, ModuleDef
 from flax_mnv2.models.numerics import at_least_float32
 from flax_mnv2.models.ops.activations import activation
+from flax_mnv2.models.quantization.rounding import Quantizer, quantized
 
 INITIAL_DEVIATION = 0.03  # of all kernels, a truncated normal: the TF Object Detection API's
 _MIN_CHANNELS = 16  # of an extra map, at a small α
@@ -26,6 +27,7 @@ class SSDLiteHead(nn.Module):
     spec: DetectionSpec
     conv: ModuleDef
     norm: ModuleDef | None
+    quantizer: Quantizer | None = None
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -38,7 +40,7 @@ class SSDLiteHead(nn.Module):
             norm = functools.partial(norm, momentum=self.config.head_batch_norm_momentum)
         conv = functools.partial(self.conv, kernel_init=nn.initializers.truncated_normal(INITIAL_DEVIATION))
         act = activation(self.config.hidden_act)
-        layer = functools.partial(ConvNormAct, conv=conv, norm=norm, act=act)
+        layer = functools.partial(ConvNormAct, conv=conv, norm=norm, act=act, quantizer=self.quantizer)
         maps = list(maps)
         for index, channels in enumerate(spec.extra_channels):
             x = layer(extra_width(self.config, channels // 2), name=f"extra_{index}_squeeze")(maps[-1])
@@ -49,11 +51,12 @@ class SSDLiteHead(nn.Module):
         for index, (x, kinds) in enumerate(zip(maps, spec.anchors, strict=True)):
             for what, depth in (("class", num_slots), ("box", 4)):
                 y = layer(x.shape[-1], kernel_size=3, depthwise=True, name=f"{what}_{index}_conv_3x3")(x)
-                plain = functools.partial(layer, conv=convs[what], norm=None, act=None)
+                plain = functools.partial(layer, conv=convs[what], norm=None, act=None, quantize_output=False)
                 y = plain(len(kinds) * depth, name=f"{what}_{index}_predictor")(y)
                 rows[what].append(y.reshape(len(y), -1, depth))
         logits, codes = (jnp.concatenate(rows[what], axis=1) for what in ("class", "box"))
-        return logits.astype(at_least_float32(logits.dtype)), codes.astype(at_least_float32(codes.dtype))
+        logits, codes = (values.astype(at_least_float32(values.dtype)) for values in (logits, codes))
+        return quantized(logits, self.quantizer, "class_logits"), quantized(codes, self.quantizer, "box_codes")
 
 
 def extra_width(config: MobileNetV2Config, channels: int) -> int:

@@ -15,7 +15,7 @@ from flax_mnv2.tools.tpu_compile.slices import Chip, Slice
 
 _STATE_TITLES = {
     "params": "parameters",
-    "batch_stats": "batch norm statistics",
+    "collections": "batch norm statistics",
     "opt_state": "optimizer state",
     "ema": "moving averages",
     "step": "step",

@@ -3,6 +3,7 @@
 import ml_collections
 
 from flax_mnv2.config.checks import OUTPUT_STRIDES
+from flax_mnv2.config.quantization import as_quantization
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.tasks import rules
 from flax_mnv2.tasks.base import INITIALIZERS
@@ -33,6 +34,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 f"config.{epochs} = {fields[epochs]:g} goes before config.{steps} = {fields[steps]}, so only one may "
                 f"be set. To count in steps: --config.{epochs}=0."
             )
+    as_quantization(config.model.quantization.to_dict())
     _check_optimizer(config)
     job.check_config(config, fields)
 

@@ -55,7 +55,7 @@ TWINS = (  # durations in epochs, in steps, and the fewest steps
 # or that are for callers.
 _OF_THE_DATA = (
     *("num_labels", "id2label", "label2id", "image_size", "semantic_loss_ignore_index", "num_channels"),
-    *("problem_type", "output_hidden_states", "return_dict", "deeplab", "detection", "extra"),
+    *("problem_type", "output_hidden_states", "return_dict", "deeplab", "detection", "quantization", "extra"),
 )
 
 
@@ -100,11 +100,20 @@ def _add_model(config: ml_collections.ConfigDict, job: type[Task]) -> None:
             [kind] = (option for option in typing.get_args(types[field.name]) if option is not type(None))
             value = ml_collections.config_dict.placeholder(kind)
         config.model[field.name] = value
+    _add_quantization(config)
     config.batch_norm = ml_collections.ConfigDict()
     config.batch_norm.sync = True  # statistics over all devices; False: of each device, averaged for evaluation
     config.freeze_batch_norm = False  # use and keep the running statistics; scale and bias still learn
     config.freeze_until = ""  # name of a layer, such as layer_10: it and all before it keep weights and statistics
     config.drop_path_rate = 0.0  # stochastic depth, growing linearly with a block's depth to this
+
+
+def _add_quantization(config: ml_collections.ConfigDict) -> None:
+    section = config.model.quantization = ml_collections.ConfigDict()  # fields of QuantizationSpec
+    section.scheme = ""  # int8 or uint8: train with weights and activations rounded to 8 bits; empty: do not
+    section.start_step = 0  # steps before anything is rounded, in which ranges are taken already
+    section.freeze_range_step = ml_collections.config_dict.placeholder(int)  # steps after which ranges stay
+    section.range_decay = 0.999  # of their moving average
 
 
 def _add_data(config: ml_collections.ConfigDict) -> None:

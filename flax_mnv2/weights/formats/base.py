@@ -46,6 +46,7 @@ class Format(abc.ABC):
     suffixes: tuple[str, ...] = FILE_SUFFIXES  # of the single files that it is read from
     to_file: bool = False  # whether it is written as such a file
     to_folder: bool = True  # whether it is written as a folder
+    keeps_ranges: bool = False  # whether those of a quantised network are written too
     weight_names: tuple[str, ...] = WEIGHT_NAMES  # what may lie in such a folder and hold weights
     hub_files: tuple[str, ...] = (*WEIGHT_NAMES[:2], "model-*.safetensors")  # to fetch, beside the configs
 

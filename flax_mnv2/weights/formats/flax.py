@@ -32,6 +32,7 @@ class FlaxFormat(Format):
 
     name = "flax"
     suffixes = ()
+    keeps_ranges = True
     weight_names = (VARIABLES, EXTRA_NAME)
     hub_files = (f"{VARIABLES}/*", EXTRA_NAME)
 

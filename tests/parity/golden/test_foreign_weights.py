@@ -334,7 +334,7 @@ def test_int8_weights_are_the_float_ones_to_half_a_step(files, name, num_kernels
 @pytest.mark.usefixtures("tiny_blocks")
 def test_ranges_of_a_quantised_graph_are_kept(files):
     ranges = open_weights(files / "int8.tflite").ranges
-    np.testing.assert_allclose(np.concatenate(ranges["input"]), (-1, 1), atol=0.01)  # behind an end of floats
+    np.testing.assert_allclose(np.concatenate(ranges["mobilenet_v2/input"]), (-1, 1), atol=0.01)  # of floats
     total, first = ranges["mobilenet_v2/layer_02/sum"], ranges["mobilenet_v2/conv_stem/first_conv/output"]
     assert total[0] < 0 < total[1]
     assert first[0] == 0 < first[1] < 6.01

@@ -45,7 +45,7 @@ def test_every_quantised_weight_is_litert_s_to_the_bit(folder, litert, name):
 
 def _prepared(source, path, side):
     """A photo as real numbers, as the file's input says."""
-    low, high = source.ranges["input"]
+    low, high = source.ranges["mobilenet_v2/input"]
     return (given.pixels(path, side) * ((high - low) / 255) + low)[None].astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from flax_mnv2.training.state import TrainState
 
 AsyncCheckpointer.save = lambda *_, **__: None
 AsyncCheckpointer.wait_until_finished = lambda self: time.sleep(60)
-state = TrainState(step=jnp.asarray(6), params={"a": jnp.ones(3)}, batch_stats={}, opt_state={}, ema=None)
+state = TrainState(step=jnp.asarray(6), params={"a": jnp.ones(3)}, collections={}, opt_state={}, ema=None)
 with Checkpoints(pathlib.Path(sys.argv[1]), timeout=0.5, limit=ends_within) as checkpoints:
     checkpoints.save(6, state.to_items(), {"config": {}, "model": {}})
     print("trains on", flush=True)

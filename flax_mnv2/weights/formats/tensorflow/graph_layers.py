@@ -120,6 +120,12 @@ class Layer:
             seen.add(tensor)
         return False
 
+    @property
+    def joined_into(self) -> int | None:
+        """The tensor that a concatenation makes of its output; None where nothing joins it."""
+        joins = (operation for operation in _after(self.graph, self.output) if operation.kind == "concatenation")
+        return next((operation.outputs[0] for operation in joins), None)
+
     def is_behind(self, *kinds: str) -> bool:
         """Returns whether it takes what an operation of these kinds makes."""
         return any(operation.kind in kinds for operation in self._before())

@@ -12,6 +12,7 @@ import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
+from flax_mnv2.layer_plan import LayerPlan
 from flax_mnv2.weights.formats.base import Format, Found
 from flax_mnv2.weights.formats.deeplab import tensorflow as deeplab
 from flax_mnv2.weights.formats.tensorflow import by_width
@@ -72,7 +73,7 @@ class TfSlimFormat(Format):
             complete=False,
             usual_processor=by_width.processor(config.image_size, task) if config.num_channels == 3 else None,
             notes=notes,
-            ranges=ranges(tensors.state),
+            ranges=_with_places(ranges(tensors.state), config.layer_plan),
         )
 
 
@@ -153,3 +154,24 @@ def ranges(state: StateDict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if parts := _RANGE.fullmatch(name):
             found.setdefault(parts["tensor"], {})[parts["end"]] = value
     return {name: (ends["min"], ends["max"]) for name, ends in found.items() if len(ends) == 2}
+
+
+def _with_places(
+    found: dict[str, tuple[np.ndarray, np.ndarray]], plan: LayerPlan
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns the ranges, those of activations in the backbone and of the logits by their place in our models too.
+
+    TF contrib calls the range behind an activation ``act_quant``, that of a projection before a shortcut
+    ``conv_quant``, and that of their sum ``add_quant``. An average has the range of what it is taken of.
+    """
+    parts = {"conv_stem": _STEM, **{block.name: _BLOCK for block in plan.blocks}}
+    modules = [("mobilenet_v2", layer, part) for layer, names in parts.items() for part in names]
+    names: dict[str, tuple[str, ...]] = {}
+    for path in (*modules, ("mobilenet_v2", "conv_1x1"), ("classifier",)):
+        scope = _scope_of(path)
+        names["/".join((*path, "output"))] = (f"{scope}/conv_quant", f"{scope}/act_quant")
+        if path[-1] == "reduce_1x1":
+            names["/".join((*path[:-1], "sum"))] = (f"{scope.rpartition('/')[0]}/add_quant",)
+    names["pool"] = (f"{_scope_of(('mobilenet_v2', 'conv_1x1'))}/act_quant",)
+    places = {place: next((name for name in options if name in found), None) for place, options in names.items()}
+    return found | {place: found[name] for place, name in places.items() if name is not None}

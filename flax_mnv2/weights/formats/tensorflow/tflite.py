@@ -156,12 +156,25 @@ def _image_size(graph: Graph) -> tuple[int, int] | None:
 
 
 def _ranges(graph: Graph, layers: Layers) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns (min, max) of the input, of kernels, of outputs and of sums, by path; empty of a float file."""
-    found = {"input": _input_range(graph)}
+    """Returns (min, max) of what a quantised network of ours rounds, and of kernels, by path; empty of a float file."""
+    found = {"mobilenet_v2/input": _input_range(graph)}
     for name, layer in layers.items():
         found[f"{name}/kernel"] = graph.constant(layer.operation.inputs[1]).range(narrow=True)
         found[f"{name}/output"] = graph.tensors[layer.output].range()
         place, _, part = name.rpartition("/")
         if part == "expand_1x1" and (adding := shortcut(layers, place)) is not None:
             found[f"{place}/sum"] = graph.tensors[adding.outputs[0]].range()
+    found |= {place: graph.tensors[tensor].range() for place, tensor in _tensors_of_heads(layers).items()}
     return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def _tensors_of_heads(layers: Layers) -> dict[str, int]:
+    """Returns the tensors that no layer of ours makes alone: pooled maps and what is joined, by path."""
+    head = "segmentation_head"
+    inputs = {"pool": "classifier", f"{head}/pool": f"{head}/conv_pool", f"{head}/branches": f"{head}/conv_projection"}
+    tensors = {place: layers[name].operation.inputs[0] for place, name in inputs.items() if name in layers}
+    for place, name in (("class_logits", "class_0_predictor"), ("box_codes", "box_0_predictor")):
+        joined = layers[f"detection_head/{name}"].joined_into if f"detection_head/{name}" in layers else None
+        if joined is not None:
+            tensors[f"detection_head/{place}"] = joined
+    return tensors

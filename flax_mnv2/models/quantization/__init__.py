@@ -1,0 +1,1 @@
+"""Quantisation-aware training: which numbers of a network are rounded, and the ranges that they are rounded in."""
