@@ -54,7 +54,7 @@ def start(tiny_blocks, tmp_path, monkeypatch):
             config.model.update({"tf_padding": True, "layer_norm_eps": 1e-3, **ours})
             for name in leave_out:
                 del config.data[name]
-        own = MobileNetV2Config(num_labels=LABELS, **config.model)
+        own = MobileNetV2Config(num_labels=LABELS, **config.model.to_dict())
         task = SimpleNamespace(model=SimpleNamespace(config=own))
         return initial_weights(config, task, _variables(own, seed=1)), variables
 

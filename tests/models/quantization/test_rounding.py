@@ -91,6 +91,41 @@ def test_several_maps_share_a_grid():
     assert not np.array_equal(a, one)
 
 
+def test_jit_and_pmap_take_and_use_the_same_range(assert_same):
+    """To the bit: least and greatest numbers do not depend on the order in which they are compared."""
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    spec, ranges = QuantizationSpec(range_decay=0.5), {"quantization": {"min": np.float32(-1), "max": np.float32(1)}}
+
+    def run(x, axis_name):
+        return FakeQuantize(Quantizer(spec, axis_name, jnp.int32(3))).apply(ranges, x, mutable=["quantization"])
+
+    (whole,), found = jax.jit(functools.partial(run, axis_name=None))(x)
+    (parts,), of_each = jax.pmap(functools.partial(run, axis_name="data"), "data")(x[:, None])
+    np.testing.assert_array_equal(parts[:, 0], whole)
+    for device in range(4):
+        assert_same(jax.tree.map(lambda end: np.asarray(end[device]), of_each), jax.tree.map(np.asarray, found))  # noqa: B023
+
+
+def test_a_network_takes_the_same_ranges_under_jit_and_pmap(monkeypatch):
+    """Before rounding starts, so that no last bit decides between two steps."""
+    monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", ((8, 1, 2),))
+    spec = QuantizationSpec(start_step=1)
+    model = MobileNetV2ForImageClassification(CONFIG.replace(quantization=spec, depth_multiplier=0.35))
+    variables, images = _random(model), _images(count=4)
+
+    def ranges(images, axis_name):
+        network = model.clone(axis_name=axis_name)
+        return network.apply(variables, images, train=True, mutable=["batch_stats", "quantization"])[1]["quantization"]
+
+    whole = jax.jit(functools.partial(ranges, axis_name=None))(images)
+    parts = jax.pmap(functools.partial(ranges, axis_name="data"), "data", devices=jax.devices()[:2])(
+        images.reshape(2, 2, *images.shape[1:])
+    )
+    for (path, one), other in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(other, np.stack([one] * 2), rtol=1e-4, atol=1e-5, err_msg=str(path))
+        assert one != 0 or path[-1].key == "min", path
+
+
 @pytest.mark.parametrize("scheme", ["int8", "uint8"])
 def test_kernels_are_rounded_as_they_are_deployed(scheme):
     """With the running statistics the layer is a convolution by a folded kernel that lies on its grid, and an offset."""
