@@ -11,6 +11,8 @@ Command:
   anchors  anchors for these cells, and a map of half the stride for the platelets, of which a third have one of the
            original's at an IoU of 0.5, and 98 % one of these; hard negatives by a sort, which 5,328 anchors call for
   smoke    a minute, to try a machine or data
+  int8     a run that has ended (init_from=runs/bccd/checkpoints/step_450) trained on for 8-bit integers; with anchors:
+           anchors,int8
 
 The anchors are those of k-means by class (flax_mnv2.detection.anchor_fitting); what they reach, and others, print
   python -m flax_mnv2.tools.anchors --config configs/det_bccd.py:anchors --config.data.archive=bccd_voc.tar
@@ -21,6 +23,7 @@ has what this project reached.
 
 from configs import det_coco
 from flax_mnv2.config.detection import ssd_anchors
+from flax_mnv2.training.config.quantized import fine_tune, split_int8
 
 _PLATELETS = ((0.077, 0.058), (0.094, 0.073))  # heights and widths, as fractions of the shorter side
 _RED_CELLS = ((0.173, 0.152), (0.219, 0.15), (0.198, 0.172), (0.231, 0.181))
@@ -28,13 +31,14 @@ _WHITE_CELLS = ((0.256, 0.206), (0.323, 0.281), (0.435, 0.352))
 
 
 def get_config(variant: str = ""):
-    """The config; ``variant`` is empty, ``"anchors"`` or ``"smoke"``."""
+    """The config; ``variant`` is empty, ``"anchors"`` or ``"smoke"``, with ``"int8"`` or without."""
+    variant, quantized = split_int8(variant)
     config = det_coco.get_config("smoke" if variant == "smoke" else "")
     config.data.dataset = "voc_detection/custom"
     if variant == "smoke":
         return config
     if variant not in ("", "anchors"):
-        raise ValueError(f"configs/det_bccd.py has the variants anchors and smoke; found {variant!r}.")
+        raise ValueError(f"configs/det_bccd.py has the variants anchors, int8 and smoke; found {variant!r}.")
     config.data.bad_examples = "fail"
     config.data.crop_whole = 1 / 6
     # TF's windows keep half of the platelets; those of at least .3 of the image two thirds. Of the cells that they cut,
@@ -56,4 +60,4 @@ def get_config(variant: str = ""):
         config.detection.extra_channels = (512, 256, 256)
         config.detection.anchors = (_PLATELETS, _RED_CELLS, _WHITE_CELLS, *ssd_anchors()[3:])
         config.detection.mining_iou = 1.0
-    return config
+    return fine_tune(config, num_steps=150, learning_rate=3e-3) if quantized else config

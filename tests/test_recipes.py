@@ -72,6 +72,21 @@ def test_voc_recipe_is_that_of_tf_deeplab():
     assert _load(ROOT / "configs" / "seg_voc.py", "aug").data.train_split == "trainaug"
 
 
+@pytest.mark.parametrize(
+    ("name", "variant"), [("cls_image_folder", "cifar10,int8"), ("seg_camvid", "int8"), ("det_bccd", "anchors,int8")]
+)
+def test_int8_goes_on_from_a_float_run_of_the_same_recipe(name, variant, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    path, without = ROOT / "configs" / f"{name}.py", variant.replace(",int8", "").replace("int8", "")
+    plain, quantized = _load(path, without), _load(path, variant)
+    check_config(quantized)
+    assert (quantized.init_scope, quantized.freeze_batch_norm) == ("all", True)
+    assert quantized.model.quantization.freeze_range_step < quantized.num_steps < plain.num_steps
+    assert quantized.optimizer.learning_rate <= plain.optimizer.learning_rate / 10
+    assert (quantized.model.quantization.scheme, plain.model.quantization.scheme) == ("int8", "")
+    assert quantized.data.to_dict() == plain.data.to_dict()
+
+
 @pytest.mark.parametrize("name", ["seg_voc", "seg_camvid"])
 def test_plus_is_the_recipe_with_the_originals_branches_and_decoder(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)

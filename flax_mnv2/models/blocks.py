@@ -96,7 +96,11 @@ def expand_and_convolve(x: jax.Array, expand: ConvNormAct, depthwise: ConvNormAc
     That operation never holds the expanded map on CPU; elsewhere it is what the layers compute. Quantised layers are
     called one by one: the range of the expanded map has to be seen.
     """
-    if expand.quantizer is not None or _is_observed(expand) or not (_fits(expand, x.shape[-1]) and _fits(depthwise, expand.features)):
+    if (
+        expand.quantizer is not None
+        or _is_observed(expand)
+        or not (_fits(expand, x.shape[-1]) and _fits(depthwise, expand.features))
+    ):
         return depthwise(expand(x))
     conv = expand.convolution
     kernel = conv.get_variable("params", "kernel")

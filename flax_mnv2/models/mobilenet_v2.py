@@ -284,9 +284,7 @@ class MobileNetV2ForSemanticSegmentation(MobileNetV2Base):
         output_hidden_states = asked(output_hidden_states, self.config.output_hidden_states)
         spec = self.config.deeplab or HUGGING_FACE
         parts, keep = self._parts(train), expansions_in(output_hidden_states)
-        backbone = self._backbone(
-            parts, train=train, include_last_conv=spec.reads_last_conv, keep_expansions=keep
-        )
+        backbone = self._backbone(parts, train=train, include_last_conv=spec.reads_last_conv, keep_expansions=keep)
         endpoints = backbone(pixel_values)
         features = endpoints[LAST_CONV if spec.reads_last_conv else self.config.layer_plan.blocks[-1].name]
         low_level = None

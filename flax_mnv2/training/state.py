@@ -17,7 +17,9 @@ class TrainState:
 
     step: jax.Array  # int32 scalar, updates made so far; randomness derives from the run's seed and this alone
     params: Any  # learned by the optimizer, float32
-    collections: dict[str, Any]  # what training changes otherwise: running statistics, and ranges of a quantised network
+    collections: dict[
+        str, Any
+    ]  # what training changes otherwise: running statistics, and ranges of a quantised network
     opt_state: Any
     ema: Any = None  # moving average of ``variables``, the same tree; None where the run keeps none
 

@@ -20,6 +20,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import CheckpointError, ConfigError
 from flax_mnv2.files import shown
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.models.quantization.rounding import COLLECTION
 from flax_mnv2.weights.models import MODEL_CLASSES, task_of_class
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.source import (
@@ -270,7 +271,7 @@ def _channels_of(shapes: Shapes) -> int | None:
 
 def _mismatched_head(source: Source, shapes: Shapes) -> dict[Path, str]:
     """Returns those variables of the head that the checkpoint has in another shape, and their names there."""
-    keys = {path: source.naming.key_of(path) for path in shapes if path[1] != "mobilenet_v2"}
+    keys = {path: source.naming.key_of(path) for path in shapes if path[1] != "mobilenet_v2" and path[0] != COLLECTION}
     return {
         path: key
         for path, key in keys.items()

@@ -80,7 +80,9 @@ UNFOLDED_NOTE = (
 
 
 # On a quantised network that is written in a format without a place for its ranges.
-RANGES_NOTE = "the network is written in floating point, without the ranges of its quantisation; the flax format has them"
+RANGES_NOTE = (
+    "the network is written in floating point, without the ranges of its quantisation; the flax format has them"
+)
 
 
 def make_model(config: MobileNetV2Config, task: str, **attributes: Any) -> nn.Module:

@@ -17,7 +17,6 @@ from flax_mnv2.training.initial_weights import initial_weights
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
 from flax_mnv2.weights.models import MODEL_CLASSES
-from flax_mnv2.weights.opening import open_weights
 
 COLORS = ("blue", "green", "red")
 _FINISHED = []
@@ -84,7 +83,9 @@ def test_a_run_begins_with_learned_ranges_and_counts_its_own_steps(config, finis
     config.init_from, config.init_scope = str(workdir / "checkpoints" / "step_6"), scope
     task = get_task(config.task).for_training(config, COLORS)
     variables, _ = initial_weights(config, task, task.init_variables(1))
-    found, learned = (traverse_util.flatten_dict(dict(tree["quantization"]), sep="/") for tree in (variables, state.ema))
+    found, learned = (
+        traverse_util.flatten_dict(dict(tree["quantization"]), sep="/") for tree in (variables, state.ema)
+    )
     assert int(found.pop("step")) == 0
     for name, end in found.items():
         assert end == (learned[name] if scope == "all" or name.startswith("mobilenet_v2") else 0), name

@@ -87,7 +87,8 @@ def test_several_maps_share_a_grid():
     module = FakeQuantize(Quantizer(spec, None, jnp.int32(0)))
     (a, b), state = module.apply({}, one, other, mutable=["quantization"])
     assert {name: float(value) for name, value in state["quantization"].items()} == {"min": -3.0, "max": 1.0}
-    assert _on_grid(np.asarray(a), -3, 1) and _on_grid(np.asarray(b), -3, 1)
+    assert _on_grid(np.asarray(a), -3, 1)
+    assert _on_grid(np.asarray(b), -3, 1)
     assert not np.array_equal(a, one)
 
 
@@ -128,7 +129,7 @@ def test_a_network_takes_the_same_ranges_under_jit_and_pmap(monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["int8", "uint8"])
 def test_kernels_are_rounded_as_they_are_deployed(scheme):
-    """With the running statistics the layer is a convolution by a folded kernel that lies on its grid, and an offset."""
+    """With the running statistics the layer is a convolution by a folded kernel on its grid, and an offset."""
     conv, norm = functools.partial(Convolution), functools.partial(BatchNorm, True, 0.9, 1e-3)
     quantizer = Quantizer(QuantizationSpec(scheme=scheme))
     layer = ConvNormAct(6, functools.partial(conv, quantizer=quantizer), norm, None, quantizer=quantizer)
@@ -218,7 +219,7 @@ def test_off_is_off(networks):
     assert jax.tree.structure(jax.eval_shape(again.init, jax.random.key(0), images)) == jax.tree.structure(weights)
     text = str(jax.make_jaxpr(again.apply)(weights, images))
     assert text == str(jax.make_jaxpr(plain.apply)(weights, images))
-    assert "round" not in text and "floor" not in text
+    assert not {"round", "floor", "optimization_barrier"} & set(text.replace("[", " ").split())
 
 
 def test_a_network_without_its_ranges_says_what_to_do(networks):

@@ -20,9 +20,7 @@ def golden():
 def test_numbers_and_gradients_are_tensorflows(golden, num_bits, narrow):
     @jax.jit
     def run(x, low, high, cotangents):
-        y, pull = jax.vjp(
-            lambda *arrays: fake_quant(*arrays, num_bits=num_bits, narrow_range=narrow), x, low, high
-        )
+        y, pull = jax.vjp(lambda *arrays: fake_quant(*arrays, num_bits=num_bits, narrow_range=narrow), x, low, high)
         return y, *pull(cotangents)
 
     cases = {name: case for name, case in given.names().items() if case[1:] == (num_bits, narrow)}
