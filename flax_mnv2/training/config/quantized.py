@@ -1,7 +1,7 @@
 """What recipes for 8 bits share: ``fine_tune`` turns a recipe into one that goes on from its own float run.
 
-Rates are a tenth of the float recipe's, in the spirit of TensorFlow's quantised DeepLab; batch norm keeps the statistics of
-the float run, with which the network is deployed.
+Rates are a tenth of the float recipe's, in the spirit of TensorFlow's quantised DeepLab; batch norm keeps the
+statistics of the float run, with which the network is deployed.
 """
 
 import ml_collections
@@ -18,9 +18,7 @@ def fine_tune(config: ml_collections.ConfigDict, *, num_steps: int, learning_rat
     config.init_scope = "all"
     config.freeze_batch_norm = True
     config.model.quantization.scheme = "int8"
-    config.model.quantization.range_decay = (
-        0.95  # few steps: ranges must follow sooner than TensorFlow's 0.999 lets them
-    )
+    config.model.quantization.range_decay = 0.95  # few steps: ranges must follow sooner than by TensorFlow's 0.999
     config.model.quantization.freeze_range_step = num_steps * 3 // 4
     config.num_epochs, config.num_steps = 0.0, num_steps
     config.eval_every_epochs = config.checkpoint.every_epochs = 0.0

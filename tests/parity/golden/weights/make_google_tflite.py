@@ -1,7 +1,7 @@
 """Writes google_tflite.npz beside it: what LiteRT makes of Google's own TFLite files and of photos.
 
     pip install ai-edge-litert
-    python tests/parity/golden/make_google_tflite.py FOLDER      # with weights/tflite/ and images/
+    python tests/parity/golden/weights/make_google_tflite.py FOLDER      # with weights/tflite/ and images/
 
 By file: the checksum of every constant as LiteRT's scales and zero points make it real, with the number of its tensor;
 of classifiers the first class of each photo, of the DeepLab label maps, of the localizer the best boxes of one photo.

@@ -1,7 +1,7 @@
 """Writes foreign_weights.tar.xz and foreign_outputs.npz beside it: files as TensorFlow and Keras write them.
 
     pip install "tensorflow-cpu>=2.20,<3"        # which brings Keras
-    python tests/parity/golden/make_foreign_weights.py
+    python tests/parity/golden/weights/make_foreign_weights.py
 
 The networks are written here in TensorFlow's operations, as TF-slim and TF DeepLab describe them; Keras' is its own.
 """
