@@ -92,11 +92,10 @@ def _trained_on(config, step):
     ("changes", "parts"),
     [
         ({}, 1),
-        ({"mixup_alpha": 1.0}, 1),
         ({"cutmix_alpha": 1.0, "augment_repeats": 2}, 1),
         ({"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "image_mean": (0.485, 0.456, 0.406)}, 2),
     ],
-    ids=["plain", "mixup", "cutmix", "accumulated"],
+    ids=["plain", "cutmix", "accumulated"],
 )
 def test_pixels_are_those_that_enter_the_network(config, changes, parts):
     config.data.update(changes)

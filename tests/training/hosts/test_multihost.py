@@ -90,17 +90,6 @@ def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monk
     _check_same(one, two)
 
 
-@pytest.mark.slow
-def test_one_of_two_is_told_while_they_evaluate(data, tmp_path):
-    flags = _flags(data, "plain", tmp_path, **ENDLESS | {"eval_every_steps": 2, "eval__batch_size": 2})
-    fault = {"signal": "SIGTERM", "during": "evaluating", "at": 1}
-    with harness.two_processes(*flags, faults={1: fault}, devices=1, pace=1.5) as two:  # JAX looks once a second
-        harness.check_ends(two, 143, 143)
-    assert remains.steps(tmp_path) == [2]
-    assert [line["split"] for line in remains.metrics(tmp_path)] == ["train", "train"]
-    assert "SIGTERM: saved step 2" in two[0].printed
-
-
 # ---- failures -------------------------------------------------------------------------------------------------------
 
 
