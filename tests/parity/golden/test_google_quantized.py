@@ -19,7 +19,7 @@ FILES = {**SCHEMES, given.DEEPLAB: "uint8", given.LOCALIZER: "uint8"}
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_range_of_a_quantised_file_is_known_and_its_kernels_are_on_their_grid(shared, name):
-    """A kernel's own range is the file's, where the file has numbers at its ends; else within a step of it."""
+    """A kernel's own range is the file's where its numbers reach the ends; the localizer's had moved since."""
     path, scheme = shared / "weights" / "tflite" / f"{name}.tflite", FILES[name]
     _, variables = from_pretrained(path, quantization=scheme)
     ranges = traverse_util.flatten_dict(variables["quantization"], sep="/")
@@ -31,8 +31,7 @@ def test_every_range_of_a_quantised_file_is_known_and_its_kernels_are_on_their_g
     kernels = {place: kernel for place, kernel in flat.items() if place.endswith("kernel")}
     rounded = jax.jit(lambda kernels: jax.tree.map(quantizer.kernel, kernels))(kernels)
     moved = [np.abs(rounded[place] - kernel).max() / np.abs(kernel).max() for place, kernel in kernels.items()]
-    assert np.max(moved) < 1 / 127
-    assert np.median(moved) < 1e-6
+    assert np.max(moved) < (1 / 127 if name == given.LOCALIZER else 1e-6)
 
 
 def test_the_classes_of_photos_are_those_of_the_integer_run(shared):
