@@ -15,7 +15,7 @@ from flax_mnv2 import CheckpointError, UserError, convert
 from flax_mnv2.weights.opening import open_weights
 from flax_mnv2.weights.tensorflow import arrays, bundle, frozen_graph, tflite, wire
 
-GOLDEN = pathlib.Path(__file__).parents[2] / "parity" / "golden" / "foreign_weights.tar.xz"
+GOLDEN = pathlib.Path(__file__).parents[2] / "parity" / "golden" / "weights" / "foreign_weights.tar.xz"
 FLOAT32 = 1
 INDEX, DATA = "slim/model.ckpt-1200.index", "slim/model.ckpt-1200.data-00000-of-00001"
 
