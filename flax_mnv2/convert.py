@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from flax_mnv2.devices import check_devices
-from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError
+from flax_mnv2.errors import CheckpointError, ConfigError, exit_status
 from flax_mnv2.hub import expand_user
 from flax_mnv2.weights.formats import FORMATS, is_file_name
 from flax_mnv2.weights.opening import open_weights
@@ -47,21 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="write where something lies already")
     options = parser.parse_args(arguments)
-    try:
-        check_devices()
-        source = open_weights(options.src, weights=options.weights)
-        if options.source_format not in ("auto", source.format):
-            raise CheckpointError(
-                f"{options.src} is in the format {source.format}, not {options.source_format} as --from says."
-            )
-        convert(source, options.dst, options.to, resize=options.resize, overwrite=options.overwrite)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_STATUS
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130  # the shell's for SIGINT
-    return 0
+    return exit_status(lambda: _convert(options))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    check_devices()
+    source = open_weights(options.src, weights=options.weights)
+    if options.source_format not in ("auto", source.format):
+        raise CheckpointError(
+            f"{options.src} is in the format {source.format}, not {options.source_format} as --from says."
+        )
+    convert(source, options.dst, options.to, resize=options.resize, overwrite=options.overwrite)
 
 
 def convert(

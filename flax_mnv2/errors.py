@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 USER_ERROR_STATUS = 2  # exit status of every command of ours that ends with one of these
+INTERRUPTED_STATUS = 130  # the shell's for SIGINT
 
 
 class UserError(ValueError):
@@ -53,6 +54,19 @@ def needs_extra(extra: str, importer: str) -> Iterator[None]:
             raise ModuleNotFoundError(message, name=error.name) from None
         print(f"error: {message}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Runs a command and returns its exit status: 0 done; 2 a user's mistake or 130 interrupted, which is printed."""
+    try:
+        command()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    return 0
 
 
 def how_to_install(extra: str) -> str:

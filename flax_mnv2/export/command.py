@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from flax_mnv2.devices import check_devices
-from flax_mnv2.errors import USER_ERROR_STATUS, CheckpointError, ConfigError, UserError, how_to_install
+from flax_mnv2.errors import CheckpointError, ConfigError, exit_status, how_to_install
 from flax_mnv2.export.exporting import export
 from flax_mnv2.export.settings import FORMATS, format_of
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
@@ -33,16 +32,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and exports; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        check_devices()
-        _export(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_STATUS
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130  # the shell's for SIGINT
-    return 0
+    return exit_status(lambda: _export(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> None:
+    check_devices()
     to, size, batch = format_of(options.out, options.to), _numbers(options.size, "--size"), options.batch
     if options.out.exists() and not options.overwrite:
         raise ConfigError(f"{options.out} exists; name another file, or pass --overwrite.")

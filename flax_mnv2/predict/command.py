@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from flax_mnv2.compilation_cache import use_compilation_cache
 from flax_mnv2.devices import check_devices
-from flax_mnv2.errors import USER_ERROR_STATUS, ConfigError, DataError, UserError
+from flax_mnv2.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, ConfigError, DataError, UserError
 from flax_mnv2.export import is_exported
 from flax_mnv2.export.network import ExportedNetwork
 from flax_mnv2.hub import expand_user
@@ -30,7 +30,7 @@ from flax_mnv2.weights.pretrained import open_weights, task_of
 DEFAULT_MODEL = "google/mobilenet_v2_1.0_224"
 DEFAULT_OUTPUT = "predictions"  # where a predictor that writes files does so
 SOME_FAILED_STATUS = 1
-INTERRUPTED_STATUS, NO_READER_STATUS = 130, 141  # what a shell gives for SIGINT and SIGPIPE
+NO_READER_STATUS = 141  # what a shell gives for SIGPIPE
 
 _DESCRIPTION = """\
 Classify, measure or segment photos with a MobileNetV2.

@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import pathlib
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +18,8 @@ from flax_mnv2.data.datasets.preparation import report_left_out
 from flax_mnv2.data.datasets.prepared import ARRAY_RECORD, default_data_dir, prepared
 from flax_mnv2.data.datasets.registry import DATASETS, load
 from flax_mnv2.data.prepare import conversion
-from flax_mnv2.errors import USER_ERROR_STATUS, DataError, UserError
+from flax_mnv2.errors import DataError, exit_status
 
-INTERRUPTED_STATUS = 130  # the shell's for SIGINT
 _COMMAND = "python -m flax_mnv2.data.prepare"
 _IMAGENET = "imagenet2012"
 _FIELDS = {  # of config.data: metavar and type
@@ -57,17 +55,13 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command, and returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
     arguments = _parse(argv)
+    return exit_status(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
-    try:
-        lines = arguments.prepare(arguments)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_STATUS
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED_STATUS
+    lines = arguments.prepare(arguments)
     print("\n".join([*lines, f"time        {time.monotonic() - start:.1f} s"]))
-    return 0
 
 
 def _prepare_imagenet(arguments: argparse.Namespace) -> list[str]:
