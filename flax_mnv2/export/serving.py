@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flax_mnv2.config.deeplab import HUGGING_FACE
 from flax_mnv2.detection.boxes import swap_axes, to_corners
 from flax_mnv2.detection.suppression import class_scores, detect
 from flax_mnv2.export.graph.network import kind_of_answer
@@ -63,7 +64,7 @@ def _postprocess(model: nn.Module, output: Any, images: jax.Array) -> dict[str, 
         number = jnp.sum(found.scores > 0, axis=1)
         return {"boxes": found.boxes, "labels": found.labels, "scores": found.scores, "num_detections": number}
     if isinstance(model, MobileNetV2ForSemanticSegmentation):
-        align_corners = bool(model.config.deeplab and model.config.deeplab.align_corners)
+        align_corners = (model.config.deeplab or HUGGING_FACE).align_corners
         logits = upsample_logits(output.logits, images.shape[1:3], align_corners=align_corners)
         return {"label_map": jnp.argmax(logits, axis=-1).astype(jnp.int32)}
     logits = output.logits if output.logits.ndim == 2 else jnp.mean(output.logits, axis=(1, 2))

@@ -13,8 +13,7 @@ from flax_mnv2.config.quantization import QuantizationSpec
 from flax_mnv2.models.quantization.rounding import Quantizer
 from flax_mnv2.weights.opening import open_weights
 
-SCHEMES = dict(zip(given.CLASSIFIERS, ("uint8", "int8"), strict=True))
-FILES = {given.CLASSIFIERS[1]: "int8", given.DEEPLAB: "uint8"}
+FILES = {given.CLASSIFIERS[1]: "int8", given.DEEPLAB: "uint8", given.LOCALIZER: "uint8"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -39,7 +38,7 @@ def test_the_classes_of_photos_are_those_of_the_integer_run(shared):
     with np.load(pathlib.Path(__file__).with_name("google_tflite.npz")) as file:
         expected = file[name]
     source = open_weights(shared / "weights" / "tflite" / f"{name}.tflite")
-    model, variables = from_pretrained(source, quantization=SCHEMES[name])
+    model, variables = from_pretrained(source, quantization="uint8")
     low, high = source.ranges["mobilenet_v2/input"]
     photos = given.photos(shared / "images")
     images = [given.pixels(path, 224) * ((high - low) / 255) + low for path in photos]
