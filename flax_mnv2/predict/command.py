@@ -23,7 +23,7 @@ from flax_mnv2.hub import expand_user
 from flax_mnv2.predict.inputs import find_images
 from flax_mnv2.predict.records import RECORDS_NAME, Records
 from flax_mnv2.predict.stream import predict_files
-from flax_mnv2.tasks.base import Predictor
+from flax_mnv2.tasks.prediction import Predictor
 from flax_mnv2.tasks.registry import TASKS, task_for
 from flax_mnv2.weights.pretrained import open_weights, task_of
 

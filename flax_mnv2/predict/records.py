@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from flax_mnv2.errors import DataError
 from flax_mnv2.predict.inputs import result_stems
-from flax_mnv2.tasks.base import Predictor
+from flax_mnv2.tasks.prediction import Predictor
 
 RECORDS_NAME = "predictions.jsonl"
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from flax_mnv2.errors import DataError
 from flax_mnv2.image_processing.reading import read_picture
-from flax_mnv2.tasks.base import Example, Predictor
+from flax_mnv2.tasks.prediction import Example, Predictor
 
 MAX_READERS = 8
 

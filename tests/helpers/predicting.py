@@ -13,7 +13,7 @@ from PIL import Image
 from flax_mnv2 import MobileNetV2Config, MobileNetV2ForSemanticSegmentation, save_pretrained
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.predict import command as predict
-from flax_mnv2.tasks.base import Example
+from flax_mnv2.tasks.prediction import Example
 from flax_mnv2.weights.pretrained import variable_shapes
 
 # Two labels are the same, as in ImageNet.

@@ -13,7 +13,7 @@ from flax_mnv2.errors import ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForImageClassification
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.base import Example, Predictor, check_sides, outputs_of
+from flax_mnv2.tasks.prediction import Example, Predictor, check_sides, outputs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ClassificationPredictor(Predictor):
     """Preprocesses as the model's processor says; gives the ``top`` classes, the most probable first.
 
     A ConfigError names a model without a classifier, or of another ``problem_type`` (a single label means regression),
-    and a processor that makes pictures beyond ``base.MAX_SIDE_PX``.
+    and a processor that makes pictures beyond ``prediction.MAX_SIDE_PX``.
 
     Class attributes:
       problem_type: of the models that this is for.

@@ -12,7 +12,7 @@ import numpy as np
 from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
-from flax_mnv2.tasks.base import Example, Predictor, check_sides, outputs_of
+from flax_mnv2.tasks.prediction import Example, Predictor, check_sides, outputs_of
 from flax_mnv2.visualize.boxes import save_boxes
 
 _LOWEST = 0.01  # boxes below are never asked for

@@ -14,7 +14,7 @@ from flax_mnv2.detection.losses import detection_loss_sums
 from flax_mnv2.detection.suppression import detect_all
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
-from flax_mnv2.tasks.base import Batch, HostBatch, Task
+from flax_mnv2.tasks.base import Batch, HostBatch, Task, check_same_count
 from flax_mnv2.tasks.classification.task import ResizeAndCrop, normalize
 from flax_mnv2.tasks.detection import config as own_config
 from flax_mnv2.tasks.detection.evaluator import DetectionEvaluator
@@ -98,11 +98,7 @@ class DetectionTask(Task):
         processor: MobileNetV2ImageProcessor | None = None,
     ) -> DetectionTask:
         """Returns the task of an evaluation."""
-        if model_config.num_labels != len(dataset.labels):
-            raise ConfigError(
-                f"The model has {model_config.num_labels} classes and the data set {dataset.name} has "
-                f"{len(dataset.labels)}. Evaluate it on data with its own classes (--config.data.…)."
-            )
+        check_same_count(model_config, dataset)
         processor = processor or make_processor(config.data)
         ids = {"category_ids": dataset.category_ids, "integer_ids": dataset.integer_ids}
         return cls(config, model_config, processor=processor, **ids)

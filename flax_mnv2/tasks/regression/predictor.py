@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_mnv2.tasks.base import Example
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
+from flax_mnv2.tasks.prediction import Example
 
 
 class RegressionPredictor(ClassificationPredictor):

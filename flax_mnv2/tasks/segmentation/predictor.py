@@ -25,7 +25,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.mobilenet_v2 import MIN_SIZE_PX
-from flax_mnv2.tasks.base import Example, Predictor, check_sides, outputs_of
+from flax_mnv2.tasks.prediction import Example, Predictor, check_sides, outputs_of
 from flax_mnv2.visualize.legend import percent
 from flax_mnv2.visualize.masks import save_mask, save_overlay
 
@@ -58,7 +58,7 @@ class SegmentationPredictor(Predictor):
     With a processor that does not resize, as for the models of this project's runs, photos keep their size up to a
     longer side of ``MAX_OWN_SIDE_PX``, in a square that holds them. The square is at least the network's size, and its
     side a multiple of 128 plus 1, so that photos of different sizes share a few compiled programs. A ConfigError names
-    an ``image_size`` beyond ``base.MAX_SIDE_PX``, and more classes than a mask holds.
+    an ``image_size`` beyond ``prediction.MAX_SIDE_PX``, and more classes than a mask holds.
     """
 
     task = "segmentation"

@@ -11,12 +11,11 @@ import numpy as np
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.deeplab import HUGGING_FACE
-from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.losses import segmentation_cross_entropy_sums
 from flax_mnv2.metrics import confusion_matrix
 from flax_mnv2.tasks import class_weights
-from flax_mnv2.tasks.base import Batch, HostBatch, Task
+from flax_mnv2.tasks.base import Batch, HostBatch, Task, check_same_count
 from flax_mnv2.tasks.segmentation import config as own_config
 from flax_mnv2.tasks.segmentation import head
 from flax_mnv2.tasks.segmentation.decide import View, most_likely
@@ -113,11 +112,7 @@ class SegmentationTask(Task):
         processor: MobileNetV2ImageProcessor | None = None,
     ) -> SegmentationTask:
         """Returns the task of an evaluation; images keep their size, whatever the weights' processor says of it."""
-        if model_config.num_labels != len(dataset.labels):
-            raise ConfigError(
-                f"The model has {model_config.num_labels} classes and the data set {dataset.name} has "
-                f"{len(dataset.labels)}. Evaluate it on data with its own classes (--config.data.…)."
-            )
+        check_same_count(model_config, dataset)
         return cls(config, model_config, processor=processor)
 
     @classmethod

@@ -15,7 +15,8 @@ from flax_mnv2.data.decode import decode_rgb
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models import ImageClassifierOutputWithNoAttention, MobileNetV2Model
 from flax_mnv2.tasks import rules
-from flax_mnv2.tasks.base import Evaluator, Example, Predictor, Task
+from flax_mnv2.tasks.base import Evaluator, Task
+from flax_mnv2.tasks.prediction import Example, Predictor
 from flax_mnv2.visualize.sheets import Panel
 from flax_mnv2.weights.source import variable_shapes
 
