@@ -15,6 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; names the dat
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a training run.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "One checkpoint: WORKDIR/checkpoints/step_N.")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "Weights of any library: folder, file or hub id.")
+_EXPORTED = flags.DEFINE_string("exported", "", "File of flax_mnv2.export, run in the place of the model it is of.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint of --workdir: best, latest or a step.")
 _WEIGHTS = flags.DEFINE_string("weights", "auto", "Of a checkpoint: raw, ema, or auto for ema where there is one.")
 _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate; default config.data.eval_split.")
@@ -38,6 +39,7 @@ def main(_) -> None:
             workdir=_WORKDIR.value,
             checkpoint=_CHECKPOINT.value,
             pretrained=_PRETRAINED.value,
+            exported=_EXPORTED.value,
             step=_STEP.value,
             weights=_WEIGHTS.value,
             split=_SPLIT.value,

@@ -1,7 +1,8 @@
 """Exports a model: python -m flax_mnv2.export SRC OUT [--to onnx|tflite|stablehlo].
 
-SRC is a folder, a file of weights, a run's checkpoint or a hub id. The file computes in float32 what the model does; it
-is run and compared with the model before the command says that it is done.
+SRC is a folder, a file of weights, a run's checkpoint or a hub id. The file computes in float32 what the model does, or
+in integers of 8 bits where the model was trained for them, or --calibrate shows it images. It is run and compared with
+the model before the command says that it is done.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
+from flax_mnv2.config.quantization import SCHEMES
 from flax_mnv2.devices import check_devices
 from flax_mnv2.errors import CheckpointError, ConfigError, exit_status, how_to_install
+from flax_mnv2.export.calibration import MAX_IMAGES, calibration_batches, find_photos
 from flax_mnv2.export.exporting import export
 from flax_mnv2.export.settings import FORMATS, format_of
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.models.quantization.calibrate import calibrate
 from flax_mnv2.weights.models import MODEL_CLASSES
 from flax_mnv2.weights.pretrained import from_pretrained, open_weights
 from flax_mnv2.weights.source import Source
@@ -26,7 +32,9 @@ _EPILOG = """\
 examples:
   python -m flax_mnv2.export google/mobilenet_v2_1.0_224 mobilenet.onnx
   python -m flax_mnv2.export runs/seg/checkpoints/step_30000 deeplab.tflite --size 513 513 --with_postprocessing
-  python -m flax_mnv2.export weights/ mobilenet.stablehlo --size dynamic --with_preprocessing"""
+  python -m flax_mnv2.export weights/ mobilenet.stablehlo --size dynamic --with_preprocessing
+  python -m flax_mnv2.export weights/ mobilenet_int8.tflite --quantize int8 --calibrate photos/"""
+_FLOATS = "none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with_postprocessing", action="store_true", help="give probabilities, label maps, or boxes after suppression"
     )
+    parser.add_argument(
+        "--quantize",
+        choices=(*SCHEMES, _FLOATS),
+        help="integers of 8 bits, with a range for each channel of a kernel (int8) or for all (uint8), or none "
+        "(default: as the model was trained)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help=f"take the ranges of integers from these photos, up to {MAX_IMAGES} of them (default: those of training)",
+    )
     parser.add_argument("--image", metavar="PHOTO", help="compare file and model on this one (default: on noise)")
     parser.add_argument("--overwrite", action="store_true", help="write where a file lies already")
     return parser
@@ -68,10 +87,12 @@ def _export(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.overwrite:
         raise ConfigError(f"{options.out} exists; name another file, or pass --overwrite.")
     source = open_weights(options.src, revision=options.revision, weights=options.weights)
-    model, variables = from_pretrained(source, task=options.task)
-    processor = _processor(source, needed=options.with_preprocessing)
+    processor = _processor(source, needed=options.with_preprocessing or options.calibrate is not None)
+    model, variables = _load(source, options, processor, size)
     sides = size or model.config.image_size
     arguments = {"size": size} if size else {}
+    if options.quantize is not None:
+        arguments["quantize"] = options.quantize
     if batch is not None:
         arguments["batch"] = batch if batch == "dynamic" else _number(batch, "--batch")
     image = None if options.image is None else _photo(options.image, sides)
@@ -91,6 +112,24 @@ def _export(options: argparse.Namespace) -> None:
         print(f"note     not run: {how_to_install(to)}")
     else:
         print(f"checked  {compared}")
+
+
+def _load(
+    source: Source, options: argparse.Namespace, processor: MobileNetV2ImageProcessor | None, size: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the model and its variables, with ranges of the photos that are to calibrate them, if any."""
+    if options.calibrate is None:
+        return from_pretrained(source, task=options.task)
+    if options.quantize == _FLOATS:
+        raise ConfigError("--calibrate takes ranges for integers, which --quantize none does not write. Leave one out.")
+    photos = find_photos(options.calibrate)
+    scheme = options.quantize or (source.config.quantization and source.config.quantization.scheme) or SCHEMES[0]
+    model, variables = from_pretrained(source, task=options.task, quantization=scheme)
+    sides = model.config.image_size if size in (None, "dynamic") else size
+    height, width = np.broadcast_to(sides, 2).tolist()
+    variables = calibrate(model, variables, calibration_batches(photos, processor, (height, width)))
+    print(f"ranges   of {len(photos)} images in {options.calibrate}, {height}×{width}")
+    return model, variables
 
 
 def _numbers(texts: list[str] | None, option: str) -> str | tuple[int, ...] | None:

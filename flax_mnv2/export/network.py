@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from flax_mnv2.config.detection import DetectionSpec
@@ -79,3 +81,26 @@ class ExportedNetwork:
         if self.config.problem_type == "multi_label_classification":
             return logs - np.log(np.maximum(1 - probabilities, _LEAST))
         return logs
+
+
+class ExportedModule:
+    """An exported file in the place of a linen model in a compiled program, which calls its runtime on the host.
+
+    Attributes:
+      config: of the model that the file was made of.
+    """
+
+    def __init__(self, network: ExportedNetwork):
+        """Takes an opened file."""
+        self._network, self.config = network, network.config
+
+    @property
+    def spec(self) -> DetectionSpec:
+        """Of a detector: maps, anchors and the rest."""
+        return self._network.spec
+
+    def apply(self, variables: Mapping[str, Any], pixel_values: jax.Array, **options: Any) -> Any:
+        """Normalised pixels (N, H, W, C) → the output of the model of this task; variables and options are ignored."""
+        sample = self._network(np.zeros(pixel_values.shape, np.float32))
+        shapes = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), sample)
+        return jax.pure_callback(self._network, shapes, pixel_values)

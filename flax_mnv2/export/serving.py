@@ -18,6 +18,7 @@ from flax_mnv2.losses import upsample_logits
 from flax_mnv2.models.fold import fold_batch_norm
 from flax_mnv2.models.mobilenet_v2 import MobileNetV2Backbone, MobileNetV2ForSemanticSegmentation
 from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
+from flax_mnv2.models.quantization.rounding import COLLECTION
 
 Variables = Mapping[str, Any]
 Function = Callable[[Variables, jax.Array], dict[str, jax.Array]]
@@ -29,7 +30,7 @@ def serving_function(
     """Returns what a file computes, as a function of variables and images (N, H, W, C), and these variables.
 
     The function gives outputs by name, channels last. It is what StableHLO files hold, and what files of every format
-    are compared with. Batch norm is merged into the convolutions.
+    are compared with. Batch norm is merged into the convolutions; a quantised model is rounded as in training.
     """
     if not model.batch_norm_folded:
         model, variables = fold_batch_norm(model, dict(variables))
@@ -44,7 +45,8 @@ def serving_function(
             return {name: value for name, value in dict(output).items() if name != "box_codes"}
         return _postprocess(model, output, images)
 
-    return serve, {"params": variables["params"]}
+    kept = ("params",) if model.config.quantization is None else ("params", COLLECTION)
+    return serve, {name: variables[name] for name in kept if name in variables}
 
 
 def _plain_call(model: nn.Module) -> dict[str, Any]:

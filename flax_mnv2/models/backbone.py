@@ -13,7 +13,7 @@ from flax_mnv2.models.blocks import InvertedResidual, Stem
 from flax_mnv2.models.endpoints import LAST_CONV, check_endpoint, endpoint_names
 from flax_mnv2.models.layers import ConvNormAct, DropPath, ModuleDef
 from flax_mnv2.models.ops.activations import activation
-from flax_mnv2.models.quantization.rounding import Quantizer, quantized
+from flax_mnv2.models.quantization.rounding import Quantizer, quantized_input
 
 
 class Backbone(nn.Module):
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
         stem, block = (nn.remat(Stem), nn.remat(InvertedResidual)) if self.remat else (Stem, InvertedResidual)
         frozen = self._frozen([name for name in names if "/" not in name])
         x = stem(plan.stem, self._layer_of("conv_stem", frozen), self.quantizer, name="conv_stem")(
-            quantized(x, self.quantizer, "input")
+            quantized_input(x, self.quantizer)
         )
         x = self._maybe_stopped(x, "conv_stem")
         endpoints = {"conv_stem": x}

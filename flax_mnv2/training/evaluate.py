@@ -20,7 +20,7 @@ from flax_mnv2.data.loader.bad_examples import report
 from flax_mnv2.errors import CheckpointError, ConfigError, DataError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.tasks.base import Evaluator, Task
-from flax_mnv2.tasks.registry import get_task
+from flax_mnv2.tasks.registry import get_task, task_for
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.faults.watchdog import ends_within
 from flax_mnv2.training.logging.progress import Progress
@@ -103,6 +103,7 @@ def evaluate_run(
     workdir: str = "",
     checkpoint: str = "",
     pretrained: str = "",
+    exported: str = "",
     step: str = "best",
     weights: str = "auto",
     split: str = "",
@@ -116,6 +117,7 @@ def evaluate_run(
       workdir: of a training run; or
       checkpoint: one of its checkpoints, ``WORKDIR/checkpoints/step_N``; or
       pretrained: a hub id, a folder or a file of weights: whatever ``from_pretrained`` takes.
+      exported: a file that ``flax_mnv2.export`` wrote of this model, computed by its runtime in the model's place.
       step: ``"best"``, ``"latest"`` or a number; of ``workdir`` only.
       weights: of a checkpoint, ``"ema"``, ``"raw"``, or ``"auto"`` for the average where the run keeps one.
       split: empty for ``config.data.eval_split``.
@@ -146,6 +148,10 @@ def evaluate_run(
         subject = _checkpoint(workdir, checkpoint, step, weights, split, parallel)
 
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
+    if exported:
+        task.eval_model = _module_of(exported, task)
+        folder = subject.report_folder.parent / f"{split}_{pathlib.Path(exported).name}"
+        subject = dataclasses.replace(subject, name=exported, report_folder=folder, load=lambda _: {})
     variables = parallel.put_state(subject.load(task))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     leads, size = jax.process_index() == 0, len(dataset.source(split))
@@ -169,6 +175,22 @@ def evaluate_run(
         print("\n".join([evaluation.evaluator.format_table(per_class=per_class), *evaluation.evaluator.remarks()]))
     _write_report(pathlib.Path(output or subject.report_folder), metrics, evaluation)
     return metrics
+
+
+def _module_of(exported: str, task: Task) -> Any:
+    """Returns what runs an exported file in the place of the task's model."""
+    from flax_mnv2.export.network import ExportedModule, ExportedNetwork
+
+    network = ExportedNetwork(exported)
+    if jax.device_count() > 1:
+        raise ConfigError("--exported is run by one process on one device; found several. Evaluate it on one.")
+    found, labels = task_for(network.task, network.config), network.config.num_labels
+    if (found, labels) != (task.name, len(task.labels)):
+        raise ConfigError(
+            f"{exported} is for {found} with {labels} labels; this is {task.name} with {len(task.labels)}. Name the "
+            "run that it was exported from."
+        )
+    return ExportedModule(network)
 
 
 def _pretrained(pretrained: str, job: type[Task]) -> _Subject:

@@ -36,6 +36,7 @@ _ELEMENTWISE = {
     "max": "Max",
     "min": "Min",
 }
+_SIX = 6.0 + 1e-5  # and what rounding a scale adds
 _DTYPES = {"float32": np.float32, "uint8": np.uint8, "int32": np.int32, "int64": np.int64}
 
 
@@ -107,7 +108,7 @@ class _Writer:
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
         """Adds an initialiser and returns its name."""
-        self.constants[name] = self._to_tensor(np.ascontiguousarray(value, dtype=dtype), name)
+        self.constants[name] = self._to_tensor(np.asarray(value, dtype=dtype, order="C"), name)
         return name
 
     def is_map(self, edge: str) -> bool:
@@ -120,8 +121,38 @@ class _Writer:
 
     def write(self, operation: ops.Operation) -> None:
         """Adds an operation's nodes."""
-        inputs = [self._name(edge) for edge in operation.inputs]
-        _write(operation, self, inputs, [self._name(edge) for edge in operation.outputs])
+        inputs, outputs = ([self._name(edge) for edge in edges] for edges in (operation.inputs, operation.outputs))
+        grid = self.edge(operation.name).grid  # an operation with several outputs makes none with one
+        if grid is None:
+            _write(operation, self, inputs, outputs)
+            return
+        made = inputs if isinstance(operation, ops.Quantize) else [f"{outputs[0]}/exact"]
+        _write(operation, self, inputs, made)
+        steps = self._steps(outputs[0], grid)
+        integers = self.node("QuantizeLinear", [*made, *steps], f"{outputs[0]}/integers")
+        self.node("DequantizeLinear", [integers, *steps], outputs[0])
+
+    def weights(self, operation: ops.Conv | ops.MatMul, name: str, kernel: np.ndarray, *, axis: int) -> list[str]:
+        """Adds a kernel, in ONNX's layout, and its bias; ``axis`` of the kernel is that of its output channels."""
+        grid, names = operation.grid, [f"{name}/kernel", f"{name}/bias"]
+        if grid is None:
+            return [self.constant(*pair) for pair in zip(names, (kernel, operation.bias), strict=True)]
+        integers = np.moveaxis(grid.integers(np.moveaxis(kernel, axis, -1)), -1, axis)
+        steps = self.edge(operation.inputs[0]).grid.scale * grid.scale
+        bias = np.rint(operation.bias / np.float64(steps))
+        values = ((integers, grid, axis), (bias, ops.Grid(steps, 0, "int32"), 0))
+        for at, (value, grid, axis) in zip(names, values, strict=True):
+            stored = self.constant(f"{at}/integers", value, grid.dtype)
+            attributes = {"axis": axis} if np.ndim(grid.scale) else {}
+            self.node("DequantizeLinear", [stored, *self._steps(at, grid)], at, **attributes)
+        return names
+
+    def _steps(self, name: str, grid: ops.Grid) -> list[str]:
+        zero_points = np.full(grid.scale.shape, grid.zero_point)
+        return [
+            self.constant(f"{name}/scale", grid.scale),
+            self.constant(f"{name}/zero_point", zero_points, grid.dtype),
+        ]
 
 
 @functools.singledispatch
@@ -142,13 +173,21 @@ def _(operation: ops.Normalize, to: _Writer, inputs: list[str], outputs: list[st
 
 
 @_write.register
+def _(operation: ops.Quantize, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
+    """Nothing: the writer rounds whatever is on a grid."""
+
+
+@_write.register
+def _(operation: ops.Dequantize, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
+    [x], [y] = inputs, outputs
+    to.node("DequantizeLinear", [f"{x}/integers", f"{x}/scale", f"{x}/zero_point"], y)
+
+
+@_write.register
 def _(operation: ops.Conv, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
     [x], [y] = inputs, outputs
     depthwise = isinstance(operation, ops.DepthwiseConv)
-    weights = [
-        to.constant(f"{y}/kernel", operation.kernel.transpose(3, 2, 0, 1)),
-        to.constant(f"{y}/bias", operation.bias),
-    ]
+    weights = to.weights(operation, y, operation.kernel.transpose(3, 2, 0, 1), axis=0)
     attributes = {"kernel_shape": list(operation.kernel.shape[:2]), "strides": [operation.stride] * 2}
     attributes["dilations"] = [operation.dilation] * 2
     attributes["group"] = operation.kernel.shape[-1] if depthwise else 1
@@ -156,12 +195,20 @@ def _(operation: ops.Conv, to: _Writer, inputs: list[str], outputs: list[str]) -
         attributes["auto_pad"] = "SAME_UPPER"
     else:
         attributes["pads"] = _pads(operation.padding)
-    after = operation.activation
+    after = None if _is_implied(operation.activation, to.edge(operation.name).grid) else operation.activation
     result = to.node("Conv", [x, *weights], f"{y}/before_{after}" if after else y, **attributes)
     if after == "relu6":
         _clip(to, result, y)
     elif after:
         to.node(_ELEMENTWISE[after], [result], y)
+
+
+def _is_implied(activation: str | None, grid: ops.Grid | None) -> bool:
+    """Says whether rounding to a grid already cuts what an activation does; without it runtimes find the pattern."""
+    if grid is None or activation is None:
+        return False
+    low, high = grid.ends
+    return low >= 0 and (activation == "relu" or high <= _SIX)
 
 
 def _pads(padding: ops.Padding) -> list[int]:
@@ -259,7 +306,7 @@ def _(operation: ops.Pool, to: _Writer, inputs: list[str], outputs: list[str]) -
 @_write.register
 def _(operation: ops.MatMul, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
     [y] = outputs
-    weights = [to.constant(f"{y}/kernel", operation.kernel), to.constant(f"{y}/bias", operation.bias)]
+    weights = to.weights(operation, y, operation.kernel, axis=1)
     to.node("Gemm", [*inputs, *weights], y)
 
 

@@ -13,7 +13,7 @@ _ROOT = "mobilenet_v2"
 def add_backbone(builder: GraphBuilder, image: str, config: MobileNetV2Config) -> dict[str, str]:
     """Adds all layers that there are parameters of and returns the edge at every endpoint by its name."""
     plan, act = config.layer_plan, config.hidden_act
-    x = _stem(builder, image, plan.stem, act)
+    x = _stem(builder, builder.quantized(image, f"{_ROOT}/input"), plan.stem, act)
     endpoints = {"conv_stem": x}
     for block in plan.blocks:
         if not builder.has(f"{_ROOT}/{block.name}/reduce_1x1/convolution/kernel"):
@@ -31,7 +31,7 @@ def _stem(builder: GraphBuilder, image: str, spec: StemSpec, act: str) -> str:
     y = builder.layer(x, f"{root}/expand_1x1", act=act) if spec.expand else x
     y = builder.layer(y, f"{root}/conv_3x3", act=act, depthwise=True)
     y = builder.layer(y, f"{root}/reduce_1x1", act=None)
-    return builder.elementwise("add", x, y) if spec.residual else y
+    return builder.rounded(builder.elementwise("add", x, y), f"{root}/sum") if spec.residual else y
 
 
 def _block(builder: GraphBuilder, x: str, spec: BlockSpec, act: str) -> dict[str, str]:
@@ -42,5 +42,5 @@ def _block(builder: GraphBuilder, x: str, spec: BlockSpec, act: str) -> dict[str
     depthwise = builder.layer(expansion, f"{root}/conv_3x3", act=act, depthwise=True, **window)
     y = builder.layer(depthwise, f"{root}/reduce_1x1", act=None)
     if spec.residual:
-        y = builder.elementwise("add", x, y)
+        y = builder.rounded(builder.elementwise("add", x, y), f"{root}/sum")
     return {f"{spec.name}/expansion": expansion, f"{spec.name}/depthwise": depthwise, spec.name: y}

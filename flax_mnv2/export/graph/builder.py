@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import traverse_util
 
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.export.graph import operations as ops
+from flax_mnv2.export.graph.ranges import Ranges
 from flax_mnv2.models.layers import same_padding
 
 # Activations that writers have, and those that are made of them.
@@ -30,11 +32,11 @@ class GraphBuilder:
       edges: all arrays so far.
     """
 
-    def __init__(self, variables: Mapping[str, Any], *, tf_padding: bool):
-        """Takes the folded variables of a model, and the padding rule of its convolutions."""
+    def __init__(self, variables: Mapping[str, Any], *, tf_padding: bool, ranges: Ranges | None = None):
+        """Takes the folded variables of a model, the padding rule of its convolutions, and ranges, if any."""
         params = traverse_util.flatten_dict(dict(variables["params"]), sep="/")
         self._params = {path: np.asarray(value, np.float32) for path, value in params.items()}
-        self._tf_padding = tf_padding
+        self._tf_padding, self._ranges = tf_padding, ranges
         self._operations: list[ops.Operation] = []
         self.edges: dict[str, ops.Edge] = {}
 
@@ -54,13 +56,13 @@ class GraphBuilder:
         """Returns what was built, of it what the outputs need."""
         return ops.Graph(self.edges, tuple(self._operations), image, dict(outputs)).pruned()
 
-    def edge(self, name: str, shape: Sequence[int | None], dtype: str = "float32") -> str:
-        """Adds an array and returns its name, with a number behind it where that is taken."""
+    def edge(self, name: str, shape: Sequence[int | None], dtype: str = "float32", *, like: str | None = None) -> str:
+        """Adds an array, on the grid of ``like``; returns its name, with a number behind it where that is taken."""
         unique, number = name, 1
         while unique in self.edges:
             number += 1
             unique = f"{name}_{number}"
-        self.edges[unique] = ops.Edge(unique, tuple(shape), dtype)
+        self.edges[unique] = ops.Edge(unique, tuple(shape), dtype, self.edges[like].grid if like else None)
         return unique
 
     def add(self, operation: type[ops.Operation], inputs: Sequence[str], output: str, **fields: Any) -> str:
@@ -74,17 +76,54 @@ class GraphBuilder:
         """Adds an operation of several."""
         self._operations.append(operation(inputs=tuple(inputs), outputs=tuple(outputs), **fields))
 
+    # ---- grids -------------------------------------------------------------------------------------------
+
+    def rounded(self, x: str, path: str) -> str:
+        """Puts an edge on the grid of the range at ``path``; of a model that is not quantised it stays as it is."""
+        if self._ranges is None or self.edges[x].grid is not None:
+            return self.quantized(x, path)
+        self.edges[x] = dataclasses.replace(self.edges[x], grid=self._ranges.map_grid(path))  # what makes it rounds
+        return x
+
+    def quantized(self, x: str, path: str) -> str:
+        """Adds what puts an edge on that grid, for one that nothing makes or that is on another."""
+        if self._ranges is None:
+            return x
+        y = self.edge(path, self.shape(x))
+        self.edges[y] = dataclasses.replace(self.edges[y], grid=self._ranges.map_grid(path))
+        return self.add(ops.Quantize, (x,), y)
+
+    def real(self, x: str) -> str:
+        """Returns an edge of numbers for one of integers, and any other as it is."""
+        if self.edges[x].grid is None:
+            return x
+        return self.add(ops.Dequantize, (x,), self.edge(f"{x}/real", self.shape(x)))
+
+    def _kernel_grid(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> ops.Grid | None:
+        grid = self.edges[x].grid
+        return None if grid is None else self._ranges.kernel_grid(kernel, bias, grid.scale)
+
     # ---- layers ------------------------------------------------------------------------------------------
 
-    def layer(self, x: str, path: str, *, act: str | None, order: np.ndarray | None = None, **window: Any) -> str:
+    def layer(
+        self,
+        x: str,
+        path: str,
+        *,
+        act: str | None,
+        order: np.ndarray | None = None,
+        range_at: str | None = None,
+        **window: Any,
+    ) -> str:
         """Adds the ``ConvNormAct`` at ``path``; the options are those of ``conv``.
 
-        ``order`` is that of the output channels; None leaves them as they are.
+        ``order`` is that of the output channels; None leaves them as they are. ``range_at`` is the path of the range
+        that the output is rounded in; None stands for its own.
         """
         kernel, bias = (self.param(f"{path}/convolution/{name}") for name in ("kernel", "bias"))
         if order is not None:
             kernel, bias = kernel[..., order], bias[order]
-        return self.conv(x, path, kernel, bias, act=act, **window)
+        return self.rounded(self.conv(x, path, kernel, bias, act=act, **window), range_at or f"{path}/output")
 
     def conv(
         self,
@@ -118,6 +157,7 @@ class GraphBuilder:
             self.edge(name, (batch, *sides, kernel.shape[-1])),
             kernel=kernel,
             bias=bias,
+            grid=self._kernel_grid(x, kernel, bias),
             stride=stride,
             dilation=dilation,
             padding=padding,
@@ -164,18 +204,18 @@ class GraphBuilder:
         """Adds ``side`` zeros on all sides."""
         batch, height, width, channels = self.shape(x)
         grown = (extent and extent + 2 * side for extent in (height, width))
-        output = self.edge(f"{x}/pad", (batch, *grown, channels))
+        output = self.edge(f"{x}/pad", (batch, *grown, channels), like=x)
         return self.add(ops.Pad, (x,), output, padding=((side, side), (side, side)))
 
     def concat(self, parts: Sequence[str], name: str, *, axis: int = -1) -> str:
         """Joins edges along an axis, -1 or 1."""
         shape = list(self.shape(parts[0]))
         shape[axis] = sum(self.shape(part)[axis] for part in parts)
-        return self.add(ops.Concat, parts, self.edge(name, shape), axis=axis)
+        return self.add(ops.Concat, parts, self.edge(name, shape, like=parts[0]), axis=axis)
 
     def slice(self, x: str, start: int, stop: int) -> str:
         """Takes a part of the last axis."""
-        output = self.edge(f"{x}/slice", (*self.shape(x)[:-1], stop - start))
+        output = self.edge(f"{x}/slice", (*self.shape(x)[:-1], stop - start), like=x)
         return self.add(ops.Slice, (x,), output, start=start, stop=stop)
 
     def resize(self, x: str, like: str, *, align_corners: bool) -> str:
@@ -185,7 +225,7 @@ class GraphBuilder:
         if None not in size and tuple(sides) == tuple(size):
             return x
         known = None if None in size else size
-        output = self.edge(f"{x}/resize", (batch, *size, channels))
+        output = self.edge(f"{x}/resize", (batch, *size, channels), like=x)
         inputs = (x,) if known else (x, like)
         return self.add(ops.Resize, inputs, output, align_corners=align_corners, size=known)
 
@@ -211,18 +251,19 @@ class GraphBuilder:
             window = tuple(map(min, window, sides))
             places = ((side - w) // step + 1 for side, w, step in zip(sides, window, stride, strict=True))
             shape = (batch, *places, channels)
-        output = self.edge(f"{x}/{kind}_pool", shape)
+        rounds_anew = kind == "avg" and window is None
+        output = self.edge(f"{x}/{kind}_pool", shape, like=None if rounds_anew else x)
         return self.add(ops.Pool, (x,), output, kind=kind, window=window, stride=stride, keep_map=keep_map)
 
     def matmul(self, x: str, name: str, kernel: np.ndarray, bias: np.ndarray) -> str:
         """(N, in) → (N, out)."""
         output = self.edge(name, (self.shape(x)[0], kernel.shape[1]))
-        return self.add(ops.MatMul, (x,), output, kernel=kernel, bias=bias)
+        return self.add(ops.MatMul, (x,), output, kernel=kernel, bias=bias, grid=self._kernel_grid(x, kernel, bias))
 
     def rows(self, x: str, depth: int) -> str:
         """(N, h, w, k · depth) → (N, h · w · k, depth)."""
         batch, height, width, channels = self.shape(x)
-        output = self.edge(f"{x}/rows", (batch, height * width * (channels // depth), depth))
+        output = self.edge(f"{x}/rows", (batch, height * width * (channels // depth), depth), like=x)
         return self.add(ops.Rows, (x,), output, depth=depth)
 
     def argmax(self, x: str) -> str:

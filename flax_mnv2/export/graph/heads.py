@@ -14,6 +14,8 @@ from flax_mnv2.export.graph.builder import GraphBuilder
 from flax_mnv2.models.endpoints import LAST_CONV
 
 _DEEPLAB, _SSD = "segmentation_head", "detection_head"
+_POOL = "pool"  # the range of pooled features, of a model's own
+_RANGES = {"class": "class_logits", "box": "box_codes"}
 _FAR_ABOVE_1 = 1e30  # times the area of any box; an empty one stays 0
 
 
@@ -30,7 +32,7 @@ def add_pooling(builder: GraphBuilder, x: str, config: MobileNetV2Config) -> str
         return builder.concat(pooled, "pooled")
     if config.global_pool == "avgmax":
         return builder.elementwise("mul", builder.elementwise("add", *pooled), np.float32(0.5))
-    return pooled[0]
+    return builder.rounded(pooled[0], _POOL)
 
 
 def add_classifier(builder: GraphBuilder, endpoints: Mapping[str, str], config: MobileNetV2Config) -> str:
@@ -40,8 +42,10 @@ def add_classifier(builder: GraphBuilder, endpoints: Mapping[str, str], config: 
         return pooled
     kernel, bias = builder.param("classifier/kernel"), builder.param("classifier/bias")
     if len(builder.shape(pooled)) == 4:
-        return builder.conv(pooled, "classifier", kernel[None, None], bias)
-    return builder.matmul(pooled, "classifier", kernel, bias)
+        logits = builder.conv(pooled, "classifier", kernel[None, None], bias)
+    else:
+        logits = builder.matmul(pooled, "classifier", kernel, bias)
+    return builder.rounded(logits, "classifier/output")
 
 
 # ---- DeepLab -------------------------------------------------------------------------------------------
@@ -57,8 +61,9 @@ def add_deeplab(builder: GraphBuilder, endpoints: Mapping[str, str], config: Mob
     for index in range(spec.projection_convs):
         x = _wide(builder, x, f"conv_refine_{index}", spec, act, separable=spec.separable_decoder)
     if spec.low_level is not None:
-        low = builder.layer(endpoints[spec.low_level], f"{_DEEPLAB}/conv_low_level", act=act)
-        x = builder.resize(x, low, align_corners=spec.align_corners)
+        together = f"{_DEEPLAB}/decoder_input"
+        low = builder.layer(endpoints[spec.low_level], f"{_DEEPLAB}/conv_low_level", act=act, range_at=together)
+        x = builder.rounded(builder.resize(x, low, align_corners=spec.align_corners), together)
         x = builder.concat((low, x) if spec.low_level_first else (x, low), f"{_DEEPLAB}/joined")
     for index in range(spec.decoder_convs):
         x = _wide(builder, x, f"conv_decoder_{index}", spec, act, separable=spec.separable_decoder)
@@ -67,32 +72,43 @@ def add_deeplab(builder: GraphBuilder, endpoints: Mapping[str, str], config: Mob
 
 def _branches(builder: GraphBuilder, x: str, config: MobileNetV2Config, spec: DeepLabSpec, act: str) -> list[str]:
     output_stride = config.layer_plan.blocks[-1].output_stride
-    pooled = []
+    pooled, together = [], f"{_DEEPLAB}/branches"  # the range that all share
     if spec.pooling != "none":
         window = spec.pooling_size and tuple((side - 1) // output_stride + 1 for side in spec.pooling_size)
         means = builder.pool(x, "avg", window, spec.pooling_stride, keep_map=True)
-        means = builder.layer(means, f"{_DEEPLAB}/conv_pool", act="relu")
+        means = builder.rounded(means, f"{_DEEPLAB}/pool")
+        means = builder.layer(means, f"{_DEEPLAB}/conv_pool", act="relu", range_at=together)
         pooled = [builder.resize(means, x, align_corners=spec.align_corners)]
-    branches = [builder.layer(x, f"{_DEEPLAB}/conv_aspp", act=act)]
+    branches = [builder.layer(x, f"{_DEEPLAB}/conv_aspp", act=act, range_at=together)]
     for index, rate in enumerate(spec.rates_at(output_stride), start=1):
         name = f"conv_atrous_{index}"
-        branches.append(_wide(builder, x, name, spec, act, separable=spec.separable_branches, dilation=rate))
+        options = {"separable": spec.separable_branches, "dilation": rate, "range_at": together}
+        branches.append(_wide(builder, x, name, spec, act, **options))
     return pooled + branches if spec.pooling == "first" else branches + pooled
 
 
 def _wide(
-    builder: GraphBuilder, x: str, name: str, spec: DeepLabSpec, act: str, *, separable: bool, dilation: int = 1
+    builder: GraphBuilder,
+    x: str,
+    name: str,
+    spec: DeepLabSpec,
+    act: str,
+    *,
+    separable: bool,
+    dilation: int = 1,
+    range_at: str | None = None,
 ) -> str:
     """Adds a 3×3 convolution of the head, dense or in two."""
     path = f"{_DEEPLAB}/{name}"
     if not separable:
-        return builder.layer(x, path, act=act, dilation=dilation)
+        return builder.layer(x, path, act=act, dilation=dilation, range_at=range_at)
     inner = f"{path}/conv_3x3"
     if spec.inner_norm:
         x = builder.layer(x, inner, act=act, dilation=dilation, depthwise=True)
     else:
         x = builder.conv(x, inner, builder.param(f"{inner}/kernel"), dilation=dilation, depthwise=True)
-    return builder.layer(x, f"{path}/reduce_1x1", act=act)
+        x = builder.rounded(x, f"{inner}_output")
+    return builder.layer(x, f"{path}/reduce_1x1", act=act, range_at=range_at)
 
 
 # ---- SSDLite -------------------------------------------------------------------------------------------
@@ -118,10 +134,11 @@ def add_ssdlite(
         for what, depth in (("class", spec.num_slots(config.num_labels)), ("box", 4)):
             order = (4 * np.arange(len(kinds))[:, None] + swapped).reshape(-1) if what == "box" else None
             y = builder.layer(x, f"{_SSD}/{what}_{index}_conv_3x3", act=act, depthwise=True)
-            y = builder.layer(y, f"{_SSD}/{what}_{index}_predictor", act=None, order=order)
+            range_at = f"{_SSD}/{_RANGES[what]}"  # all maps share it
+            y = builder.layer(y, f"{_SSD}/{what}_{index}_predictor", act=None, order=order, range_at=range_at)
             rows[what].append(builder.rows(y, depth))
     logits, codes = (builder.concat(rows[what], f"{_SSD}/{what}", axis=1) for what in ("class", "box"))
-    return logits, codes
+    return builder.real(logits), builder.real(codes)
 
 
 def add_decoding(

@@ -13,6 +13,7 @@ from flax_mnv2.export.graph import heads
 from flax_mnv2.export.graph import operations as ops
 from flax_mnv2.export.graph.backbone import add_backbone
 from flax_mnv2.export.graph.builder import GraphBuilder
+from flax_mnv2.export.graph.ranges import Ranges
 from flax_mnv2.export.settings import SCORE_THRESHOLD, ExportSettings
 from flax_mnv2.models.endpoints import LAST_CONV
 from flax_mnv2.models.fold import fold_batch_norm
@@ -52,7 +53,8 @@ def make_graph(model: nn.Module, variables: Mapping[str, Any], settings: ExportS
         )
     if not model.batch_norm_folded:
         model, variables = fold_batch_norm(model, dict(variables))
-    builder = GraphBuilder(variables, tf_padding=model.config.tf_padding)
+    ranges = Ranges(model.config, variables) if model.config.quantization is not None else None
+    builder = GraphBuilder(variables, tf_padding=model.config.tf_padding, ranges=ranges)
     shape = (settings.batch, *(settings.size or (None, None)), model.config.num_channels)
     image = builder.edge(settings.input_name, shape, "float32" if settings.normalization is None else "uint8")
     x = image
@@ -88,7 +90,7 @@ def _check_postprocessing(model: nn.Module) -> None:
 
 
 def _classification(at: _Place) -> dict[str, str]:
-    logits = heads.add_classifier(at.builder, at.endpoints, at.model.config)
+    logits = at.builder.real(heads.add_classifier(at.builder, at.endpoints, at.model.config))
     if not at.settings.postprocessing:
         return {"logits": logits}
     if len(at.builder.shape(logits)) == 4:  # with config.pool_window a map, of which predictions take the mean
@@ -97,7 +99,7 @@ def _classification(at: _Place) -> dict[str, str]:
 
 
 def _segmentation(at: _Place) -> dict[str, str]:
-    logits = heads.add_deeplab(at.builder, at.endpoints, at.model.config)
+    logits = at.builder.real(heads.add_deeplab(at.builder, at.endpoints, at.model.config))
     if not at.settings.postprocessing:
         return {"logits": logits}
     align_corners = (at.model.config.deeplab or heads.HUGGING_FACE).align_corners
@@ -116,15 +118,15 @@ def _detection(at: _Place) -> dict[str, str]:
 
 def _features(at: _Place) -> dict[str, str]:
     last = at.endpoints[LAST_CONV]
-    outputs = {"last_hidden_state": last}
+    outputs = {"last_hidden_state": at.builder.real(last)}
     if at.model.add_pooling_layer:
-        outputs["pooler_output"] = heads.add_pooling(at.builder, last, at.model.config)
+        outputs["pooler_output"] = at.builder.real(heads.add_pooling(at.builder, last, at.model.config))
     return outputs
 
 
 def _features_by_stride(at: _Place) -> dict[str, str]:
     specs = at.model.config.feature_specs
-    return {name: at.endpoints[specs[name].layer] for name in at.model.channels}
+    return {name: at.builder.real(at.endpoints[specs[name].layer]) for name in at.model.channels}
 
 
 _HEADS = {

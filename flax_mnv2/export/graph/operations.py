@@ -1,7 +1,7 @@
 """The operations that a MobileNetV2 with any of its heads is made of, as plain dataclasses.
 
 Edges are arrays with the channels last, (N, H, W, C); a writer that wants another order makes it so. What is known of
-an edge stands in ``Edge``, apart from the operations that make and take it: the place for the ranges of quantisation.
+an edge stands in ``Edge``, apart from the operations that make and take it; one with a grid is an array of integers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,33 @@ SAME = "same"
 
 
 @dataclasses.dataclass(frozen=True)
+class Grid:
+    """Integers of 8 bits that stand for numbers: (integer - zero_point) · scale.
+
+    Attributes:
+      scale: float32, a scalar, or (C,) of the channels of a kernel.
+      zero_point: the integer that stands for 0.
+      dtype: ``"int8"`` or ``"uint8"``.
+    """
+
+    scale: np.ndarray
+    zero_point: int
+    dtype: str
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest number of a grid with one scale."""
+        limits = np.iinfo(self.dtype)
+        return tuple((end - self.zero_point) * float(self.scale) for end in (limits.min, limits.max))
+
+    def integers(self, values: np.ndarray) -> np.ndarray:
+        """Returns the integers nearest to numbers (…, C)."""
+        limits = np.iinfo(self.dtype)
+        steps = np.rint(np.asarray(values, np.float64) / self.scale) + self.zero_point
+        return np.clip(steps, limits.min, limits.max).astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Edge:
     """An array between operations.
 
@@ -25,11 +52,13 @@ class Edge:
       name: unique in its graph.
       shape: of the array; None where a side is known only when the file is run.
       dtype: ``"float32"``, ``"uint8"``, ``"int32"`` or ``"int64"``.
+      grid: of a quantised array; None where its numbers are themselves.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "float32"
+    grid: Grid | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +83,16 @@ class Normalize(Operation):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantize(Operation):
+    """Numbers, or integers of another grid, to the nearest integers of the output's grid."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dequantize(Operation):
+    """Integers to the numbers that they stand for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv(Operation):
     """A convolution, its bias, and perhaps an activation.
 
@@ -62,10 +101,12 @@ class Conv(Operation):
       bias: (out,).
       padding: zeros around the input, or ``SAME``.
       activation: ``"relu"`` or ``"relu6"``; None for none.
+      grid: of a quantised kernel; its bias is in steps of the product of this scale and that of the input.
     """
 
     kernel: np.ndarray
     bias: np.ndarray
+    grid: Grid | None = None
     stride: int = 1
     dilation: int = 1
     padding: Padding | Literal["same"] = ((0, 0), (0, 0))
@@ -145,10 +186,11 @@ class Pool(Operation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatMul(Operation):
-    """(N, in) → (N, out): ``kernel`` (in, out), ``bias`` (out,)."""
+    """(N, in) → (N, out): ``kernel`` (in, out), ``bias`` (out,), ``grid`` as of a ``Conv``."""
 
     kernel: np.ndarray
     bias: np.ndarray
+    grid: Grid | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from flax_mnv2.errors import ConfigError
 from flax_mnv2.models.ops.fake_quant import fake_quant
 
 COLLECTION = "quantization"
+_INPUT_MARGIN = 1 / 254
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,13 +45,14 @@ class Quantizer:
             safe = lax.stop_gradient(jnp.where(multiplier == 0.0, 1.0, multiplier))
             safe = safe.reshape(*(1,) * (kernel.ndim - 1), -1)
             scaled = kernel * safe
-        low, high = lax.stop_gradient(_kernel_range(scaled, self.spec.scheme))
+        low, high = lax.stop_gradient(kernel_range(scaled, self.spec.scheme))
         rounded = fake_quant(scaled, low, high, narrow_range=True)
         rounded = rounded if safe is None else rounded / safe
         return _chosen(self.rounds, rounded, kernel)
 
 
-def _kernel_range(kernel: jax.Array, scheme: str) -> tuple[jax.Array, jax.Array]:
+def kernel_range(kernel: jax.Array, scheme: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the ends of a kernel's range, (C,) each by ``"int8"``, scalars by ``"uint8"``."""
     if scheme == "int8":
         high = jnp.max(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1)))
         return -high, high
@@ -86,10 +88,11 @@ class FakeQuantize(nn.Module):
     """Rounds maps to one grid, and where ranges are taken moves its range towards theirs.
 
     Ranges, scalars: ``min`` and ``max``, moving averages that begin with the first batch's; both 0 as long as nothing
-    was seen, and then nothing is rounded.
+    was seen, and then nothing is rounded. ``margin`` is what a range gets at either end, as a fraction of its half.
     """
 
     quantizer: Quantizer
+    margin: float = 0.0
 
     def setup(self):
         """Makes the range."""
@@ -116,7 +119,8 @@ class FakeQuantize(nn.Module):
         keep = jnp.where(self.low.value < self.high.value, jnp.float32(spec.range_decay), 0.0)
         if spec.freeze_range_step is not None:
             keep = jnp.where(quantizer.step >= spec.freeze_range_step, 1.0, keep)
-        for variable, seen in ((self.low, low), (self.high, high)):
+        margin = self.margin * 0.5 * (high - low)
+        for variable, seen in ((self.low, low - margin), (self.high, high + margin)):
             variable.value = keep * variable.value + (1.0 - keep) * seen
 
 
@@ -130,6 +134,15 @@ def fake_quantize(quantizer: Quantizer | None, name: str) -> Callable[..., Seque
 
 def _unchanged(*maps: jax.Array) -> Sequence[jax.Array]:
     return maps
+
+
+def quantized_input(x: jax.Array, quantizer: Quantizer | None) -> jax.Array:
+    """Returns the images of a network rounded to a grid of their own, called ``input``.
+
+    Its range is a little wider than what was seen: bytes normalised to -1…1 lie just between the 256 steps from -1 to
+    1, where every program would round them as its own last bit falls.
+    """
+    return x if quantizer is None else FakeQuantize(quantizer, _INPUT_MARGIN, name="input")(x)[0]
 
 
 def quantized(x: jax.Array, quantizer: Quantizer | None, name: str) -> jax.Array:

@@ -1,0 +1,76 @@
+"""The grids of a quantised model's file, from the ranges that training or calibration has left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from flax_mnv2.config import MobileNetV2Config
+from flax_mnv2.errors import ConfigError
+from flax_mnv2.export.graph.operations import Grid
+from flax_mnv2.models.ops.fake_quant import nudged_grid
+from flax_mnv2.models.quantization.rounding import COLLECTION, kernel_range
+
+_ACTIVATIONS = ("relu", "relu6", "linear", None)
+_POOLS = ("avg", "max")
+_MAX_BIAS = 2.0**30  # steps; a bias is an integer of 32 bits
+
+
+class Ranges:
+    """Makes the grids of maps and kernels as ``models.quantization.rounding`` rounds them."""
+
+    def __init__(self, config: MobileNetV2Config, variables: Mapping[str, Any]):
+        """Takes a quantised model's config and its variables.
+
+        Raises:
+          ConfigError: the variables have no ranges, or the network has numbers in between that no range was taken of.
+        """
+        self._scheme = config.quantization.scheme
+        if COLLECTION not in variables:
+            raise ConfigError(
+                "A quantised model is exported with the ranges of its maps, and its variables have none; train it, or "
+                "flax_mnv2.calibrate(model, variables, batches) it (--calibrate FOLDER)."
+            )
+        self._ends = traverse_util.flatten_dict(dict(variables[COLLECTION]), sep="/")
+        if config.hidden_act not in _ACTIVATIONS:
+            raise ConfigError(
+                f"Files of integers have the activations relu and relu6; found hidden_act={config.hidden_act!r}. "
+                "Export it in floating point (--quantize none)."
+            )
+        if config.global_pool not in _POOLS:
+            raise ConfigError(
+                f"Files of integers pool by {' or '.join(_POOLS)}; found global_pool={config.global_pool!r}. Export it "
+                "in floating point (--quantize none)."
+            )
+
+    def map_grid(self, path: str) -> Grid:
+        """Returns the grid of the range at a path of the collection; a ConfigError where nothing was seen."""
+        low, high = (np.float32(self._ends.get(f"{path}/{end}", 0.0)) for end in ("min", "max"))
+        if not low < high:
+            raise ConfigError(
+                f"The range of {path} is empty: the network has seen nothing there. Train it, or "
+                "flax_mnv2.calibrate(model, variables, batches) it (--calibrate FOLDER)."
+            )
+        grid = nudged_grid(jnp.asarray(low), jnp.asarray(high))
+        return self._grid(np.float32(grid.scale), int(grid.below_zero))
+
+    def kernel_grid(self, kernel: np.ndarray, bias: np.ndarray, input_scale: np.ndarray) -> Grid:
+        """Returns the grid of a kernel (…, C) that is deployed with a bias (C,).
+
+        Where a kernel is all but 0 beside its bias, the scale is larger than that of its range, so that the bias, in
+        steps of this scale times that of the input, is an integer of 32 bits.
+        """
+        low, high = kernel_range(jnp.asarray(kernel), self._scheme)
+        grid = nudged_grid(low, high, narrow_range=True)
+        scale, least = np.asarray(grid.scale), np.abs(bias) / (np.float64(input_scale) * _MAX_BIAS)
+        least = np.float32(least if scale.ndim else least.max())
+        scale = np.maximum(np.where(scale > 0, scale, np.float32(1.0)), least)
+        return self._grid(scale, 127 if scale.ndim else int(grid.below_zero), lowest=1)
+
+    def _grid(self, scale: np.ndarray, below_zero: int, lowest: int = 0) -> Grid:
+        shift = 128 if self._scheme == "int8" else 0
+        return Grid(np.asarray(scale, np.float32), below_zero + lowest - shift, self._scheme)
