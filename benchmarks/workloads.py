@@ -121,16 +121,18 @@ class Compiled:
       call: the program.
       compile_s: seconds of tracing and compiling.
       temp_mib: temporary memory that the program takes, in MiB, as XLA states it; None where it does not.
+      moved_mib: what its instructions read and write, in MiB, likewise.
     """
 
     call: Callable[..., Any]
     compile_s: float
     temp_mib: float | None
+    moved_mib: float | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
         """For a row of the report."""
-        return {"compile s": self.compile_s, "temp MiB": self.temp_mib}
+        return {"compile s": self.compile_s, "temp MiB": self.temp_mib, "moved MiB": self.moved_mib}
 
 
 def compile_program(function: Callable[..., Any], *arguments: Any, **jit_options: Any) -> Compiled:
@@ -138,8 +140,9 @@ def compile_program(function: Callable[..., Any], *arguments: Any, **jit_options
     start = time.perf_counter()
     program = jax.jit(function, **jit_options).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
-    return Compiled(program, seconds, None if memory is None else memory.temp_size_in_bytes / MIB)
+    memory, moved = program.memory_analysis(), (program.cost_analysis() or {}).get("bytes accessed")
+    temporary = None if memory is None else memory.temp_size_in_bytes / MIB
+    return Compiled(program, seconds, temporary, moved and moved / MIB)
 
 
 # ---- inference -----------------------------------------------------------------------------------------
