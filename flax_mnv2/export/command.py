@@ -91,8 +91,6 @@ def _export(options: argparse.Namespace) -> None:
     model, variables = _load(source, options, processor, size)
     sides = size or model.config.image_size
     arguments = {"size": size} if size else {}
-    if options.quantize is not None:
-        arguments["quantize"] = options.quantize
     if batch is not None:
         arguments["batch"] = batch if batch == "dynamic" else _number(batch, "--batch")
     image = None if options.image is None else _photo(options.image, sides)
@@ -118,12 +116,20 @@ def _load(
     source: Source, options: argparse.Namespace, processor: MobileNetV2ImageProcessor | None, size: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the model and its variables, with ranges of the photos that are to calibrate them, if any."""
+    found = source.config.quantization and source.config.quantization.scheme
     if options.calibrate is None:
+        if options.quantize == _FLOATS:
+            return from_pretrained(source, task=options.task, quantization=None)
+        if options.quantize not in (None, found):
+            what = f"is quantised by {found!r}" if found else "is not quantised"
+            raise ConfigError(
+                f"{options.src} {what}; for --quantize {options.quantize} give --calibrate FOLDER with photos such as "
+                "the network will see, or train it so (config.model.quantization.scheme)."
+            )
         return from_pretrained(source, task=options.task)
     if options.quantize == _FLOATS:
         raise ConfigError("--calibrate takes ranges for integers, which --quantize none does not write. Leave one out.")
-    photos = find_photos(options.calibrate)
-    scheme = options.quantize or (source.config.quantization and source.config.quantization.scheme) or SCHEMES[0]
+    photos, scheme = find_photos(options.calibrate), options.quantize or found or SCHEMES[0]
     model, variables = from_pretrained(source, task=options.task, quantization=scheme)
     sides = model.config.image_size if size in (None, "dynamic") else size
     height, width = np.broadcast_to(sides, 2).tolist()

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_mnv2.config.quantization import SCHEMES
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.export.checking import Comparison, compare
+from flax_mnv2.export.evaluating import DeployedModule
 from flax_mnv2.export.formats.onnx import write_onnx
 from flax_mnv2.export.formats.stablehlo import write_stablehlo
 from flax_mnv2.export.formats.tflite import write_tflite
@@ -42,7 +42,6 @@ def export(
     processor: MobileNetV2ImageProcessor | None = None,
     preprocessing: bool = False,
     postprocessing: bool = False,
-    quantize: str | None = _OWN,
     image: np.ndarray | None = None,
 ) -> Comparison | None:
     """Writes a model to a file for ONNX Runtime, LiteRT (TensorFlow Lite) or whatever runs StableHLO.
@@ -67,8 +66,6 @@ def export(
       postprocessing: give ``probabilities``, the ``label_map`` of a segmentation at the size of the images, or the
         ``boxes``, ``labels``, ``scores`` and ``num_detections`` of a detector after suppression, in place of logits
         and raw boxes.
-      quantize: ``"int8"`` or ``"uint8"``, the scheme of the model's ``config.quantization``, which by default decides;
-        None or ``"none"`` for float32 whatever the model is.
       image: (H, W, 3) uint8, of the file's size, to compare the file and the model on; by default noise.
 
     Returns:
@@ -81,7 +78,6 @@ def export(
     """
     path = expand_user(path)
     to = format_of(path, to)
-    model = _as_asked(model, quantize)
     normalization = None
     if preprocessing:
         if processor is None:
@@ -95,7 +91,10 @@ def export(
         postprocessing,
     )
     check_settings(model, settings)
-    serve, folded = serving_function(model, variables, settings)
+    deployed = None
+    if model.config.quantization is not None and to != "stablehlo":
+        deployed = DeployedModule(model, variables).apply
+    serve, folded = serving_function(model, variables, settings, apply=deployed)
     compute = functools.partial(jax.jit(serve), folded)
     with replacing(path) as temporary:
         if to == "stablehlo":
@@ -108,22 +107,6 @@ def export(
             metadata = Metadata.of(model, processor, settings, tuple(graph.outputs), channels_first=to == "onnx")
             {"onnx": write_onnx, "tflite": write_tflite}[to](graph, temporary, metadata)
         return compare(temporary, to, compute, metadata, image=image)
-
-
-def _as_asked(model: nn.Module, quantize: str | None) -> nn.Module:
-    """Returns the model as its file computes: quantised as it is, or not."""
-    if quantize in (None, "none"):
-        return model.clone(config=model.config.replace(quantization=None))
-    scheme = model.config.quantization and model.config.quantization.scheme
-    if quantize not in (_OWN, scheme):
-        if quantize not in SCHEMES:
-            raise ConfigError(f"quantize must be {', '.join(SCHEMES)} or none; found {quantize!r}.")
-        found = f"is quantised by {scheme!r}, not by {quantize!r}" if scheme else "is not quantised"
-        raise ConfigError(
-            f"The model {found}. Load it with from_pretrained(…, quantization={quantize!r}) and flax_mnv2.calibrate it "
-            "(--calibrate FOLDER), or train it so."
-        )
-    return model
 
 
 def _size(size: int | Sequence[int] | str | None) -> tuple[int, int] | None:

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from flax_mnv2.config.detection import DetectionSpec
@@ -21,6 +20,18 @@ from flax_mnv2.models.outputs import (
 )
 
 _LEAST = np.float32(1e-30)  # probability, so that its logarithm is finite
+
+
+def as_output(task: str, outputs: Mapping[str, Any], spec: DetectionSpec) -> Any:
+    """Returns what a model of a task would, for the outputs of its file by name; ``spec`` is that of a detector.
+
+    Features of a backbone stay as they are.
+    """
+    if task == "backbone":
+        return outputs
+    if task == "detection":
+        return ObjectDetectionOutput(**outputs, box_codes=None, spec=spec)
+    return (SemanticSegmenterOutput if task == "segmentation" else ImageClassifierOutputWithNoAttention)(**outputs)
 
 
 class ExportedNetwork:
@@ -67,13 +78,9 @@ class ExportedNetwork:
         metadata = self._model.metadata
         rule = metadata.settings.normalization
         outputs = self._model(np.asarray(pixel_values, np.float32) if rule is None else rule.undo(pixel_values))
-        if self.task == "detection":
-            return ObjectDetectionOutput(**outputs, box_codes=None, spec=self.spec)
-        if self.task == "segmentation":
-            return SemanticSegmenterOutput(**outputs)
-        if "logits" in outputs:
-            return ImageClassifierOutputWithNoAttention(**outputs)
-        return ImageClassifierOutputWithNoAttention(logits=self._logits(outputs["probabilities"]))
+        if "probabilities" in outputs:
+            outputs = {"logits": self._logits(outputs["probabilities"])}
+        return as_output(self.task, outputs, self.spec)
 
     def _logits(self, probabilities: np.ndarray) -> np.ndarray:
         """Returns logits of which these are the probabilities."""
@@ -81,26 +88,3 @@ class ExportedNetwork:
         if self.config.problem_type == "multi_label_classification":
             return logs - np.log(np.maximum(1 - probabilities, _LEAST))
         return logs
-
-
-class ExportedModule:
-    """An exported file in the place of a linen model in a compiled program, which calls its runtime on the host.
-
-    Attributes:
-      config: of the model that the file was made of.
-    """
-
-    def __init__(self, network: ExportedNetwork):
-        """Takes an opened file."""
-        self._network, self.config = network, network.config
-
-    @property
-    def spec(self) -> DetectionSpec:
-        """Of a detector: maps, anchors and the rest."""
-        return self._network.spec
-
-    def apply(self, variables: Mapping[str, Any], pixel_values: jax.Array, **options: Any) -> Any:
-        """Normalised pixels (N, H, W, C) → the output of the model of this task; variables and options are ignored."""
-        sample = self._network(np.zeros(pixel_values.shape, np.float32))
-        shapes = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), sample)
-        return jax.pure_callback(self._network, shapes, pixel_values)

@@ -20,17 +20,22 @@ from flax_mnv2.models.mobilenet_v2 import MobileNetV2Backbone, MobileNetV2ForSem
 from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
 from flax_mnv2.models.quantization.rounding import COLLECTION
 
+_INNER = ("box_codes",)  # outputs of a model that files do not have
 Variables = Mapping[str, Any]
 Function = Callable[[Variables, jax.Array], dict[str, jax.Array]]
 
 
 def serving_function(
-    model: nn.Module, variables: Variables, settings: ExportSettings
+    model: nn.Module, variables: Variables, settings: ExportSettings, *, apply: Callable[..., Any] | None = None
 ) -> tuple[Function, dict[str, Any]]:
     """Returns what a file computes, as a function of variables and images (N, H, W, C), and these variables.
 
     The function gives outputs by name, channels last. It is what StableHLO files hold, and what files of every format
-    are compared with. Batch norm is merged into the convolutions; a quantised model is rounded as in training.
+    are compared with. Batch norm is merged into the convolutions; a quantised model is rounded as in training, unless
+    ``apply`` is given, which computes the model in the place of its own.
+
+    Raises:
+      ConfigError: a quantised model whose variables have no ranges.
     """
     if not model.batch_norm_folded:
         model, variables = fold_batch_norm(model, dict(variables))
@@ -40,9 +45,9 @@ def serving_function(
         if settings.normalization is not None:
             rule = settings.normalization
             images = images.astype(jnp.float32) * _as_map(rule.scale) + _as_map(rule.offset)
-        output = model.apply(variables, images, **_plain_call(model))
+        output = (apply or model.apply)(variables, images, **_plain_call(model))
         if not settings.postprocessing:
-            return {name: value for name, value in dict(output).items() if name != "box_codes"}
+            return {name: value for name, value in dict(output).items() if name not in _INNER}
         return _postprocess(model, output, images)
 
     kept = ("params",) if model.config.quantization is None else ("params", COLLECTION)

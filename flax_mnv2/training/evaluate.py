@@ -112,6 +112,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluates one model on a whole split; prints a table, writes the report; returns what ``metrics.json`` has.
 
+    A quantised model is computed in integers, as its exported file does; the evaluations of a training run round
+    floating-point numbers, which differs by a step here and there.
+
     Args:
       config: the run's, or for ``pretrained`` any that names the data.
       workdir: of a training run; or
@@ -149,10 +152,8 @@ def evaluate_run(
 
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
     if exported:
-        task.eval_model = _module_of(exported, task)
-        folder = subject.report_folder.parent / f"{split}_{pathlib.Path(exported).name}"
-        subject = dataclasses.replace(subject, name=exported, report_folder=folder, load=lambda _: {})
-    variables = parallel.put_state(subject.load(task))
+        subject = _from_file(exported, subject, task, split)
+    variables = parallel.put_state(_deployed(task, subject.load(task)))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     leads, size = jax.process_index() == 0, len(dataset.source(split))
     left_out = {name: messages for name, messages in dataset.left_out.items() if name == split}
@@ -177,9 +178,10 @@ def evaluate_run(
     return metrics
 
 
-def _module_of(exported: str, task: Task) -> Any:
-    """Returns what runs an exported file in the place of the task's model."""
-    from flax_mnv2.export.network import ExportedModule, ExportedNetwork
+def _from_file(exported: str, subject: _Subject, task: Task, split: str) -> _Subject:
+    """Puts what runs an exported file in the place of the task's model, and returns it as the subject."""
+    from flax_mnv2.export.evaluating import ExportedModule
+    from flax_mnv2.export.network import ExportedNetwork
 
     network = ExportedNetwork(exported)
     if jax.device_count() > 1:
@@ -190,7 +192,25 @@ def _module_of(exported: str, task: Task) -> Any:
             f"{exported} is for {found} with {labels} labels; this is {task.name} with {len(task.labels)}. Name the "
             "run that it was exported from."
         )
-    return ExportedModule(network)
+    task.eval_model = ExportedModule(network)
+    folder = subject.report_folder.parent / f"{split}_{pathlib.Path(exported).name}"
+    return dataclasses.replace(subject, name=exported, report_folder=folder, load=lambda _: {})
+
+
+def _deployed(task: Task, variables: Any) -> Any:
+    """Puts a quantised model, as its exported file computes, in the place of the task's; returns the variables left.
+
+    One that cannot be exported so stays as it is trained, with rounded floating-point numbers.
+    """
+    if task.eval_model.config.quantization is None or not variables:
+        return variables
+    from flax_mnv2.export.evaluating import DeployedModule
+    from flax_mnv2.export.graph.ranges import why_not_integers
+
+    if why_not_integers(task.eval_model.config) is not None:
+        return variables
+    task.eval_model = DeployedModule(task.eval_model, variables)
+    return {}
 
 
 def _pretrained(pretrained: str, job: type[Task]) -> _Subject:

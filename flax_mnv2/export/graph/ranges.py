@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -20,6 +21,15 @@ _POOLS = ("avg", "max")
 _MAX_BIAS = 2.0**30  # steps; a bias is an integer of 32 bits
 
 
+def why_not_integers(config: MobileNetV2Config) -> str | None:
+    """Returns why a quantised network has no file of integers: numbers in between that no range is taken of."""
+    if config.hidden_act not in _ACTIVATIONS:
+        return f"Files of integers have the activations relu and relu6; found hidden_act={config.hidden_act!r}"
+    if config.global_pool not in _POOLS:
+        return f"Files of integers pool by {' or '.join(_POOLS)}; found global_pool={config.global_pool!r}"
+    return None
+
+
 class Ranges:
     """Makes the grids of maps and kernels as ``models.quantization.rounding`` rounds them."""
 
@@ -27,25 +37,17 @@ class Ranges:
         """Takes a quantised model's config and its variables.
 
         Raises:
-          ConfigError: the variables have no ranges, or the network has numbers in between that no range was taken of.
+          ConfigError: the variables have no ranges, or ``why_not_integers`` has a reason.
         """
         self._scheme = config.quantization.scheme
+        if (reason := why_not_integers(config)) is not None:
+            raise ConfigError(f"{reason}. Export it in floating point (--quantize none).")
         if COLLECTION not in variables:
             raise ConfigError(
                 "A quantised model is exported with the ranges of its maps, and its variables have none; train it, or "
                 "flax_mnv2.calibrate(model, variables, batches) it (--calibrate FOLDER)."
             )
         self._ends = traverse_util.flatten_dict(dict(variables[COLLECTION]), sep="/")
-        if config.hidden_act not in _ACTIVATIONS:
-            raise ConfigError(
-                f"Files of integers have the activations relu and relu6; found hidden_act={config.hidden_act!r}. "
-                "Export it in floating point (--quantize none)."
-            )
-        if config.global_pool not in _POOLS:
-            raise ConfigError(
-                f"Files of integers pool by {' or '.join(_POOLS)}; found global_pool={config.global_pool!r}. Export it "
-                "in floating point (--quantize none)."
-            )
 
     def map_grid(self, path: str) -> Grid:
         """Returns the grid of the range at a path of the collection; a ConfigError where nothing was seen."""
@@ -55,7 +57,8 @@ class Ranges:
                 f"The range of {path} is empty: the network has seen nothing there. Train it, or "
                 "flax_mnv2.calibrate(model, variables, batches) it (--calibrate FOLDER)."
             )
-        grid = nudged_grid(jnp.asarray(low), jnp.asarray(high))
+        with jax.ensure_compile_time_eval():  # graphs are also made while a program is traced
+            grid = nudged_grid(jnp.asarray(low), jnp.asarray(high))
         return self._grid(np.float32(grid.scale), int(grid.below_zero))
 
     def kernel_grid(self, kernel: np.ndarray, bias: np.ndarray, input_scale: np.ndarray) -> Grid:
@@ -64,8 +67,9 @@ class Ranges:
         Where a kernel is all but 0 beside its bias, the scale is larger than that of its range, so that the bias, in
         steps of this scale times that of the input, is an integer of 32 bits.
         """
-        low, high = kernel_range(jnp.asarray(kernel), self._scheme)
-        grid = nudged_grid(low, high, narrow_range=True)
+        with jax.ensure_compile_time_eval():
+            low, high = kernel_range(jnp.asarray(kernel), self._scheme)
+            grid = nudged_grid(low, high, narrow_range=True)
         scale, least = np.asarray(grid.scale), np.abs(bias) / (np.float64(input_scale) * _MAX_BIAS)
         least = np.float32(least if scale.ndim else least.max())
         scale = np.maximum(np.where(scale > 0, scale, np.float32(1.0)), least)
