@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from flax_mnv2.config.detection import DetectionSpec
-from flax_mnv2.export.graph.computing import compute
+from flax_mnv2.export.graph.computing import compute, weights_of
 from flax_mnv2.export.graph.network import make_graph
+from flax_mnv2.export.graph.operations import Graph
 from flax_mnv2.export.network import ExportedNetwork, as_output
 from flax_mnv2.export.settings import ExportSettings
 from flax_mnv2.models.fold import fold_batch_norm
@@ -46,6 +47,7 @@ class DeployedModule:
 
     Attributes:
       config: of the model.
+      variables: kernels and biases in integers, for ``apply``.
     """
 
     def __init__(self, model: nn.Module, variables: Mapping[str, Any]):
@@ -54,6 +56,7 @@ class DeployedModule:
         if not model.batch_norm_folded:
             model, variables = fold_batch_norm(model, variables)
         self._model, self._variables, self.config = model, variables, model.config
+        self.variables = weights_of(self._graph(1, *np.broadcast_to(model.config.image_size, 2).tolist()))
 
     @property
     def spec(self) -> DetectionSpec:
@@ -61,7 +64,9 @@ class DeployedModule:
         return self.config.detection or DetectionSpec()
 
     def apply(self, variables: Mapping[str, Any], pixel_values: jax.Array, **options: Any) -> Any:
-        """Normalised pixels (N, H, W, C) → the model's output; its own variables hold, and options are ignored."""
-        batch, height, width, _ = pixel_values.shape
-        graph = make_graph(self._model, self._variables, ExportSettings((height, width), batch))
-        return as_output(task_of_class(type(self._model)), compute(graph, pixel_values), self.spec)
+        """Normalised pixels (N, H, W, C) → the output of the model of this task; options are ignored."""
+        outputs = compute(self._graph(*pixel_values.shape[:3]), variables, pixel_values)
+        return as_output(task_of_class(type(self._model)) or "backbone", outputs, self.spec)
+
+    def _graph(self, batch: int, height: int, width: int) -> Graph:
+        return make_graph(self._model, self._variables, ExportSettings((height, width), batch))

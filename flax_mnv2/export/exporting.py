@@ -91,10 +91,10 @@ def export(
         postprocessing,
     )
     check_settings(model, settings)
-    deployed = None
+    serve, folded = serving_function(model, variables, settings)
     if model.config.quantization is not None and to != "stablehlo":
-        deployed = DeployedModule(model, variables).apply
-    serve, folded = serving_function(model, variables, settings, apply=deployed)
+        deployed = DeployedModule(model, variables)
+        serve, folded = serving_function(model, variables, settings, apply=deployed.apply)[0], deployed.variables
     compute = functools.partial(jax.jit(serve), folded)
     with replacing(path) as temporary:
         if to == "stablehlo":

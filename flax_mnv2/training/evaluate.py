@@ -198,7 +198,7 @@ def _from_file(exported: str, subject: _Subject, task: Task, split: str) -> _Sub
 
 
 def _deployed(task: Task, variables: Any) -> Any:
-    """Puts a quantised model, as its exported file computes, in the place of the task's; returns the variables left.
+    """Puts a quantised model, as its exported file computes, in the place of the task's; returns its variables.
 
     One that cannot be exported so stays as it is trained, with rounded floating-point numbers.
     """
@@ -210,7 +210,7 @@ def _deployed(task: Task, variables: Any) -> Any:
     if why_not_integers(task.eval_model.config) is not None:
         return variables
     task.eval_model = DeployedModule(task.eval_model, variables)
-    return {}
+    return task.eval_model.variables
 
 
 def _pretrained(pretrained: str, job: type[Task]) -> _Subject:

@@ -8,7 +8,8 @@ of two to the even one, as XNNPACK and ONNX Runtime do.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,12 @@ from jax import lax
 
 from flax_mnv2.export.graph import operations as ops
 from flax_mnv2.models.layers import same_padding, window_means
+from flax_mnv2.models.ops.depthwise import depthwise_conv
 from flax_mnv2.models.ops.resize import resize_bilinear
+from flax_mnv2.models.ops.shifts import for_xla
+
+Grids = list[ops.Grid | None]
+Weights = Mapping[str, dict[str, Any]]  # by the name of the operation
 
 _UNARY: dict[str, Callable] = {
     "relu": jax.nn.relu,
@@ -35,8 +41,22 @@ _BINARY: dict[str, Callable] = {
 }
 
 
-def compute(graph: ops.Graph, images: jax.Array) -> dict[str, jax.Array]:
-    """Images as the graph takes them → its outputs by name, channels last.
+def weights_of(graph: ops.Graph) -> Weights:
+    """Returns kernel and bias of all convolutions by name, in steps of their grids where they have one, float32."""
+    weights = {}
+    for operation in graph.operations:
+        if not isinstance(operation, ops.Conv | ops.MatMul):
+            continue
+        kernel, bias, grid = operation.kernel, operation.bias, operation.grid
+        if grid is not None:
+            kernel = grid.integers(kernel).astype(np.float32) - grid.zero_point
+            bias = np.rint(bias / np.float64(graph.edges[operation.inputs[0]].grid.scale * grid.scale))
+        weights[operation.name] = {"kernel": np.float32(kernel), "bias": np.float32(bias)}
+    return weights
+
+
+def compute(graph: ops.Graph, weights: Weights, images: jax.Array) -> dict[str, jax.Array]:
+    """Images as the graph takes them → its outputs by name, channels last; ``weights`` as ``weights_of`` gives them.
 
     Raises:
       NotImplementedError: suppression, or an activation that files of integers do not have.
@@ -45,11 +65,10 @@ def compute(graph: ops.Graph, images: jax.Array) -> dict[str, jax.Array]:
     for operation in graph.operations:
         grids = [graph.edges[name].grid for name in operation.inputs]
         inputs = [values[name] for name in operation.inputs]
+        if operation.name in weights:
+            inputs += [weights[operation.name][name] for name in ("kernel", "bias")]
         values[operation.name] = _compute(operation, inputs, grids, graph.edges[operation.name].grid)
     return {name: values[edge] for name, edge in graph.outputs.items()}
-
-
-Grids = list[ops.Grid | None]
 
 
 @functools.singledispatch
@@ -86,46 +105,44 @@ def _(operation: ops.Dequantize, inputs: list[jax.Array], grids: Grids, grid: op
 
 @_compute.register
 def _(operation: ops.Conv, inputs: list[jax.Array], grids: Grids, grid: ops.Grid | None) -> jax.Array:
-    [x] = inputs
-    depthwise = isinstance(operation, ops.DepthwiseConv)
+    x, kernel, bias = inputs
     padding = operation.padding
     if padding == ops.SAME:
         window = {"kernel": operation.kernel.shape[0], "stride": operation.stride, "dilation": operation.dilation}
         padding = same_padding(*x.shape[1:3], **window, tf_padding=True)
-    products = functools.partial(
-        lax.conv_general_dilated,
-        x,
-        window_strides=(operation.stride,) * 2,
-        padding=padding,
-        rhs_dilation=(operation.dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] if depthwise else 1,
-    )
-    return _scaled(operation, products, grids[0], grid, operation.activation)
+    window = {"stride": operation.stride, "padding": padding, "dilation": operation.dilation}
+    if isinstance(operation, ops.DepthwiseConv):
+        y = depthwise_conv(x, kernel, **window)
+    else:
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(operation.stride,) * 2,
+            padding=for_xla(padding),
+            rhs_dilation=(operation.dilation,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    return _scaled(y + bias.reshape(1, 1, 1, -1), operation, grids[0], grid, operation.activation)
 
 
 @_compute.register
 def _(operation: ops.MatMul, inputs: list[jax.Array], grids: Grids, grid: ops.Grid | None) -> jax.Array:
-    return _scaled(operation, lambda kernel: inputs[0] @ kernel, grids[0], grid, None)
+    x, kernel, bias = inputs
+    return _scaled(x @ kernel + bias.reshape(1, -1), operation, grids[0], grid, None)
 
 
 def _scaled(
+    y: jax.Array,
     operation: ops.Conv | ops.MatMul,
-    products: Callable[[jax.Array], jax.Array],
     before: ops.Grid | None,
     grid: ops.Grid | None,
     activation: str | None,
 ) -> jax.Array:
-    kernel_grid = operation.grid
-    if kernel_grid is None:
-        y = products(jnp.asarray(operation.kernel)) + operation.bias.reshape(*(1,) * (operation.kernel.ndim - 1), -1)
+    """Sums of products (…, C) → on the output's grid, with the activation."""
+    if before is None:
         return y if activation is None else _UNARY[activation](y)
-    steps = kernel_grid.integers(operation.kernel).astype(np.float32) - kernel_grid.zero_point
-    scale = before.scale * kernel_grid.scale
-    y = products(jnp.asarray(steps, jnp.float32))
-    like = (*(1,) * (y.ndim - 1), -1)
-    y = y + np.float32(np.rint(operation.bias / np.float64(scale))).reshape(like)
-    return _rounded(y * np.asarray(scale / grid.scale, np.float32).reshape(like), grid, activation)
+    scale = np.asarray(before.scale * operation.grid.scale / grid.scale, np.float32)
+    return _rounded(y * scale.reshape(*(1,) * (y.ndim - 1), -1), grid, activation)
 
 
 @_compute.register
