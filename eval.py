@@ -19,7 +19,7 @@ _EXPORTED = flags.DEFINE_string("exported", "", "File of flax_mnv2.export, run i
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint of --workdir: best, latest or a step.")
 _WEIGHTS = flags.DEFINE_string("weights", "auto", "Of a checkpoint: raw, ema, or auto for ema where there is one.")
 _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate; default config.data.eval_split.")
-_PER_CLASS = flags.DEFINE_bool("per_class", False, "Metrics of every class of a classifier (segmentation: always).")
+_PER_CLASS = flags.DEFINE_bool("per_class", False, "Table of every class of a classifier (segmentation: always).")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the report; default beside the checkpoint.")
 cli.define_host_flags()
 

@@ -23,9 +23,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_) -> None:
     """Trains."""
     with cli.hosts(_CONFIG.value, "strict", agreed_stop=True):
+        from flax_mnv2.report.finished import report_finished
         from flax_mnv2.training.loop import train
 
         train(_CONFIG.value, _WORKDIR.value, strict=_STRICT.value)
+        if _CONFIG.value.report:
+            report_finished(_WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ FLOORS = {
     "training": 6,
     "predict": 6,
     "tools": 7,
+    "report": 7,
     "convert": 7,
 }
 HEAVY = (

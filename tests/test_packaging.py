@@ -20,6 +20,7 @@ COMMANDS = {
     "data.prepare": "runpy.run_module('flax_mnv2.data.prepare', run_name='__main__', alter_sys=True)",
     "preview": "runpy.run_module('flax_mnv2.tools.preview', run_name='__main__', alter_sys=True)",
     "anchors": "runpy.run_module('flax_mnv2.tools.anchors', run_name='__main__', alter_sys=True)",
+    "report": "runpy.run_module('flax_mnv2.report', run_name='__main__', alter_sys=True)",
     "tpu_compile": "runpy.run_module('flax_mnv2.tools.tpu_compile', run_name='__main__', alter_sys=True)",
 }
 MODULES = ("flax_mnv2.training.config.defaults", "flax_mnv2.data.datasets.registry")

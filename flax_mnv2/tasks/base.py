@@ -16,6 +16,7 @@ import numpy as np
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
+from flax_mnv2.tasks.judgement import Judgement
 from flax_mnv2.tasks.prediction import Predictor
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.weights.pretrained import from_pretrained, make_model
@@ -94,6 +95,7 @@ class Task(abc.ABC):
       model_ignores: fields of ``MobileNetV2Config`` that have no meaning for the job.
       uses_processor: whether evaluations prepare images as the processor of pretrained weights says.
       rules: what values of the fields of ``add_defaults`` must satisfy.
+      error_words: what the error of ``judged`` is, in words.
       predictor: ``(model, variables, processor, *, top, threshold)`` → what predicts for photos; ``top`` is how many
         classes of each a list has, and from the probability ``threshold`` on a class of several is there.
 
@@ -113,6 +115,7 @@ class Task(abc.ABC):
     model_ignores: ClassVar[Sequence[str]] = ()
     uses_processor: ClassVar[bool] = True
     rules: ClassVar[Mapping[str, Rule]] = {}
+    error_words: ClassVar[str] = ""
     predictor: ClassVar[Callable[..., Predictor]]
 
     def __init__(
@@ -321,6 +324,12 @@ class Task(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """Returns how evaluations are made, for the report."""
         return {}
+
+    @staticmethod
+    def judged(rows: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+        """Returns how right each row of ``predictions.jsonl`` is; none where an evaluation writes no such file."""
+        del rows
+        return []
 
     # ---- a look at training images -----------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from flax_mnv2.training.step import make_eval_step
 from flax_mnv2.weights.pretrained import open_weights
 
 WEIGHTS = ("auto", "raw", "ema")
+_LISTED_CLASSES = 100  # up to so many have their metrics in metrics.json in any case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,8 @@ def evaluate_run(
       weights: of a checkpoint, ``"ema"``, ``"raw"``, or ``"auto"`` for the average where the run keeps one.
       split: empty for ``config.data.eval_split``.
       output: folder for the report; empty chooses one beside the checkpoint, or ``./evaluation``.
-      per_class: of a classifier, add the metrics of every class (a segmentation model's are always there).
+      per_class: of a classifier, add the metrics of every class: to the table, and to the file where there are more
+        than 100 (a segmentation model's are always there).
     """
     if sum(map(bool, (workdir, checkpoint, pretrained))) != 1:
         raise ConfigError("Give exactly one of --workdir, --checkpoint and --pretrained.")
@@ -168,7 +170,7 @@ def evaluate_run(
         "num_examples": evaluation.num_examples,
         "num_bad_examples": evaluation.num_bad + sum(map(len, left_out.values())),
         **task.settings(),
-        **evaluation.evaluator.to_dict(per_class=per_class),
+        **evaluation.evaluator.to_dict(per_class=per_class or len(task.labels) <= _LISTED_CLASSES),
     }
     if evaluation.bad_examples:
         print(report(evaluation.bad_examples))  # on every process, of its part

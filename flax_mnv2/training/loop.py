@@ -27,6 +27,7 @@ from flax_mnv2.training.logging.training_log import LOG, TrainingLog
 from flax_mnv2.training.multihost import from_leader
 from flax_mnv2.training.parallel import Parallel, prefetch, restore_target
 from flax_mnv2.training.run import Run, prepare_run
+from flax_mnv2.training.run_record import record_start
 from flax_mnv2.training.state import TrainState
 
 
@@ -54,6 +55,7 @@ def train(
     with only_run(run.workdir), _open_checkpoints(run) as checkpoints:
         state, resume_step, notes = _first_state(run, checkpoints, strict=strict)
         _announce(run, state, resume_step, notes)
+        record_start(run.workdir, run.dataset, step=int(state.step))
         loop = _Loop(run, checkpoints, state, resume_step)
         stopped_by = loop.train()
         best_step = checkpoints.best_step()

@@ -157,6 +157,7 @@ class Dataset:
     kind: ClassVar[str]
     example: ClassVar[type]
     targets: ClassVar[str] = "classes"  # what the labels name
+    counted: ClassVar[str] = "images"  # of which each has a class
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -198,6 +199,14 @@ class Dataset:
         for index in range(len(source)):
             counts += self._count(source[index])
         return counts
+
+    def class_fractions(self) -> dict[str, list[float]]:
+        """Returns by split the fraction of its images, or of what ``counted`` says, that each class has.
+
+        Splits are left out in which nobody counted when the data set was prepared.
+        """
+        counts = {split: np.asarray(self._counted(split) or (), np.float64) for split in self.builders}
+        return {split: (each / max(each.sum(), 1.0)).tolist() for split, each in counts.items() if each.size}
 
     def _counted(self, split: str) -> Sequence[int] | None:
         """Returns what was counted when the data set was prepared."""
@@ -280,6 +289,10 @@ class MultiLabelDataset(VectorDataset):
 
     kind = "multi_label_classification"
 
+    def class_fractions(self) -> dict[str, list[float]]:
+        """Returns by split the fraction of its images that each class is in; these do not add up to 1."""
+        return {split: list(means) for split, means in self.mean.items()}
+
     def _count(self, example: VectorExample) -> np.ndarray:
         return example["label"].astype(np.int64)
 
@@ -321,7 +334,7 @@ class SegmentationDataset(Dataset):
     # By split, as ``labels.histogram.LabelHistogram.to_dict`` gives it; empty for what an older version has prepared.
     pixels: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
-    kind = "segmentation"
+    kind, counted = "segmentation", "pixels"
     example = EncodedExample
 
     def _counted(self, split: str) -> Sequence[int] | None:
@@ -372,9 +385,14 @@ class DetectionDataset(Dataset):
     integer_ids: bool  # whether image ids are numbers, as COCO's result format wants them
     max_boxes: Mapping[str, int]  # largest number in an image, by split
     num_examples: Mapping[str, int]  # by split
+    # By split, of every class; empty for what an older version has prepared.
+    boxes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
-    kind = "detection"
+    kind, counted = "detection", "boxes"
     example = DetectionExample
+
+    def _counted(self, split: str) -> Sequence[int] | None:
+        return self.boxes.get(split)
 
     @classmethod
     def of(cls, builder: tfds.core.DatasetBuilder, **attributes: Any) -> "DetectionDataset":
@@ -387,6 +405,7 @@ class DetectionDataset(Dataset):
             category_ids=tuple(metadata["category_ids"]) or tuple(range(1, len(labels) + 1)),
             integer_ids=metadata["integer_ids"],
             max_boxes=dict(metadata["max_boxes"]),
+            boxes=metadata.get("boxes", {}),
             num_examples={split: info.num_examples for split, info in builder.info.splits.items()},
             **attributes,
         )

@@ -10,8 +10,12 @@ import numpy as np
 
 from flax_mnv2.metrics import ClassificationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.tasks.judgement import Judgement
 from flax_mnv2.tasks.kept_examples import KeptExamples, file_name
+from flax_mnv2.visualize.legend import percent
 from flax_mnv2.visualize.plots import save_confusion_matrix
+
+ERROR_WORDS = "probability of the most probable wrong class, less that of the true one"
 
 
 class ClassificationEvaluator(Evaluator):
@@ -96,3 +100,15 @@ class ClassificationEvaluator(Evaluator):
                 for index, probability in best
             ],
         }
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+    """Returns how right each row of ``predictions.jsonl`` is; the error is what ``ERROR_WORDS`` says."""
+    found = []
+    for row in rows:
+        right = sum(one["probability"] for one in row["top5"] if one["label"] == row["label"])
+        wrong = max((one["probability"] for one in row["top5"] if one["label"] != row["label"]), default=0.0)
+        first = row["top5"][0]
+        said = f"{first['label_name']}, {percent(first['probability'])}"
+        found.append(Judgement(row["file_name"], row["label_name"], said, wrong - right))
+    return found

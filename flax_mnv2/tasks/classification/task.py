@@ -21,7 +21,7 @@ from flax_mnv2.mixing import mix
 from flax_mnv2.tasks import class_weights
 from flax_mnv2.tasks.base import Batch, HostBatch, Task
 from flax_mnv2.tasks.classification import config as own_config
-from flax_mnv2.tasks.classification.evaluator import ClassificationEvaluator
+from flax_mnv2.tasks.classification.evaluator import ERROR_WORDS, ClassificationEvaluator, judged
 from flax_mnv2.tasks.classification.predictor import ClassificationPredictor
 from flax_mnv2.visualize.legend import percent
 from flax_mnv2.visualize.sheets import Panel
@@ -59,6 +59,7 @@ class ClassificationTask(Task):
     filled_in = staticmethod(class_weights.filled_in)
     describe_augmentation = staticmethod(own_config.describe_augmentation)
     predictor = ClassificationPredictor
+    judged, error_words = staticmethod(judged), ERROR_WORDS
 
     def __init__(
         self,

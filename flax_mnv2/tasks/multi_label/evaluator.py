@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from flax_mnv2.tasks.judgement import Judgement
 from flax_mnv2.tasks.multi_label.metrics import MultiLabelMetrics
 from flax_mnv2.tasks.vectors.evaluator import VectorEvaluator, format_columns, or_none, rounded
 
+ERROR_WORDS = "mean distance of the probabilities from 0 or 1, whichever is true"
 _SHOWN = 12  # classes without a positive, by name
 
 
@@ -94,3 +96,14 @@ class MultiLabelEvaluator(VectorEvaluator):
 def probability(logits: np.ndarray) -> np.ndarray:
     """Returns the sigmoid, float64."""
     return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+    """Returns how right each row of ``predictions.jsonl`` is; the error is what ``ERROR_WORDS`` says."""
+    found = []
+    for row in rows:
+        true = set(row["labels"])
+        distances = [abs((name in true) - value) for name, value in row["probability"].items()]
+        truth, said = (", ".join(row[key]) or "none of the classes" for key in ("labels", "predicted"))
+        found.append(Judgement(row["file_name"], truth, said, float(np.mean(distances))))
+    return found

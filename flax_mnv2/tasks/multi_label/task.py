@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from flax_mnv2.losses import binary_cross_entropies
-from flax_mnv2.tasks.multi_label.evaluator import MultiLabelEvaluator
+from flax_mnv2.tasks.multi_label.evaluator import ERROR_WORDS, MultiLabelEvaluator, judged
 from flax_mnv2.tasks.multi_label.predictor import MultiLabelPredictor
 from flax_mnv2.tasks.rules import FRACTION, Rule
 from flax_mnv2.tasks.vectors import config as shared_config
@@ -33,6 +33,7 @@ class MultiLabelTask(VectorTask):
     rules: Mapping[str, Rule] = {**VectorTask.rules, "eval.threshold": FRACTION}
     dataset_kind = "MultiLabelDataset"
     predictor = MultiLabelPredictor
+    judged, error_words = staticmethod(judged), ERROR_WORDS
 
     @staticmethod
     def add_defaults(config: ml_collections.ConfigDict) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from flax_mnv2.tasks.judgement import Judgement
 from flax_mnv2.tasks.regression.metrics import RegressionMetrics
 from flax_mnv2.tasks.vectors.evaluator import VectorEvaluator, format_columns, or_none, rounded
+
+ERROR_WORDS = "distance from the truth in standard deviations of the target, mean over targets"
 
 
 class RegressionEvaluator(VectorEvaluator):
@@ -56,3 +60,21 @@ class RegressionEvaluator(VectorEvaluator):
     @staticmethod
     def _titled(summary: dict[str, float]) -> list[tuple[str, float]]:
         return [("R2", summary["r2"]), ("MAE", summary["mae"]), ("RMSE", summary["rmse"])]
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+    """Returns how right each row of ``predictions.jsonl`` is; the error is what ``ERROR_WORDS`` says."""
+    if not rows:
+        return []
+    names = list(rows[0]["values"])
+    true, said = (np.array([[row[key][name] for name in names] for row in rows]) for key in ("values", "predicted"))
+    deviation = true.std(axis=0)
+    errors = (np.abs(said - true) / np.where(deviation > 0, deviation, 1.0)).mean(axis=1)
+    return [
+        Judgement(row["file_name"], _named(row["values"]), _named(row["predicted"]), float(error))
+        for row, error in zip(rows, errors, strict=True)
+    ]
+
+
+def _named(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())

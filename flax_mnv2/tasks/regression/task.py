@@ -14,7 +14,7 @@ from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.errors import ConfigError
 from flax_mnv2.losses import squared_errors
 from flax_mnv2.tasks.classification import config as classifier_config
-from flax_mnv2.tasks.regression.evaluator import RegressionEvaluator
+from flax_mnv2.tasks.regression.evaluator import ERROR_WORDS, RegressionEvaluator, judged
 from flax_mnv2.tasks.regression.predictor import RegressionPredictor
 from flax_mnv2.tasks.rules import Rule
 from flax_mnv2.tasks.vectors import config as shared_config
@@ -52,6 +52,7 @@ class RegressionTask(VectorTask):
     }
     dataset_kind = "RegressionDataset"
     predictor = RegressionPredictor
+    judged, error_words = staticmethod(judged), ERROR_WORDS
 
     def __init__(self, config: ml_collections.ConfigDict, model_config: MobileNetV2Config, **kwargs: Any):
         """As of a classifier; ``model_config`` notes the units of the targets."""

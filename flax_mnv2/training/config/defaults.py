@@ -29,6 +29,7 @@ CHANGEABLE = (
     "checkpoint",
     "early_stopping",
     "eval",
+    "report",
     "non_finite",
     "data.bad_examples",
     "data.max_bad_examples",
@@ -173,6 +174,7 @@ def _add_evaluation_and_checkpoints(config: ml_collections.ConfigDict) -> None:
     config.non_finite.action = "stop"  # or skip: the update is left out, and the run goes on with the next batch
     config.non_finite.max_skips = 100  # of skip: one more stops the run
 
+    config.report = True  # train.py writes WORKDIR/report.html when it ends
     config.log_every_steps = 20
     config.eval_every_steps = 1000
     config.eval_every_epochs = 0.0

@@ -62,6 +62,7 @@ class DetectionBuilder(LocalBuilder, skip_registration=True):
             category_ids=list(self._annotations.category_ids),
             integer_ids=self._annotations.integer_ids,
             max_boxes={},
+            boxes={},
         )
         description = f"Images with boxes of {len(labels)} classes."
         return self._described(features, ("image", "objects"), metadata=metadata, description=description)
@@ -80,16 +81,18 @@ class DetectionBuilder(LocalBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str, images: Sequence[AnnotatedImage]) -> Iterator[Outcome]:
         yield from map(DataError, self._mistakes.get(split, ()))
-        most, prefix = 0, f"{self._tree.path}: "
+        most, prefix, counts = 0, f"{self._tree.path}: ", [0] * len(self._annotations.labels)
         read = read_images(self._tree, [image.file for image in images], prefix=prefix)
         for image, data in zip(images, read, strict=True):
             outcome = data if isinstance(data, DataError) else _example(image, data, prefix)
             if not isinstance(outcome, DataError):
                 most = max(most, len(outcome["objects"]))
+                for box in outcome["objects"]:
+                    counts[box["label"]] += 1
             yield outcome
         if not most and self._max_left_out:  # else all bad images are named in the end
             raise DataError(f"{prefix}no image with a box is left of the split {split}.")
-        self.info.metadata["max_boxes"][split] = most
+        self.info.metadata["max_boxes"][split], self.info.metadata["boxes"][split] = most, counts
 
 
 def _example(image: AnnotatedImage, data: bytes, prefix: str) -> Outcome:
