@@ -14,6 +14,7 @@ _WIDTH, _HEIGHT = 440, 230  # of the drawing; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 26
 _MAX_POINTS = 600  # drawn of a curve; of more, the lowest and the highest of each stretch
 _MARKED = 40  # points that are drawn as dots too, which say their value when pointed at
+_X_TICKS, _Y_TICKS = 5, 6  # at most
 _COLORS = 6  # classes c0 … in the style sheet
 
 
@@ -21,8 +22,8 @@ def chart(title: str, curves: Mapping[str, Points], *, x_range: tuple[float, flo
     """Returns a figure of named curves by step, of finite numbers, at least one; a legend where there are several."""
     drawn = {name: thinned(points) for name, points in curves.items()}
     values = [y for points in drawn.values() for _, y in points]
-    y_ticks = ticks(min(values), max(values), 4)
-    x_ticks = ticks(*x_range, 5, whole=True)
+    y_ticks = ticks(min(values), max(values), _Y_TICKS)
+    x_ticks = ticks(*x_range, _X_TICKS, whole=True)
     low, high = min(*values, y_ticks[0]), max(*values, y_ticks[-1])
     plane = _Plane(x_range, (low, high if high > low else low + 1.0))
     parts = [*plane.grid(x_ticks, y_ticks)]
@@ -84,11 +85,10 @@ class _Plane:
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Returns about ``count`` round numbers from ``low`` to ``high``, one at least; whole ones if asked for."""
+    """Returns up to ``count`` + 1 round numbers from ``low`` to ``high``, one at least; whole ones if asked for."""
     span = (high - low) or abs(high) or 1.0
-    rough = span / count
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= rough * 0.999)
+    size = 10.0 ** math.floor(math.log10(span / count))
+    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size * count >= span * 0.999)
     step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     digits = max(0, 2 - math.floor(math.log10(step)))

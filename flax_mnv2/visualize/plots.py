@@ -23,11 +23,16 @@ class Segmented(Protocol):
 
 
 def save_predictions(
-    path: pathlib.Path, pictures: Sequence[Segmented], labels: Sequence[str], *, ignore_label: int = 255
+    path: pathlib.Path,
+    pictures: Sequence[Segmented],
+    labels: Sequence[str],
+    *,
+    ignore_label: int = 255,
+    captions: Sequence[str] = (),
 ) -> None:
     """Writes a PNG with a row per picture: image, truth, prediction; the legend names the classes that occur.
 
-    ``ignore_label`` is shown in VOC's colour of the void class.
+    ``ignore_label`` is shown in VOC's colour of the void class. ``captions`` stand below the predictions.
     """
     from matplotlib.patches import Patch
 
@@ -43,6 +48,8 @@ def save_predictions(
             axis.set_axis_off()
             if number == 0:
                 axis.set_title(title)
+        if captions:
+            axes[-1].text(0.5, -0.02, captions[number], transform=axes[-1].transAxes, ha="center", va="top")
     names = {index: labels[index] for index in sorted(present) if index < len(labels)}
     if ignore_label in present:
         names[ignore_label] = "void"

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from flax_mnv2.visualize.legend import COMPRESS_LEVEL, INK, PAPER, draw_legend
 
 _SHEET_WIDTH, _MIN_SHEET_WIDTH, _MAX_COLUMNS, _SHEET_GAP = 2800, 1000, 8, 8
+_PANEL_SIDE, _PANEL_COLUMNS, _CAPTION_SIZE = 200, 4, 14
 _MIN_PANEL, _MAX_PANEL = 160, 384  # pixels of a panel's longer side: smaller ones are enlarged, larger ones reduced
 
 
@@ -67,6 +68,23 @@ def save_contact_sheet(
                 middle = (x + size[0] // 2, y + size[1] + round((line + 0.5) * line_height))
                 draw.text(middle, _cut(text, font, size[0]), fill=INK, font=font, anchor="mm")
             y += size[1] + line_height * lines[row] + _SHEET_GAP
+    sheet.save(path, format="PNG", compress_level=COMPRESS_LEVEL)
+
+
+def save_panels(path: pathlib.Path, panels: Sequence[Panel]) -> None:
+    """Writes a PNG of pictures in rows, each fitted into a square, with the lines of its caption below."""
+    side, line_height, font = _PANEL_SIDE, round(1.3 * _CAPTION_SIZE), _wide_font(_CAPTION_SIZE)
+    columns = min(_PANEL_COLUMNS, len(panels))
+    width, height = side + _SHEET_GAP, side + line_height * max(len(panel.caption) for panel in panels) + 2 * _SHEET_GAP
+    sheet = Image.new("RGB", (columns * width + _SHEET_GAP, -(-len(panels) // columns) * height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, panel in enumerate(panels):
+        x, y = _SHEET_GAP + number % columns * width, _SHEET_GAP + number // columns * height
+        picture = _fitted(panel.image, (side, side))
+        sheet.paste(picture, (x + (side - picture.width) // 2, y + side - picture.height))
+        for line, text in enumerate(panel.caption):
+            top = y + side + line * line_height + 2
+            draw.text((x, top), _cut(text, font, side), fill=INK, font=font)
     sheet.save(path, format="PNG", compress_level=COMPRESS_LEVEL)
 
 

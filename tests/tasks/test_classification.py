@@ -143,6 +143,7 @@ def test_rows_are_in_the_order_of_the_split_without_fillers():
     evaluator = ClassificationEvaluator(NAMES, report=True)
     for index, names in (([2, 3], ["c.JPEG", "ü.JPEG"]), ([0, -1], ["a_longer_name.JPEG", ""])):
         batch = {"index": np.array(index), "file_name": np.array(names), "mask": np.array(index) >= 0}
+        batch["image"] = np.zeros((2, 4, 5, 3), np.uint8)
         assert evaluator.needs_examples(batch)
         top = np.array([[3, 1], [1, 2]], np.int32)
         examples = {"label": np.array([3, 1], np.int32), "top": top, "probability": np.array([[0.75, 0.25]] * 2)}
@@ -170,10 +171,14 @@ def test_files_of_the_report(monkeypatch, tmp_path):
     assert {name: path.name for name, path in written.items()} == {
         "predicted": "predictions.jsonl",
         "confusion": "confusion_matrix.png",
+        "best": "best.png",
+        "worst": "worst.png",
     }
     lines = written["predicted"].read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["file_name"] for line in lines] == ["ü", "b"]
-    assert written["confusion"].stat().st_size > 0
+    for name in ("confusion", "best", "worst"):
+        with Image.open(written[name]) as picture:
+            assert min(picture.size) > 100
 
 
 def test_counts_of_batches_add_up_in_the_table():

@@ -1,5 +1,6 @@
 """An evaluation of a classifier: counts, a line per image, and for few classes the confusion matrix."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,22 +11,29 @@ import numpy as np
 
 from flax_mnv2.metrics import ClassificationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.tasks.extremes import Extremes
 from flax_mnv2.tasks.judgement import Judgement
 from flax_mnv2.tasks.kept_examples import KeptExamples, file_name
 from flax_mnv2.visualize.legend import percent
 from flax_mnv2.visualize.plots import save_confusion_matrix
+from flax_mnv2.visualize.sheets import Panel, save_panels
 
+_PICTURES = 12  # of the best, and of the worst
 ERROR_WORDS = "probability of the most probable wrong class, less that of the true one"
 
 
 class ClassificationEvaluator(Evaluator):
-    """Adds up the counts of ``ClassificationTask.evaluate_batch``; for a report it keeps the top classes of all."""
+    """Adds up the counts of ``ClassificationTask.evaluate_batch``.
+
+    For a report it keeps the top classes of all images, and the images on which the model is best and worst.
+    """
 
     def __init__(self, labels: Sequence[str], *, report: bool):
         """``labels`` are the model's class names by index."""
         self._labels, self._report = tuple(labels), report
         self._counts: dict[str, np.ndarray] = {}
         self._kept = KeptExamples()
+        self._extremes: Extremes[Panel] = Extremes(_PICTURES if report else 0)
 
     def needs_examples(self, batch: HostBatch) -> bool:
         """Returns True for a report: every example is kept."""
@@ -35,8 +43,13 @@ class ClassificationEvaluator(Evaluator):
         """Takes one batch."""
         for name, counts in sums.items():
             self._counts[name] = self._counts.get(name, 0) + counts.astype(np.int64)
-        if examples is not None:
-            self._kept.add(batch, examples)
+        if examples is None:
+            return
+        self._kept.add(batch, examples)
+        right = examples["top"] == examples["label"][:, None]
+        true, wrong = (np.where(hits, examples["probability"], 0.0).max(axis=1) for hits in (right, ~right))
+        for at in np.flatnonzero(batch["mask"]):
+            self._extremes.add(float(wrong[at] - true[at]), functools.partial(self._panel, batch, examples, at))
 
     def metrics(self) -> dict[str, float]:
         """Returns ``top1`` and ``top5``."""
@@ -74,7 +87,10 @@ class ClassificationEvaluator(Evaluator):
         return [self._row(rows, at) for at in range(len(rows["index"]))]
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-        """Writes ``predictions.jsonl`` and, for few classes, ``confusion_matrix.png``."""
+        """Writes ``predictions.jsonl``, for few classes ``confusion_matrix.png``, and ``best.png`` and ``worst.png``.
+
+        These show images as the network gets them, of process 0's part of the split.
+        """
         rows, written = self.rows(), {"predicted": folder / "predictions.jsonl"}
         if jax.process_index() != 0:
             return {}
@@ -83,10 +99,19 @@ class ClassificationEvaluator(Evaluator):
         if "confusion" in self._counts:
             written["confusion"] = folder / "confusion_matrix.png"
             save_confusion_matrix(written["confusion"], self._counts["confusion"], self._labels)
+        for name, panels in (("best", self._extremes.best), ("worst", self._extremes.worst)):
+            if panels:
+                written[name] = folder / f"{name}.png"
+                save_panels(written[name], panels)
         return written
 
     def _computed(self) -> ClassificationMetrics:
         return ClassificationMetrics.from_counts(self._counts)
+
+    def _panel(self, batch: HostBatch, examples: Mapping[str, np.ndarray], at: int) -> Panel:
+        label, first = (self._labels[int(examples[name][at].flat[0])].split(",")[0] for name in ("label", "top"))
+        said = f"said: {first} {percent(float(examples['probability'][at][0]))}"
+        return Panel(batch["image"][at].copy(), (f"true: {label}", said))
 
     def _row(self, rows: Mapping[str, np.ndarray], at: int) -> dict[str, Any]:
         label = int(rows["label"][at])

@@ -10,8 +10,10 @@ import numpy as np
 
 from flax_mnv2.metrics import SegmentationMetrics
 from flax_mnv2.tasks.base import Evaluator, HostBatch
+from flax_mnv2.tasks.extremes import Extremes
 from flax_mnv2.visualize.plots import save_confusion_matrix, save_predictions
 
+_MAX_EXTREMES = 4  # of the best pictures, and of the worst
 _MAX_PICTURE_PX = 1024  # longer side of what is kept to be drawn, at a third of that
 
 
@@ -31,14 +33,15 @@ class SegmentationEvaluator(Evaluator):
     """Adds up confusion matrices (C, C) int64, pixels by truth (rows) and prediction, and keeps the first examples."""
 
     def __init__(self, labels: Sequence[str], *, ignore_label: int, num_pictures: int):
-        """Keeps the examples at positions below ``num_pictures``."""
+        """Keeps the examples at positions below ``num_pictures``; unless that is 0, a few of the best and worst too."""
         self._labels, self._ignore_label, self._limit = tuple(labels), ignore_label, num_pictures
         self.confusion = np.zeros((len(labels), len(labels)), np.int64)
         self._pictures: dict[int, Picture] = {}
+        self._extremes: Extremes[tuple[Picture, str]] = Extremes(min(num_pictures, _MAX_EXTREMES))
 
     def needs_examples(self, batch: HostBatch) -> bool:
-        """Returns whether a batch has an example to keep."""
-        return bool(np.any(batch["mask"] & (batch["index"] < self._limit)))
+        """Returns whether a batch has an example to keep, which any may be where pictures are kept at all."""
+        return self._limit > 0 and bool(np.any(batch["mask"]))
 
     def add(self, batch: HostBatch, sums: np.ndarray, examples: np.ndarray | None) -> None:
         """Takes the confusion matrix of a batch, and predictions (N, H, W)."""
@@ -48,10 +51,15 @@ class SegmentationEvaluator(Evaluator):
         names = ("index", "mask", "size", "image", "label")
         rows = zip(*(batch[name] for name in names), examples, strict=True)
         for index, valid, (height, width), image, label, prediction in rows:
-            if valid and index < self._limit:
-                step = -(-max(height, width) // _MAX_PICTURE_PX)
-                window = np.s_[:height:step, :width:step]
-                self._pictures[int(index)] = Picture(*(array[window].copy() for array in (image, label, prediction)))
+            if not valid:
+                continue
+            step = -(-max(height, width) // _MAX_PICTURE_PX)
+            views = [array[:height:step, :width:step] for array in (image, label, prediction)]
+            if index < self._limit:
+                self._pictures[int(index)] = _picture(views)
+            iou = self._iou(*views[1:])
+            if not np.isnan(iou):
+                self._extremes.add(-iou, lambda views=views, iou=iou: (_picture(views), f"IoU {iou:.3f}"))
 
     @property
     def pictures(self) -> list[Picture]:
@@ -105,7 +113,10 @@ class SegmentationEvaluator(Evaluator):
         return "\n".join(lines)
 
     def write_files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-        """Writes ``confusion_matrix.png`` and, where there are pictures, ``predictions.png``."""
+        """Writes ``confusion_matrix.png``; where pictures were kept, ``predictions.png``, ``best.png``, ``worst.png``.
+
+        The pictures are of process 0's part of the split.
+        """
         if jax.process_index() != 0:
             return {}
         written = {"confusion": folder / "confusion_matrix.png"}
@@ -113,13 +124,30 @@ class SegmentationEvaluator(Evaluator):
         if self._pictures:
             written["pictures"] = folder / "predictions.png"
             save_predictions(written["pictures"], self.pictures, self._labels, ignore_label=self._ignore_label)
+        for name, kept in (("best", self._extremes.best), ("worst", self._extremes.worst)):
+            if kept:
+                written[name], (pictures, captions) = folder / f"{name}.png", zip(*kept, strict=True)
+                save_predictions(
+                    written[name], pictures, self._labels, ignore_label=self._ignore_label, captions=captions
+                )
         return written
+
+    def _iou(self, label: np.ndarray, prediction: np.ndarray) -> float:
+        """Returns the mean IoU of one image, (h, w) each, over the classes in it; NaN where no pixel counts."""
+        counts, count = label != self._ignore_label, len(self._labels)
+        cells = label[counts].astype(np.int64) * count + prediction[counts]
+        confusion = np.bincount(cells, minlength=count * count)[: count * count].reshape(count, count)
+        return SegmentationMetrics.from_confusion(confusion).mean_iou
 
     def _named(self, chosen: np.ndarray) -> list[str]:
         return [label for label, is_chosen in zip(self._labels, chosen, strict=True) if is_chosen]
 
     def _computed(self) -> SegmentationMetrics:
         return SegmentationMetrics.from_confusion(self.confusion)
+
+
+def _picture(views: Sequence[np.ndarray]) -> Picture:
+    return Picture(*(array.copy() for array in views))
 
 
 def _shortened(names: Sequence[str]) -> str:
