@@ -94,7 +94,10 @@ def _examples(run: RunFolder, chosen: Evaluation) -> Html:
     head = ("file", "truth", "prediction", "error")
 
     def rows(chosen: Sequence[Judgement]) -> list[tuple[Any, ...]]:
-        return [(one.file_name, one.truth, one.prediction, f"{one.error:.4g}") for one in chosen]
+        return [
+            (one.file_name, one.truth, one.prediction, element("td", f"{one.error:.4f}", class_="number"))
+            for one in chosen
+        ]
 
     return joined(
         [

@@ -16,9 +16,9 @@ _QUALITY = 80
 _CAPTIONS = {
     "confusion_matrix": "Confusion matrix: a row for each true class, per cent of it by predicted class",
     "precision_recall": "Precision by recall",
-    "predictions": "The first examples of the split, with what is true and what the model says",
-    "worst": "The worst: the model is furthest from the truth",
-    "best": "The best",
+    "worst": "The worst of the split, where the model is furthest from the truth",
+    "best": "The best of the split",
+    "predictions": "The first of the split, with what is true and what the model says",
 }
 _ORDER = tuple(_CAPTIONS)
 

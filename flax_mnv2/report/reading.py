@@ -19,7 +19,7 @@ from flax_mnv2.tasks.rules import flatten, jsonable
 from flax_mnv2.training.config.defaults import default_config, in_steps
 from flax_mnv2.training.inputs import INPUTS_NAME
 from flax_mnv2.training.logging.metrics_writer import read_metrics
-from flax_mnv2.training.run_record import RECORD_NAME
+from flax_mnv2.training.logging.run_record import RECORD_NAME
 from flax_mnv2.training.workdir import CONFIG_NAME, config_for_evaluation, read_config, read_object
 
 EVALUATIONS = "evaluation"  # the folder in which eval.py puts one for each evaluation
@@ -65,7 +65,7 @@ class RunFolder:
     num_steps: int | None  # None where it follows from epochs of data that nothing is known of
     lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     inputs: Mapping[str, Any]  # of inputs.json
-    record: Mapping[str, Any]  # of training.run_record; empty where an earlier version began the run
+    record: Mapping[str, Any]  # of training.logging.run_record; empty where an earlier version began the run
     checkpoints: Sequence[int]  # steps
     evaluations: Sequence[Evaluation]  # the newest first
 
@@ -93,7 +93,7 @@ class RunFolder:
     def title(self, metric: str) -> str:
         """Returns a metric's name in words."""
         plain = metric.removeprefix("ema_")
-        words = self.task.titles.get(plain, plain.replace("_", " "))
+        words = self.task.titles.get(plain, plain.replace("_", " ").replace("iou", "IoU"))
         return words if plain == metric else f"{words}, moving average"
 
     def main_evaluation(self) -> Evaluation | None:

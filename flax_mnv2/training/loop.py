@@ -23,11 +23,11 @@ from flax_mnv2.training.logging.early_stopping import EarlyStopping
 from flax_mnv2.training.logging.learning_curve import save_curve
 from flax_mnv2.training.logging.metrics_writer import METRICS_NAME, MetricsWriter
 from flax_mnv2.training.logging.progress import Progress
+from flax_mnv2.training.logging.run_record import record_start
 from flax_mnv2.training.logging.training_log import LOG, TrainingLog
 from flax_mnv2.training.multihost import from_leader
 from flax_mnv2.training.parallel import Parallel, prefetch, restore_target
 from flax_mnv2.training.run import Run, prepare_run
-from flax_mnv2.training.run_record import record_start
 from flax_mnv2.training.state import TrainState
 
 

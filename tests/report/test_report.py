@@ -153,7 +153,7 @@ def test_sections_say_what_lies_in_the_folder(page):
     assert "By eval.py: val_step_4" in evaluation  # that of the best checkpoint
     assert "All 2 evaluations" in evaluation
     assert re.search(r"per class: 2\nlabel\nrecall\nf1\ncat\n0\.1250\n–", evaluation)
-    assert f"{SCRIPT}/1.jpg\n{SCRIPT}\ncat, 90.0 %\n0.8\n" in evaluation.replace("'\n", "'")
+    assert f"{SCRIPT}/1.jpg\n{SCRIPT}\ncat, 90.0 %\n0.8000\n" in evaluation.replace("'\n", "'")
     assert evaluation.index(f"{SCRIPT}/1.jpg") < evaluation.index(f"{SCRIPT}/0.jpg")  # the worst first
     kinds = [attributes["src"][:15] for tag, attributes in found.elements if tag == "img"]
     assert kinds == ["data:image/png;", "data:image/jpeg"]  # what is large is compressed
@@ -187,12 +187,12 @@ def test_a_run_that_has_only_begun(tmp_path):
         (
             "multi_label_classification",
             lambda at: {"labels": ["cat"] if at else [], "predicted": ["cat"], "probability": {"cat": 0.9, "dog": 0.1}},
-            "0.jpg\nnone of the classes\ncat\n0.5\n",
+            "0.jpg\nnone of the classes\ncat\n0.5000\n",
         ),
         (
             "regression",
             lambda at: {"values": {"age": 2.0 * at}, "predicted": {"age": 1.5}},
-            "0.jpg\nage 0\nage 1.5\n1.5\n",
+            "0.jpg\nage 0\nage 1.5\n1.5000\n",
         ),
     ],
 )

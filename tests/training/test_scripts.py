@@ -15,6 +15,7 @@ import pytest
 import scripts
 
 import flax_mnv2.training.evaluate as evaluate_run_module
+from flax_mnv2.report.command import main as report_on_run
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.parallel import make_parallel
 
@@ -61,10 +62,11 @@ def whole_run(environment, tmp_path_factory):
 
 def test_train_then_eval(whole_run, environment, tiny_blocks, monkeypatch):
     workdir, printed = whole_run
-    last = printed.strip().splitlines()[-3:]
+    last = printed.strip().splitlines()[-4:]
     assert last[0].startswith(f"checkpoints: {workdir}/checkpoints")
     assert last[1].startswith(f"metrics:     {workdir}/metrics.jsonl")
     assert last[2] == f"curve:       {workdir}/learning_curve.png"
+    assert last[3] == f"report:      {workdir}/report.html"
     assert re.search(r"step 8/8: loss \d+\.\d+, learning rate", printed)
     # Without --config the run's own is overridden, and a field that it does not have is named.
     monkeypatch.setenv("TFDS_DATA_DIR", environment["TFDS_DATA_DIR"])
@@ -76,6 +78,15 @@ def test_train_then_eval(whole_run, environment, tiny_blocks, monkeypatch):
     report = json.loads((workdir / "evaluation" / "val_step_8" / "metrics.json").read_text())
     assert report["num_examples"] == 16
     assert report["mean_iou"] == pytest.approx(read_metrics(workdir)[-1]["mean_iou"], abs=1e-6)
+
+    before = (workdir / "report.html").read_text(encoding="utf-8")
+    assert report_on_run([str(workdir)]) == 0
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert (before.count("data:image"), page.count("data:image")) == (0, 4)  # confusion, worst, best, first
+    assert "The run is finished." in page
+    assert f"python eval.py --workdir {workdir}" in before
+    for text in ("1 cpu: ", "fraction of the pixels", "triangle", "val_step_8"):
+        assert text in page
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ RECORD_NAME = "run.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 _MAX_STARTS = 20  # the newest; a run on machines that come and go may have hundreds
 _GIT_SECONDS = 5.0
-_SOURCE = pathlib.Path(__file__).resolve().parents[2]
+_SOURCE = pathlib.Path(__file__).resolve().parents[3]
 
 
 def record_start(folder: pathlib.Path, dataset: Dataset, *, step: int) -> None:
