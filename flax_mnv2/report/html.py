@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_VOID = ("img", "meta", "br")
+_VOID = ("img", "meta", "wbr")
 # What no HTML document may hold, and marks that would turn round the text after them.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
@@ -40,16 +40,24 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Html:
     return Html(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{joined(children)}</{name}>")
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """Returns a table that scrolls sideways where the screen is narrow; cells may be elements ``td`` themselves."""
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, wraps: bool = False) -> Html:
+    """Returns a table that scrolls sideways where the screen is narrow; cells may be elements ``td`` themselves.
+
+    Cells after the first break within words if it ``wraps``, as paths want it.
+    """
     body = joined(element("tr", *map(_cell, row)) for row in rows)
     top = element("thead", element("tr", *(element("th", title) for title in head))) if head else ""
-    return element("div", element("table", top, element("tbody", body)), class_="scroll")
+    return scrolling(element("table", top, element("tbody", body)), wraps=wraps)
+
+
+def scrolling(content: Html, *, wraps: bool = False) -> Html:
+    """Returns a table's frame; ``wraps`` as of ``table``."""
+    return element("div", content, class_="scroll wraps" if wraps else "scroll")
 
 
 def facts(pairs: Iterable[tuple[Any, Any]]) -> Html:
     """Returns a table of names and values."""
-    return table((), ((element("th", name, scope="row"), value) for name, value in pairs))
+    return table((), ((element("th", name, scope="row"), value) for name, value in pairs), wraps=True)
 
 
 def details(summary: Any, *children: Any, open_: bool = False) -> Html:

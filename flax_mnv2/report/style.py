@@ -27,8 +27,8 @@ stroke-linejoin:round}svg circle{fill:currentColor}
 .c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}
 .scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-size:.92rem;margin:.4rem 0}
 th,td{text-align:left;padding:.22rem .7rem .22rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-thead th{color:var(--soft);font-weight:600;white-space:nowrap}tbody th{font-weight:500;min-width:8rem}
-td{min-width:5.5rem}td.number{min-width:3.6rem}
+thead th{color:var(--soft);font-weight:600}tbody th{font-weight:500}th,td{overflow-wrap:break-word}
+.wraps td:nth-child(n+2){overflow-wrap:anywhere;min-width:5.5rem}
 .number{font-variant-numeric:tabular-nums;white-space:nowrap;padding-left:.4rem}
 .bar{background:linear-gradient(90deg,var(--bar) var(--part),transparent 0) no-repeat;min-width:5rem}
 tr.changed,.changed{background:var(--mark)}tr.changed th{font-weight:700}

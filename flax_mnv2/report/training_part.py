@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax_mnv2.report.charts import chart
-from flax_mnv2.report.html import Html, details, element, facts, joined, number, section, table
+from flax_mnv2.report.html import Html, details, element, facts, joined, number, scrolling, section, table
 from flax_mnv2.report.reading import RunFolder, finite
 
 _WORDS = {
@@ -102,11 +102,11 @@ def _value(value: Any) -> Any:
 def config(run: RunFolder) -> Html:
     """Returns the settings that differ from the defaults of the task, and all of them."""
     changed = {name for name, value in run.config.items() if run.defaults.get(name, _ABSENT) != value}
-    own = [(name, _shown(run.config[name]), _shown_default(run, name)) for name in sorted(changed)]
+    own = [(_breaking(name), _shown(run.config[name]), _shown_default(run, name)) for name in sorted(changed)]
     every = [
         element(
             "tr",
-            element("th", name, scope="row"),
+            element("th", _breaking(name), scope="row"),
             element("td", _shown(value)),
             element(
                 "td",
@@ -118,17 +118,23 @@ def config(run: RunFolder) -> Html:
         for name, value in sorted(run.config.items())
     ]
     head = element("thead", element("tr", *(element("th", title) for title in ("field", "value", "default"))))
-    whole = element("div", element("table", head, element("tbody", *every)), class_="scroll")
+    whole = scrolling(element("table", head, element("tbody", *every)), wraps=True)
     return section(
         "config",
         "Config",
         details(
             f"{len(own)} of {len(run.config)} fields differ from the defaults of {run.task.name}",
-            table(("field", "value", "default"), own),
+            table(("field", "value", "default"), own, wraps=True),
             open_=len(own) <= 40,
         ),
         details("All fields; those that differ are marked", whole),
     )
+
+
+def _breaking(name: str) -> Html:
+    """Returns a dotted name that may be broken after its dots."""
+    first, *others = name.split(".")
+    return joined([first, *(part for other in others for part in (".", element("wbr"), other))])
 
 
 def _shown(value: Any) -> str:

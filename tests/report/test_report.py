@@ -31,7 +31,7 @@ class _Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("img", "meta", "br"):
+        if tag not in ("img", "meta", "wbr"):
             self.open.append(tag)
         if tag == "section":
             self._section = dict(attrs)["id"]
@@ -159,7 +159,7 @@ def test_sections_say_what_lies_in_the_folder(page):
     assert kinds == ["data:image/png;", "data:image/jpeg"]  # what is large is compressed
     assert "1,200 examples, 2.0 MiB" in found.texts["data"]
     assert "75.00%" in found.texts["data"]
-    assert re.search(r"\noptimizer\.learning_rate\n0\.25\n0\.007\n", found.texts["config"])
+    assert re.search(r"\noptimizer\.\nlearning_rate\n0\.25\n0\.007\n", found.texts["config"])
     assert [attributes["class"] for tag, attributes in found.elements if tag == "tr" and attributes] == ["changed"] * 2
     assert found.texts["environment"].index("second") < found.texts["environment"].index("1 earlier starts")
 

@@ -48,6 +48,7 @@ def test_balanced_counts_the_labels_of_the_training_split(classifier_config, tin
         else:
             masks = [np.asarray(Image.open(io.BytesIO(row["segmentation_mask"]))) for row in dataset.source("train")]
             assert counts.tolist() == [sum(int((mask == index).sum()) for mask in masks) for index in range(4)]
+        assert dataset.class_fractions()["train"] == pytest.approx(counts / counts.sum())
         weights = class_weights.parse(job.filled_in(config, dataset), dataset.labels)
         np.testing.assert_allclose(weights * counts, (weights * counts)[0], rtol=1e-5)
         assert config.data.class_weights == "balanced"  # the run's own config stays

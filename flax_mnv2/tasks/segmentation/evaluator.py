@@ -66,6 +66,16 @@ class SegmentationEvaluator(Evaluator):
         """The kept examples in the order of the split."""
         return [self._pictures[index] for index in sorted(self._pictures)]
 
+    @property
+    def best(self) -> list[tuple[Picture, str]]:
+        """The examples with the largest mean IoU of their own, which is in the caption beside; the largest first."""
+        return self._extremes.best
+
+    @property
+    def worst(self) -> list[tuple[Picture, str]]:
+        """Those with the smallest, the smallest first."""
+        return self._extremes.worst
+
     def metrics(self) -> dict[str, float]:
         """Returns ``mean_iou`` and ``pixel_accuracy``."""
         computed = self._computed()
@@ -124,7 +134,7 @@ class SegmentationEvaluator(Evaluator):
         if self._pictures:
             written["pictures"] = folder / "predictions.png"
             save_predictions(written["pictures"], self.pictures, self._labels, ignore_label=self._ignore_label)
-        for name, kept in (("best", self._extremes.best), ("worst", self._extremes.worst)):
+        for name, kept in (("best", self.best), ("worst", self.worst)):
             if kept:
                 written[name], (pictures, captions) = folder / f"{name}.png", zip(*kept, strict=True)
                 save_predictions(

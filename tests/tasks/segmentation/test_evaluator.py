@@ -43,3 +43,20 @@ def test_large_photos_are_kept_at_a_size_to_be_drawn():
     assert picture.image.shape == (700, 10, 3)
     np.testing.assert_array_equal(picture.label, label[0, :2100:3, :28:3])
     np.testing.assert_array_equal(picture.prediction, picture.label)
+
+
+def test_pictures_of_the_best_and_the_worst_are_written(tmp_path):
+    label = np.zeros((3, 20, 30), np.uint8)
+    prediction = label.copy()
+    prediction[1, :10], prediction[2] = 1, 2
+    label[:, 0] = 255
+    evaluator = SegmentationEvaluator(LABELS, ignore_label=255, num_pictures=2)
+    batch = {"index": np.arange(3), "mask": np.ones(3, bool), "size": np.full((3, 2), (20, 30)), "label": label}
+    batch["image"] = np.zeros((3, 20, 30, 3), np.uint8)
+    assert evaluator.needs_examples(batch)
+    evaluator.add(batch, np.eye(5, dtype=np.int64), prediction)
+    assert [caption for _, caption in evaluator.best] == ["IoU 1.000", "IoU 0.263"]
+    assert [caption for _, caption in evaluator.worst] == ["IoU 0.000", "IoU 0.263"]
+    np.testing.assert_array_equal(evaluator.worst[0][0].prediction, prediction[2])
+    assert evaluator.write_files(tmp_path).keys() == {"confusion", "pictures", "best", "worst"}
+    assert (tmp_path / "worst.png").stat().st_size > 0

@@ -31,6 +31,11 @@ def assert_as_drawn(boxes):
         most = {split: max(len(boxes.BOXES[name]) for name in names) for split, names in splits.items()}
         assert dataset.max_boxes == most
         for split, names in splits.items():
+            drawn = [each[0] for name in names for each in boxes.BOXES[name]]
+            counts = [drawn.count(label) for label in boxes.LABELS]
+            assert list(dataset.boxes[split]) == counts
+            assert dataset.class_fractions()[split] == pytest.approx([count / len(drawn) for count in counts])
+        for split, names in splits.items():
             source = dataset.source(split)
             for index, name in enumerate(names):
                 example, drawn = source[index], boxes.BOXES[name]
