@@ -42,15 +42,16 @@ def test_predictions_of_any_size_make_a_picture(tmp_path, count):
         label = np.full(size, 255, np.uint8)
         label[10:] = index
         pictures.append(Picture(rng.integers(0, 255, (*size, 3)).astype(np.uint8), label, np.full(size, 1, np.uint8)))
-    save_predictions(tmp_path / "p.png", pictures, ("sky", "road", "tree"))
+    save_predictions(tmp_path / "p.png", pictures, ("sky", r"$\road$", "tree"), captions=("IoU",) * count)
     with Image.open(tmp_path / "p.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     for color in voc_palette()[[1, 255]]:  # the prediction's class and the void are painted
         assert (pixels == color).all(-1).any()
 
 
-def test_confusion_matrix_is_drawn(tmp_path):
-    save_confusion_matrix(tmp_path / "c.png", np.array([[9, 1], [0, 0]]), ("a", "b"))
+@pytest.mark.parametrize("name", ["a", r"$\no formula$"])
+def test_confusion_matrix_is_drawn(tmp_path, name):
+    save_confusion_matrix(tmp_path / "c.png", np.array([[9, 1], [0, 0]]), (name, "b"))
     with Image.open(tmp_path / "c.png") as image:
         assert image.size[0] > 100
 

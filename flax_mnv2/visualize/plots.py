@@ -54,7 +54,7 @@ def save_predictions(
     if ignore_label in present:
         names[ignore_label] = "void"
     handles = [
-        Patch(facecolor=palette[index] / 255, edgecolor="black", linewidth=0.5, label=name)
+        Patch(facecolor=palette[index] / 255, edgecolor="black", linewidth=0.5, label=_literal(name))
         for index, name in names.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), frameon=False)
@@ -70,8 +70,9 @@ def save_confusion_matrix(path: pathlib.Path, matrix: np.ndarray, labels: Sequen
     axis = figure.subplots()
     image = axis.imshow(fractions, vmin=0.0, vmax=1.0, cmap="Blues")
     ticks = np.arange(len(labels))
-    axis.set_xticks(ticks, labels, rotation=60, ha="right")
-    axis.set_yticks(ticks, labels)
+    names = [_literal(label) for label in labels]
+    axis.set_xticks(ticks, names, rotation=60, ha="right")
+    axis.set_yticks(ticks, names)
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth")
     for row, column in np.argwhere(fractions >= 0.005):
@@ -91,11 +92,23 @@ def save_curves(
     for axis, curves in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
         for name, points in curves.items():
             steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, label=name, linewidth=1.5, marker="o" if len(points) <= 50 else "", markersize=3)
+            axis.plot(
+                steps,
+                values,
+                label=_literal(name),
+                linewidth=1.5,
+                marker="o" if len(points) <= 50 else "",
+                markersize=3,
+            )
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     axis.set_xlabel(x_label)
     _write(figure, path, dpi=110)
+
+
+def _literal(text: str) -> str:
+    """Returns text in which matplotlib finds no formula, whatever a user has called a class."""
+    return text.replace("$", r"\$")
 
 
 def _write(figure: Figure, path: pathlib.Path, *, dpi: int) -> None:
