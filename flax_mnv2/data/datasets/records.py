@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from flax_mnv2.data.datasets.preparation import DIGESTS
 from flax_mnv2.data.decode import decode_mask
-from flax_mnv2.data.labels.histogram import absent, format_table
+from flax_mnv2.data.labels.histogram import absent, format_cells, format_table, shortened
 from flax_mnv2.data.loader.bad_examples import BadExampleError
 from flax_mnv2.errors import DataError
 
@@ -201,10 +201,7 @@ class Dataset:
         return counts
 
     def class_fractions(self) -> dict[str, list[float]]:
-        """Returns by split the fraction of its images, or of what ``counted`` says, that each class has.
-
-        Splits are left out in which nobody counted when the data set was prepared.
-        """
+        """Returns by split the fraction of what is ``counted`` that each class has, if a preparation counted it."""
         counts = {split: np.asarray(self._counted(split) or (), np.float64) for split in self.builders}
         return {split: (each / max(each.sum(), 1.0)).tolist() for split, each in counts.items() if each.size}
 
@@ -275,14 +272,6 @@ class VectorDataset(Dataset):
             **attributes,
         )
 
-    def _table(self, columns: Mapping[str, Sequence[str]]) -> list[str]:
-        """Returns lines of the targets with a cell for each split."""
-        width = max(map(len, (*self.labels, "target")))
-        rows = [("target", list(columns))] + [
-            (label, [cells[at] for cells in columns.values()]) for at, label in enumerate(self.labels)
-        ]
-        return [f"{name:<{width}}" + "".join(f"  {cell:>18}" for cell in cells) for name, cells in rows]
-
 
 class MultiLabelDataset(VectorDataset):
     """Images of any number of classes each."""
@@ -298,16 +287,14 @@ class MultiLabelDataset(VectorDataset):
 
     def notes(self) -> list[str]:
         """Returns what was read, and the classes that have no image in a split."""
-        lines = super().notes()
-        for split, means in self.mean.items():
-            names = [label for label, mean in zip(self.labels, means, strict=True) if mean == 0]
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            lines += [f"no image in {split}: {', '.join(names[:_SHOWN])}{more}"] if names else []
-        return lines
+        missing = {split: np.array(self.labels)[np.equal(means, 0)] for split, means in self.mean.items()}
+        empty = [f"no image in {split}: {shortened(names, _SHOWN)}" for split, names in missing.items() if len(names)]
+        return super().notes() + empty
 
     def histogram(self) -> list[str]:
         """Returns a table of the fraction of images that each class has in each split."""
-        return self._table({split: [f"{mean:.1%}" for mean in means] for split, means in self.mean.items()})
+        columns = {split: [f"{mean:.1%}" for mean in means] for split, means in self.mean.items()}
+        return format_cells(self.labels, columns)
 
 
 class RegressionDataset(VectorDataset):
@@ -317,11 +304,9 @@ class RegressionDataset(VectorDataset):
 
     def histogram(self) -> list[str]:
         """Returns a table of mean and standard deviation of each target in each split."""
-        columns = {
-            split: [f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean[split], self.std[split], strict=True)]
-            for split in self.mean
-        }
-        return self._table(columns)
+        columns = {split: zip(means, self.std[split], strict=True) for split, means in self.mean.items()}
+        cells = {split: [f"{mean:.4g} ± {std:.4g}" for mean, std in pairs] for split, pairs in columns.items()}
+        return format_cells(self.labels, cells)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -365,9 +350,7 @@ class SegmentationDataset(Dataset):
         """Returns what was read, and the classes that have no pixel in a split."""
         missing = {split: absent(self.labels, counts, self.ignore_label) for split, counts in self.pixels.items()}
         return super().notes() + [
-            f"no pixel in {split}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-            for split, names in missing.items()
-            if names
+            f"no pixel in {split}: {shortened(names, 8)}" for split, names in missing.items() if names
         ]
 
     def histogram(self) -> list[str]:
@@ -385,8 +368,7 @@ class DetectionDataset(Dataset):
     integer_ids: bool  # whether image ids are numbers, as COCO's result format wants them
     max_boxes: Mapping[str, int]  # largest number in an image, by split
     num_examples: Mapping[str, int]  # by split
-    # By split, of every class; empty for what an older version has prepared.
-    boxes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    boxes: Mapping[str, Sequence[int]]  # of every class, by split; empty for what an older version has prepared
 
     kind, counted = "detection", "boxes"
     example = DetectionExample

@@ -100,5 +100,19 @@ def format_table(
     return lines
 
 
+def format_cells(labels: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns an aligned table: a row per target, a column of cells per split."""
+    width = max(map(len, (*labels, "target")))
+    rows = [("target", list(columns))]
+    rows += [(label, [cells[at] for cells in columns.values()]) for at, label in enumerate(labels)]
+    return [f"{name:<{width}}" + "".join(f"  {cell:>18}" for cell in cells) for name, cells in rows]
+
+
+def shortened(names: Sequence[str], limit: int) -> str:
+    """Returns up to ``limit`` names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"
+
+
 def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
