@@ -7,7 +7,7 @@ SMOKE := .venv-smoke
 WORKDIR ?= runs/quickstart
 
 # Linux on CPU: XLA frees its buffers after every step, and huge pages make taking them again cheap.
-# README, "Speed on CPU", has the figures; elsewhere the setting does nothing.
+# docs/explanation/cpu.md has the figures; elsewhere the setting does nothing.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: help quickstart test smoke soak lint audit clean

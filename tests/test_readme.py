@@ -1,21 +1,25 @@
-"""The README's library snippets run as they stand and print what is written beside them."""
+"""The Python in README and the documentation runs as it stands and prints what is written beside it."""
 
-import contextlib
-import io
 import pathlib
-import re
+
+import pytest
+import snippets
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Tutorials have a test of their own.
+PAGES = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "tutorials" not in path.parts and snippets.python_of(path)
+]
 
 
-def test_library_snippets_print_what_they_say(shared, tmp_path):
-    text = (ROOT / "README.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    expected = re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
-    assert len(expected) == code.count("print(") >= 6
-    code = code.replace('"/tmp/', f'"{tmp_path}/').replace("../shared", str(shared))
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    assert printed.getvalue().splitlines() == expected
-    assert (tmp_path / "my_deeplab" / "model.safetensors").is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_snippets_print_what_they_say(page, shared, tmp_path):
+    assert snippets.check_page(page, shared, tmp_path) >= 1
+    if page.name == "library.md":
+        assert (tmp_path / "my_deeplab" / "model.safetensors").is_file()
+
+
+def test_the_readme_stays_a_page_to_start_from():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

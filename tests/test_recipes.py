@@ -98,10 +98,10 @@ def test_plus_is_the_recipe_with_the_originals_branches_and_decoder(name, monkey
     assert plus.to_dict() == plain.to_dict()
 
 
-def test_the_readmes_flags_for_own_data_are_the_camvid_recipe(monkeypatch):
-    """The README shows CamVid by overrides of seg_voc alone; configs/seg_camvid.py records the same run."""
+def test_the_pages_flags_for_own_data_are_the_camvid_recipe(monkeypatch):
+    """The how-to shows CamVid by overrides of seg_voc alone; configs/seg_camvid.py records the same run."""
     monkeypatch.syspath_prepend(ROOT)
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    text = (ROOT / "docs" / "how_to" / "segmentation.md").read_text().replace("\\\n", " ")
     (command,) = re.findall(r"^python train\.py --config configs/seg_voc\.py .*data\.archive.*$", text, re.M)
     overrides = [part for part in shlex.split(command) if part.startswith("--config.")]
     by_flags = _load(ROOT / "configs" / "seg_voc.py", "", *overrides)

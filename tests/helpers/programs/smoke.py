@@ -31,10 +31,11 @@ def main(folder: pathlib.Path) -> None:
     assert predict([str(folder / "orange.png"), "--model", str(folder / "model"), "--top", "1"]) == 0
 
     if SHARED.is_dir():
-        sys.path.append(str(ROOT / "tests"))
-        import test_readme
+        sys.path.append(str(ROOT / "tests" / "helpers"))
+        import snippets
 
-        test_readme.test_library_snippets_print_what_they_say(SHARED, folder)
+        for page in ("README.md", "docs/how_to/library.md"):
+            snippets.check_page(ROOT / page, SHARED, folder)
         print("README's snippets print what they say", flush=True)
 
     command = [sys.executable, "-P", str(ROOT / "train.py"), "--config", "configs/quickstart.py", "--workdir", "run"]
