@@ -10,11 +10,12 @@ WORKDIR ?= runs/quickstart
 # docs/explanation/cpu.md has the figures; elsewhere the setting does nothing.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help quickstart test smoke soak lint audit clean
+.PHONY: help quickstart test docs smoke soak lint audit clean
 
 help:
 	@echo "make quickstart   install, train on drawn shapes, evaluate, write a picture (under 5 minutes)"
 	@echo "make test         install the test requirements, lint, run all tests"
+	@echo "make docs         the documentation as a site in site/; fails on broken links and public names without docstring"
 	@echo "make smoke        the package as pip installs it, on another PYTHON=: predict, five steps, evaluation (3 minutes)"
 	@echo "make soak         all fuzz cases; break runs many times over, print what was lost (an hour; SOAK_ARGS=--help)"
 	@echo "make lint         lint and format check alone"
@@ -30,6 +31,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+
+# Without a network: no fonts, scripts or inventories of others. tests/test_docs.py builds it too.
+docs: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict --site-dir site
 
 # -P: what is installed is imported, not what lies here.
 smoke:
@@ -69,4 +74,4 @@ $(VENV)/installed-test: requirements.txt requirements-test.txt
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(SMOKE) .jax_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(SMOKE) .jax_cache .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info

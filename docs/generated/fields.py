@@ -3,10 +3,13 @@
 import ast
 import inspect
 import io
+import itertools
 import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from types import ModuleType
+
+from mkdocs.exceptions import PluginError
 
 from flax_mnv2.config import MobileNetV2Config
 from flax_mnv2.config.deeplab import DeepLabSpec
@@ -49,12 +52,12 @@ def page() -> str:
     same = {name for name in common if len({repr(fields[name]) for fields in values.values()}) == 1}
     one = next(iter(values))
     meanings = _meanings(defaults)
+    for module in itertools.chain(*_SOURCES.values()):  # what several tasks add alike is told once, with what all have
+        meanings = {**_meanings(module), **meanings}
     parts = ["## All tasks", *_tables({name: value for name, value in values[one].items() if name in same}, meanings)]
     for task, fields in values.items():
         own = {name: value for name, value in fields.items() if name not in same}
-        known = dict(meanings)
-        for module in _SOURCES[task]:
-            known.update(_meanings(module))
+        known = meanings | dict(itertools.chain(*(_meanings(module).items() for module in _SOURCES[task])))
         parts += [f"## `{task}`", "Fields that only some tasks have, or whose default differs.", *_tables(own, known)]
     return "\n\n".join(parts)
 
@@ -74,9 +77,11 @@ def _tables(fields: Mapping[str, object], meanings: Mapping[str, str]) -> Iterat
     for name, value in fields.items():
         section = name.rpartition(".")[0]
         meaning = meanings.get(name) or _from_class(section, name.rpartition(".")[2])
+        if not meaning:
+            raise PluginError(f"config.{name} has no comment where it is added, so the reference says nothing of it.")
         default = "" if value is None else f"`{_shown(value)}`"
         sections.setdefault(section, []).append(f"| `{name}` | {default} | {_cell(meaning)} |")
-    for rows in sections.values():
+    for _, rows in sorted(sections.items()):
         yield "\n".join(["| `config.` … | default | |", "|---|---|---|", *rows])
 
 

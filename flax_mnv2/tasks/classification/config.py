@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_defaults(config: ml_collections.ConfigDict) -> None:
     """Adds the fields with their defaults and meanings."""
-    config.label_smoothing = 0.0
+    config.label_smoothing = 0.0  # fraction of a label that all classes share
     config.focal_gamma = 0.0  # of the focal loss (arXiv 1708.02002); 0: cross-entropy
     config.data.dataset = "imagenet2012"
     config.data.class_weights = ""  # in the loss: balanced (by their examples), or numbers with commas
@@ -27,8 +27,8 @@ def add_image_defaults(data: ml_collections.ConfigDict) -> None:
     """Adds what is done to images in training and evaluation, which multi-label and regression share."""
     data.holdout = 0.1  # of your own data: fraction of the training images kept as val where there is no such split
     data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
-    data.image_std = (0.5, 0.5, 0.5)
-    data.train_size = 224
+    data.image_std = (0.5, 0.5, 0.5)  # the same, divided by
+    data.train_size = 224  # side that images are trained at
     data.train_crop = (
         "inception"  # a random area and aspect; or pad: resize, pad, crop anywhere; or whole: all, squashed
     )
@@ -37,8 +37,8 @@ def add_image_defaults(data: ml_collections.ConfigDict) -> None:
     data.crop_padding = 0  # of pad: black pixels on each side of the resized image
     data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, as in torchvision
     data.auto_augment = ""  # trivial_augment_wide, randaugment (torchvision's) or timm_randaugment
-    data.randaugment_ops = 2
-    data.randaugment_magnitude = 9.0
+    data.randaugment_ops = 2  # operations on an image, of both RandAugments
+    data.randaugment_magnitude = 9.0  # of 30, torchvision's, or of 10, timm's
     data.randaugment_magnitude_std = 0.5  # of timm_randaugment
     data.random_erasing = 0.0  # probability
     data.random_erasing_fill = "constant"  # the mean colour, or pixel: noise
@@ -48,7 +48,7 @@ def add_image_defaults(data: ml_collections.ConfigDict) -> None:
     data.eval_preparation = "processor"  # as below, or as the weights' processor says; or slim: TF-slim's crop
     # or whole: all of the image, squashed to a square of eval_crop; the weights' processor goes before it too
     data.eval_resize = 256  # shorter side
-    data.eval_crop = 224
+    data.eval_crop = 224  # side that images are evaluated at
     data.eval_interpolation = "bilinear"  # or bicubic
 
 

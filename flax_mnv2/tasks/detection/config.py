@@ -21,7 +21,7 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data.dataset = "coco_detection"
     data.image_size = (320, 320)  # height, width; images are resized to it without keeping their aspect
     data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
-    data.image_std = (0.5, 0.5, 0.5)
+    data.image_std = (0.5, 0.5, 0.5)  # the same, divided by
     data.max_boxes = 100  # rows that a training image's boxes are filled up to
     data.too_many_boxes = "fail"  # an image with more stops the run; or largest: those of the largest area are taken
     data.holdout = 0.1  # of one's own boxes: fraction of train kept as val where there is no such split
@@ -38,7 +38,7 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     config.detection.strides, config.detection.max_log_size = (), 0.0  # empty and 0: none
 
     config.eval.score_threshold = 0.01  # boxes of a lower probability are left out
-    config.eval.num_pictures = 8
+    config.eval.num_pictures = 8  # examples in predictions.png
 
 
 def check_config(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:

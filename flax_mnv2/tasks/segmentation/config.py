@@ -21,22 +21,22 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
     data = config.data
     data.dataset = "voc_segmentation/2012"
     data.sbd_archive = ""  # Semantic Boundaries Dataset, for voc_segmentation/2012_aug
-    data.ignore_label = 255
+    data.ignore_label = 255  # value in masks of pixels that count nowhere
     data.class_weights = ""  # in the loss: balanced (by their pixels), or numbers with commas
     data.label_map = ""  # of voc_segmentation/custom: what values in masks mean, such as 0:0,255:1; as_is: classes
     data.reduce_labels = False  # of voc_segmentation/custom: 0 in masks has no class, and others count from 1
     data.crop_size = (513, 513)  # height, width
-    data.min_scale = 0.5
-    data.max_scale = 2.0
+    data.min_scale = 0.5  # smallest random factor of an image before the crop
+    data.max_scale = 2.0  # largest
     data.scale_step = 0.25  # 0: any scale between
     data.image_mean = (0.5, 0.5, 0.5)  # pixels are normalised by these fractions of 255; TF's and Hugging Face's
-    data.image_std = (0.5, 0.5, 0.5)
+    data.image_std = (0.5, 0.5, 0.5)  # the same, divided by
     data.eval_size = (0, 0)  # images are padded to this; (0, 0): the largest image of the split
 
     config.eval.output_stride = 0  # 0: as in training
     config.eval.scales = (1.0,)  # several: softmax averaged over them, as in the DeepLab papers
     config.eval.flip = False  # average with the mirrored image
-    config.eval.num_pictures = 8
+    config.eval.num_pictures = 8  # examples in predictions.png
     head.add_defaults(config)
 
 

@@ -68,10 +68,10 @@ def default_config(task: str = "segmentation") -> ml_collections.ConfigDict:
     """
     job = get_task(task)
     config = ml_collections.ConfigDict()
-    config.task = task
-    config.seed = 0
-    config.num_steps = 30_000
-    config.num_epochs = 0.0
+    config.task = task  # the job: a name in tasks.registry.TASKS
+    config.seed = 0  # of weights, order, augmentation and dropout
+    config.num_steps = 30_000  # updates of the weights
+    config.num_epochs = 0.0  # passes over the training split
     config.batch_size = 16  # over all devices and hosts
     config.gradient_accumulation_steps = 1  # parts that a batch is worked through in, to save memory
     config.dtype = "float32"  # of the computation: float32, or bfloat16 for mixed precision
@@ -124,9 +124,9 @@ def _add_data(config: ml_collections.ConfigDict) -> None:
     config.data.archive = ""  # folder, .tar, .tar.gz or .zip; of imagenet2012 the folder of its two tars
     config.data.labels = ""  # of voc_segmentation/custom: a file with a name per line, or names with commas
     config.data.num_classes = 0  # 0: as many as labels
-    config.data.train_split = "train"
-    config.data.eval_split = "val"
-    config.data.flip = True
+    config.data.train_split = "train"  # split to train on
+    config.data.eval_split = "val"  # split to evaluate on
+    config.data.flip = True  # mirror half of the training images
     config.data.num_workers = 0  # processes that prepare batches; 0: threads of this process
     config.data.num_threads = 4  # each makes a batch of its own
     config.data.prefetch_buffer_size = 8  # batches that wait, ready; at least as many as threads
@@ -138,35 +138,35 @@ def _add_data(config: ml_collections.ConfigDict) -> None:
 def _add_optimizer(config: ml_collections.ConfigDict) -> None:
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "sgd"  # adam or rmsprop (TensorFlow's)
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = False
-    config.optimizer.rmsprop_decay = 0.9
+    config.optimizer.momentum = 0.9  # of sgd and rmsprop, and the first moment of adam
+    config.optimizer.nesterov = False  # of sgd and rmsprop: look ahead
+    config.optimizer.rmsprop_decay = 0.9  # of the mean square, of rmsprop
     config.optimizer.epsilon = 1e-8  # of adam and rmsprop
-    config.optimizer.learning_rate = 0.007
+    config.optimizer.learning_rate = 0.007  # at its peak, after the warm-up
     config.optimizer.base_batch_size = 0  # the rate is for this batch size and scaled to ours; 0: as it stands
     config.optimizer.schedule = "poly"  # poly, cosine, exponential or constant
-    config.optimizer.poly_power = 0.9
-    config.optimizer.end_learning_rate = 0.0
+    config.optimizer.poly_power = 0.9  # of poly
+    config.optimizer.end_learning_rate = 0.0  # at the end of poly and cosine; of exponential the least
     config.optimizer.decay_rate = 0.98  # of exponential: factor every decay_every
-    config.optimizer.decay_every_steps = 0
-    config.optimizer.decay_every_epochs = 0.0
+    config.optimizer.decay_every_steps = 0  # of exponential
+    config.optimizer.decay_every_epochs = 0.0  # of exponential
     config.optimizer.staircase = True  # of exponential: in steps, not continuously
-    config.optimizer.warmup_steps = 0
-    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.warmup_steps = 0  # in which the rate grows linearly
+    config.optimizer.warmup_epochs = 0.0  # the same in epochs
     config.optimizer.warmup_start = 0.0  # fraction of the rate that the first step has
-    config.optimizer.weight_decay = 4e-5
+    config.optimizer.weight_decay = 4e-5  # of gradients, as an L2 term; of adam decoupled (AdamW)
     # dense_kernels: convolutions but depthwise ones (TF-slim's rule); kernels: all of them; all: norms and biases too
     config.optimizer.weight_decay_on = "dense_kernels"
-    config.optimizer.head_lr_multiplier = 1.0
+    config.optimizer.head_lr_multiplier = 1.0  # of the rate, for the head
     config.optimizer.layer_lr_decay = 1.0  # rate of a layer relative to the one after it
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0: off
 
     config.ema = ml_collections.ConfigDict()  # moving average of weights and statistics, evaluated beside them
     config.ema.decay = 0.0  # 0: none
-    config.ema.every_steps = 1
+    config.ema.every_steps = 1  # between two updates of it
     config.ema.ramp = False  # smaller decay at first, (1 + step) / (10 + step), as TensorFlow's num_updates
     config.ema.start_steps = 0  # a copy of the weights until then
-    config.ema.start_epochs = 0.0
+    config.ema.start_epochs = 0.0  # the same in epochs
 
 
 def _add_evaluation_and_checkpoints(config: ml_collections.ConfigDict) -> None:
@@ -175,16 +175,16 @@ def _add_evaluation_and_checkpoints(config: ml_collections.ConfigDict) -> None:
     config.non_finite.max_skips = 100  # of skip: one more stops the run
 
     config.report = True  # train.py writes WORKDIR/report.html when it ends
-    config.log_every_steps = 20
-    config.eval_every_steps = 1000
-    config.eval_every_epochs = 0.0
+    config.log_every_steps = 20  # between two lines of metrics
+    config.eval_every_steps = 1000  # between two evaluations
+    config.eval_every_epochs = 0.0  # the same in epochs
     config.early_stopping = ml_collections.ConfigDict()
     config.early_stopping.patience = 0  # evaluations without a better one that end the run; 0: never
     config.early_stopping.threshold = 0.0  # of the task's best metric: what a better one has more than the best
     config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every_steps = 1000
-    config.checkpoint.every_epochs = 0.0
-    config.checkpoint.keep_last = 2
+    config.checkpoint.every_steps = 1000  # between two saves
+    config.checkpoint.every_epochs = 0.0  # the same in epochs
+    config.checkpoint.keep_last = 2  # newest checkpoints that stay on disk
     config.checkpoint.keep_best = 1  # by the task's best metric; 0: none
     config.checkpoint.on_error = "stop"  # what a full disk or lost permission does; or continue: train on, try again
     config.checkpoint.timeout = 1200.0  # seconds that storage may take for a save before the run ends
