@@ -3,13 +3,15 @@
     python docs/images/make_tasks.py runs/picture
 
 trains three networks of width 0.35 from random weights, 400 steps each, in the folder named, and lays their predictions
-on validation images that no network was trained on side by side. Nothing is downloaded. Ten minutes on two CPU cores.
+on images that no network was trained on side by side. Nothing is downloaded. Ten minutes on two CPU cores. The images
+are chosen; on whole validation splits top-1 is 0.958, mean IoU 0.907 and AP50 0.560.
 """
 
 import pathlib
 import sys
 
 import cv2
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
@@ -93,65 +95,59 @@ def config_of(task: str, place: pathlib.Path):
     return config
 
 
-def load(place: pathlib.Path, task: str):
-    """Returns model, inference function and processor of a run that has ended."""
+def outputs_of(place: pathlib.Path, task: str, image: np.ndarray, side: int) -> tuple:
+    """Returns the config and the processor of a run that has ended, and what its network gives for an image."""
     model, variables = from_pretrained(place / task / "checkpoints" / f"step_{STEPS}")
-    return model, make_inference_fn(model, variables)
+    processor = MobileNetV2ImageProcessor(do_center_crop=False, size={"height": side, "width": side})
+    pixels = processor(image, return_tensors="jax").pixel_values
+    return model.config, processor, make_inference_fn(model, variables)(pixels)
 
 
-def picture(place: pathlib.Path, examples: list[tuple[int, int, int]]) -> None:
-    """Writes the picture: a row of images, and of each what the three networks say."""
-    processor = MobileNetV2ImageProcessor(do_center_crop=False)
-    titles = ("classified", "segmented", "detected")
-    figure, rows = plt.subplots(1, 6, figsize=(9.6, 1.9), dpi=110)
-    palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS], np.uint8)
-    for column, (task, index) in enumerate(
-        (task, index) for task, kinds in zip(titles, examples, strict=True) for index in kinds
-    ):
-        image, axes = draw(1, index)[0], rows[column]
-        axes.axis("off")
-        kind = {"classified": "classification", "segmented": "segmentation", "detected": "detection"}[task]
-        model, predict = load(place, kind)
-        side = 96 if kind != "detection" else SIDE
-        inputs = processor(image, size={"height": side, "width": side}, return_tensors="jax")
-        outputs = predict(inputs.pixel_values)
-        axes.set_title(task, fontsize=9)
-        if kind == "classification":
-            logits = np.asarray(outputs.logits[0], np.float64)
-            probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            best = int(probabilities.argmax())
-            axes.imshow(image)
-            axes.set_title(f"{model.config.id2label[best]} {probabilities[best]:.2f}", fontsize=9)
-        elif kind == "segmentation":
-            [labels] = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
-            labels = np.asarray(labels)
-            axes.imshow(np.where((labels > 0)[..., None], image // 3 + palette[labels] // 3 * 2, image))
-        else:
-            draw_boxes(
-                axes,
-                image,
-                model,
-                processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[image.shape[:2]])[0],
-            )
-    figure.tight_layout(pad=0.3)
-    figure.savefig(OUTPUT)
-    print(f"{OUTPUT}: {OUTPUT.stat().st_size / 1000:.0f} KB")
-
-
-def draw_boxes(axes, image: np.ndarray, model, found) -> None:
-    """Draws an image with the boxes that were found, in the colours of their classes."""
+def show_class(axes: plt.Axes, place: pathlib.Path, image: np.ndarray) -> None:
+    """Shows an image below its likeliest class and the probability."""
+    config, _, outputs = outputs_of(place, "classification", image, 96)
+    probabilities = np.asarray(jax.nn.softmax(outputs.logits[0]))
+    best = int(probabilities.argmax())
     axes.imshow(image)
+    axes.set_title(f"{config.id2label[best]} {probabilities[best]:.2f}", fontsize=9)
+
+
+def show_mask(axes: plt.Axes, place: pathlib.Path, image: np.ndarray) -> None:
+    """Shows an image with the class of each pixel over it."""
+    _, processor, outputs = outputs_of(place, "segmentation", image, 96)
+    [labels] = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
+    colours = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in COLOURS], np.uint8)
+    labels = np.asarray(labels)
+    axes.imshow(np.where((labels > 0)[..., None], image // 3 + colours[labels] // 3 * 2, image))
+    axes.set_title("segmented", fontsize=9)
+
+
+def show_boxes(axes: plt.Axes, place: pathlib.Path, image: np.ndarray) -> None:
+    """Shows an image with the boxes that were found, in the colours of their classes."""
+    config, processor, outputs = outputs_of(place, "detection", image, SIDE)
+    [found] = processor.post_process_object_detection(outputs, threshold=0.35, target_sizes=[image.shape[:2]])
+    axes.imshow(image)
+    axes.set_title("detected", fontsize=9)
     for label, score, (left, top, right, bottom) in zip(found["labels"], found["scores"], found["boxes"], strict=True):
         colour = COLOURS[int(label) + 1]
         axes.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=2))
-        axes.text(
-            left,
-            top - 2,
-            f"{model.config.id2label[int(label)]} {float(score):.2f}",
-            fontsize=7,
-            color="white",
-            backgroundcolor=colour,
-        )
+        text = f"{config.id2label[int(label)]} {float(score):.2f}"
+        axes.text(left + 2, top + 2, text, fontsize=6, color="white", va="top", clip_on=True)
+
+
+def picture(place: pathlib.Path) -> None:
+    """Writes the picture: a row of images, and on each what a network says."""
+    figure, row = plt.subplots(1, len(EXAMPLES), figsize=(9.6, 1.9), dpi=110)
+    for axes, (show, index) in zip(row, EXAMPLES, strict=True):
+        axes.axis("off")
+        show(axes, place, draw(1, index)[0])
+    figure.tight_layout(pad=0.3)
+    figure.savefig(OUTPUT)
+    Image.open(OUTPUT).convert("RGB").quantize(255).save(OUTPUT, optimize=True)
+    print(f"{OUTPUT}: {OUTPUT.stat().st_size / 1000:.0f} KB")
+
+
+EXAMPLES = ((show_class, 0), (show_class, 3), (show_mask, 24), (show_mask, 37), (show_boxes, 9), (show_boxes, 35))
 
 
 def main() -> None:
@@ -161,7 +157,7 @@ def main() -> None:
     write_boxes(place / "boxes")
     for task in ("classification", "segmentation", "detection"):
         train(config_of(task, place), place / task)
-    picture(place, [(0, 3), (1, 2), (4, 5)])
+    picture(place)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_nnx_bridge_trains_a_step(monkeypatch):
 
 
 class Upsampler(nn.Module):
-    """A foreign head: what the README shows."""
+    """A foreign head, as docs/how_to/library.md has one."""
 
     config: MobileNetV2Config
 

@@ -1,4 +1,4 @@
-"""Runs the tutorials named, one after the other, in the folder where it is started; what one writes another finds.
+"""Runs the tutorials named, one after the other, in the folder where it starts; what one writes another finds.
 
 Each runs from top to bottom as a notebook does, on a few drawings, with a few steps of a network of two or three blocks.
 """
