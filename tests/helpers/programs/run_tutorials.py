@@ -1,6 +1,6 @@
 """Runs the tutorials named, one after the other, in the folder where it starts; what one writes another finds.
 
-Each runs from top to bottom as a notebook does, on a few drawings, with a few steps of a network of two or three blocks.
+Each runs from top to bottom as a notebook does: a few drawings, a few steps, a network of two or three blocks.
 """
 
 import pathlib
