@@ -8,6 +8,9 @@ from mkdocs.exceptions import PluginError
 
 import flax_mnv2
 from flax_mnv2 import models
+from flax_mnv2.config.deeplab import DeepLabSpec
+from flax_mnv2.export import export
+from flax_mnv2.models.complexity import complexity
 from flax_mnv2.models.mobilenet_v2 import MobileNetV2Base
 
 # Heading → names; a name that stands nowhere ends the build.
@@ -29,6 +32,7 @@ _GROUPS = {
 _BOTH = (
     "With `from_pretrained` and `save_pretrained` of `MobileNetV2PreTrainedModel`, and the attributes of all networks."
 )
+_BELOW = (export, DeepLabSpec, complexity)  # public too, each in a module of its own
 _VALUES = {"__version__", "VARIANTS"}  # no functions, no classes: they have no docstring of their own
 
 
@@ -40,6 +44,7 @@ def page() -> str:
     if undescribed := sorted(_undescribed()):
         raise PluginError(f"Public names without a docstring: {', '.join(undescribed)}.")
     parts = [part for heading, names in _GROUPS.items() for part in (f"## {heading}", *map(_entry, names))]
+    parts += ["## Below the top", *(f"In `{value.__module__}`:\n\n{_directive(value)}" for value in _BELOW)]
     parts.insert(1, f"### What all networks take\n\n{_directive(MobileNetV2Base, heading=False)}")
     return "\n\n".join(parts)
 
