@@ -1,3 +1,3 @@
 """The version of the package, kept apart so that packaging reads it without importing JAX."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -3,9 +3,12 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib.util import find_spec
 
 import pytest
@@ -53,6 +56,26 @@ def without_train():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
+
+
+def test_a_wheel_built_from_the_source_archive_has_every_module(tmp_path):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "flax_mnv2", tmp_path / "flax_mnv2", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def build(what, folder):
+        code = f"import setuptools.build_meta as backend; print(backend.build_{what}({str(tmp_path)!r}))"
+        ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        return tmp_path / ended.stdout.split()[-1]
+
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    [source] = (tmp_path / "source").iterdir()
+    with zipfile.ZipFile(build("wheel", source)) as archive:
+        names = set(archive.namelist())
+    files = (path for path in (ROOT / "flax_mnv2").rglob("*") if path.suffix in (".py", ".txt", ".typed"))
+    assert {str(path.relative_to(ROOT)) for path in files} <= names
 
 
 def test_requirements_are_those_of_the_package_and_its_extra():
