@@ -1,7 +1,8 @@
 """Exported files on CPU: ours in ONNX Runtime and LiteRT beside PyTorch's own export, and make_inference_fn.
 
 All cases have the same weights and images, and each is checked against our plain network before it is timed.
-``torch-onnxruntime`` is transformers' module through torch.onnx.export. Threads that wait do not spin.
+``torch-onnxruntime`` is transformers' module through torch.onnx.export. ``int8`` has the ranges of the images, and is
+checked loosely: its numbers are rounded. Threads that wait do not spin.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from benchmarks import harness
 
 TOLERANCE = 1e-3  # largest difference, as a share of the largest logit
+INTEGER_TOLERANCE = 0.5  # of random weights, with which little but noise is left after sixty roundings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,6 +61,8 @@ class Export:
         makers = {
             "ours": self._onnx,
             "ours-litert": self._litert,
+            "int8": functools.partial(self._onnx, integers=True),
+            "int8-litert": functools.partial(self._litert, integers=True),
             "torch-onnxruntime": self._torch,
             "make_inference_fn": self._inference,
         }
@@ -73,16 +77,16 @@ class Export:
             row["file MB"] = sizes.get(row["case"], "")
         return rows
 
-    def _onnx(self, images) -> tuple[Any, pathlib.Path]:
+    def _onnx(self, images, *, integers: bool = False) -> tuple[Any, pathlib.Path]:
         from benchmarks import peers
 
-        path = self._exported("onnx")
+        path = self._exported("onnx", integers=integers)
         return peers.onnx_file_case(path, images, cores=self._cores, spinning=False), path
 
-    def _litert(self, images) -> tuple[Any, pathlib.Path]:
+    def _litert(self, images, *, integers: bool = False) -> tuple[Any, pathlib.Path]:
         from ai_edge_litert.interpreter import Interpreter
 
-        path = self._exported("tflite", batch=len(images))
+        path = self._exported("tflite", batch=len(images), integers=integers)
         interpreter = Interpreter(model_path=str(path), num_threads=self._cores)
         interpreter.allocate_tensors()
         [image], [logits] = interpreter.get_input_details(), interpreter.get_output_details()
@@ -107,13 +111,23 @@ class Export:
 
         return workloads.inference_program(self._model, self._variables, images, fast=True).call, None
 
-    def _exported(self, to: str, batch: int | str = "dynamic") -> pathlib.Path:
+    def _exported(self, to: str, batch: int | str = "dynamic", *, integers: bool = False) -> pathlib.Path:
         from flax_mnv2.export import export
 
-        path = self._folder / f"ours_{batch}.{to}"
+        path = self._folder / f"ours_{batch}{'_int8' * integers}.{to}"
         if not path.exists():
-            print(export(self._model, self._variables, path, batch=batch), flush=True)
+            model, variables = self._quantized() if integers else (self._model, self._variables)
+            print(export(model, variables, path, batch=batch), flush=True)
         return path
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one object a run)
+    def _quantized(self):
+        """Our network in integers, with the ranges of a few images."""
+        from benchmarks import workloads
+        from flax_mnv2 import calibrate
+
+        model = self._model.clone(config=self._config.replace(quantization="int8"))
+        return model, calibrate(model, self._variables, [workloads.random_images(self._config, 4)])
 
     def _checked(self, name: str, make, images, sizes: dict[str, float]):
         """The case, whose logits are the model's; a ValueError where they differ by more than rounding."""
@@ -126,7 +140,7 @@ class Export:
         if logits.shape != expected.shape:  # maps of ONNX have the channels first
             logits = logits.transpose(0, 2, 3, 1)
         difference = float(abs(logits - expected).max() / abs(expected).max())
-        if not difference <= TOLERANCE:
+        if not difference <= (INTEGER_TOLERANCE if name.startswith("int8") else TOLERANCE):
             raise ValueError(f"logits differ by {difference:.2g} of the largest: wrong answers are not timed")
         print(f"{name}: logits within {difference:.1e} of the largest", flush=True)
         return call
