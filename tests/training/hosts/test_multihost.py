@@ -30,9 +30,19 @@ def data(tmp_path_factory):
     return harness.Data(tmp_path_factory.mktemp("hosts_data"))
 
 
-def _flags(data, variant, workdir, **fields):
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """The folder of a run of one process on one device, and its config."""
+    workdir, config = tmp_path_factory.mktemp("alone"), data.config("plain", **STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
+        assert harness.train_here(config, workdir) == 0
+    return workdir, config
+
+
+def _flags(data, workdir, **fields):
     values = (f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items())
-    return [*data.flags(variant), f"--workdir={workdir}", *values]
+    return [*data.flags("plain"), f"--workdir={workdir}", *values]
 
 
 def _losses(workdir):
@@ -56,14 +66,11 @@ def _check_same(one, other):
 
 @pytest.mark.slow
 def test_two_train_as_one_does_and_sigterm_to_one_stops_both_at_a_step_from_which_one_goes_on(
-    data, tmp_path, monkeypatch
+    data, alone, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
-    one, two = tmp_path / "one", tmp_path / "two"
-    config = data.config("classification", **STEPS)
-    assert harness.train_here(config, one) == 0
-
-    flags = _flags(data, "classification", two, **STEPS, shard_optimizer_state=True)
+    (one, config), two = alone, tmp_path
+    flags = _flags(data, two, **STEPS, shard_optimizer_state=True)
     fault = {"signal": "SIGTERM", "during": "training", "at": 2}
     with harness.two_processes(*flags, faults={1: fault}, pace=0.5) as processes:
         harness.check_ends(processes, 143, 143)
@@ -78,13 +85,12 @@ def test_two_train_as_one_does_and_sigterm_to_one_stops_both_at_a_step_from_whic
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monkeypatch):
+def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, alone, tmp_path, monkeypatch):
     monkeypatch.setattr("flax_mnv2.layer_plan.BLOCK_TABLE", harness.BLOCKS)
-    one, two = tmp_path / "one", tmp_path / "two"
-    config, fault = data.config("plain", **STEPS), {"signal": "SIGTERM", "during": "training", "at": 2}
-    assert harness.train_here(config, one) == 0
+    (one, config), two = alone, tmp_path
+    fault = {"signal": "SIGTERM", "during": "training", "at": 2}
     assert harness.train_here(config, two, fault=fault) == 143
-    with harness.two_processes(*_flags(data, "plain", two, **STEPS), "--config.parallel=pmap") as processes:
+    with harness.two_processes(*_flags(data, two, **STEPS), "--config.parallel=pmap") as processes:
         harness.check_ends(processes, 0, 0)
     assert "going on from step 2;" in processes[0].printed
     _check_same(one, two)
@@ -94,37 +100,34 @@ def test_a_run_of_one_process_goes_on_in_two_and_under_pmap(data, tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_is_killed_jax_ends_the_other_and_names_it(data, tmp_path, killed):
-    flags = _flags(data, "plain", tmp_path, **ENDLESS)
+def test_when_the_leader_is_killed_jax_ends_the_other_and_names_it(data, tmp_path):
+    flags = _flags(data, tmp_path, **ENDLESS)
     fault = {"signal": "SIGKILL", "during": "training", "at": 2}
-    with harness.two_processes(*flags, faults={killed: fault}, heartbeat=HEARTBEAT) as processes:
-        assert processes[killed].end() == 128 + signal.SIGKILL
+    with harness.two_processes(*flags, faults={0: fault}, heartbeat=HEARTBEAT) as (first, second):
+        assert first.end() == 128 + signal.SIGKILL
         began = time.monotonic()
-        assert processes[1 - killed].end() == ABORTED
+        assert second.end() == ABORTED
         assert time.monotonic() - began < HEARTBEAT + 10
-    printed = processes[1 - killed].printed
-    if killed == 1:
-        assert re.search(r"Task 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", printed)
-    else:
-        assert "leader task was preempted/died" in printed
+    assert "leader task was preempted/died" in second.printed
 
 
 @pytest.mark.slow
 def test_data_that_one_host_lacks_ends_both_and_is_named_there(data, tmp_path):
-    flags = _flags(data, "plain", tmp_path / "run")
+    flags = _flags(data, tmp_path / "run")
     own = {1: [f"--config.data.archive={tmp_path / 'nothing'}", f"--config.data.data_dir={tmp_path}"]}
     with harness.two_processes(*flags, own=own, heartbeat=HEARTBEAT) as (first, second):
         assert second.end() == 2
+        began = time.monotonic()
         assert f"{tmp_path / 'nothing'}" in second.printed.partition("error: ")[2]
         assert "Traceback" not in second.printed
         assert first.end() == ABORTED
-        assert "Task 1 heartbeat timeout" in first.printed or "stopped sending heartbeats" in first.printed
+        assert time.monotonic() - began < HEARTBEAT + 10
+    assert re.search(r"Task 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", first.printed)
 
 
 def test_different_configs_are_refused_by_name(data, tmp_path):
     own = {1: ["--config.batch_size=16", "--config.data.num_threads=3"]}
-    with harness.two_processes(*_flags(data, "plain", tmp_path), own=own, devices=1) as (first, second):
+    with harness.two_processes(*_flags(data, tmp_path), own=own, devices=1) as (first, second):
         assert [first.end(), second.end()] == [2, 2]
     assert second.printed.partition("error: ")[2] == (
         "All processes of a run must have the same settings. Those of process 1:\n"
@@ -139,7 +142,7 @@ def test_different_configs_are_refused_by_name(data, tmp_path):
 def test_where_no_process_0_is_the_script_says_what_it_waited_for(data, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    flags = [*_flags(data, "plain", tmp_path), f"--coordinator_address={address}", "--num_processes=2"]
+    flags = [*_flags(data, tmp_path), f"--coordinator_address={address}", "--num_processes=2"]
     printed = harness.run("train.py", *flags, "--process_id=1", "--initialization_timeout=1", expect=ABORTED)
     assert f"process 1 of 2 at {address} waits for all others, 1 s at most\n" in printed
     assert "DEADLINE_EXCEEDED" in printed
