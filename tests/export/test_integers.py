@@ -29,8 +29,9 @@ def _needs_runtimes():
     pytest.importorskip("ai_edge_litert")
 
 
+@functools.cache
 def quantized(task, scheme="int8", **fields):
-    """A model and its variables, with the ranges that it has on noise."""
+    """A model and its variables, with the ranges that it has on noise; not to be changed."""
     model, variables = make(task, **fields)
     model = model.clone(config=model.config.replace(quantization=scheme))
     return model, fm.calibrate(model, variables, [images(4, *SIZE, 3)])
@@ -39,7 +40,7 @@ def quantized(task, scheme="int8", **fields):
 def both(tmp_path, model, variables, limit=0.01, **options):
     """Exports to both formats; each of the floats of their outputs is near the rounded model's."""
     for to in RUNTIMES:
-        options = {"size": SIZE, "processor": PROCESSOR, **options}
+        options = {"size": SIZE, "processor": PROCESSOR, "batch": 2, **options}
         compared = export(model, variables, tmp_path / f"model.{to}", **options)
         assert compared.quantized
         for name, value in compared.differences.items():

@@ -1,0 +1,23 @@
+"""What is compiled once: a model's function, with which its files of all formats are compared."""
+
+import pytest
+
+from flax_mnv2.export import exporting
+
+_SERVED = {}
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """Files of one model get one function, whatever their format and number of images; jit knows it again."""
+    original = exporting.serving_function
+
+    def serving_function(model, variables, settings):
+        key = (model, id(variables), settings.postprocessing, repr(settings.normalization), settings.size)
+        if key not in _SERVED:
+            _SERVED[key] = (*original(model, variables, settings), variables)  # kept, so that its id stays its own
+        return _SERVED[key][:2]
+
+    monkeypatch.setattr(exporting, "serving_function", serving_function)
+    yield
+    _SERVED.clear()
