@@ -16,7 +16,7 @@ from flax_mnv2.training.state import TrainState
 from flax_mnv2.training.step import make_eval_step, make_train_step
 
 STEPS = 2
-BLOCKS = ((8, 1, 2),)  # programs in float64 compile slowly
+BLOCKS = ((8, 1, 1),)  # programs in float64 compile slowly
 
 
 def _run(config, dataset, mode, num_devices, *, evaluated=True):
