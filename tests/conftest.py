@@ -22,7 +22,7 @@ import torchvision_ops  # noqa: F401 - torchvision can then be imported beside t
 
 import flax_mnv2.layer_plan
 
-pytest_plugins = ("tiny_runs",)
+pytest_plugins = ("tiny_runs", "longest_first")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
