@@ -1,4 +1,4 @@
-"""A run that was cut, again and again, is the run that was not: arrays bit for bit, metrics, events, evaluation."""
+"""A run that was cut, again and again, is the run that was not: arrays bit for bit, metrics, events."""
 
 import functools
 import json
@@ -8,8 +8,6 @@ import signal
 import harness
 import pytest
 import remains
-
-from flax_mnv2.training.evaluate import evaluate_run
 
 SHORT = {"num_steps": 8, "eval_every_steps": 4, "checkpoint__every_steps": 2}
 
@@ -25,15 +23,6 @@ def whole(uncut):
     return train
 
 
-def _report(config, workdir, **place):
-    with pytest.MonkeyPatch.context() as patch:
-        parallel = harness.compiling_once(config, **place, what="evaluation")
-        patch.setattr("flax_mnv2.training.evaluate.make_parallel", lambda _: parallel)
-        patch.setattr("flax_mnv2.tasks.segmentation.evaluator.save_confusion_matrix", lambda *_, **__: None)
-        metrics = evaluate_run(config, workdir=str(workdir), step="latest")
-    return {name: value for name, value in metrics.items() if name != "model"}
-
-
 @pytest.mark.parametrize(("task", "mode", "devices"), [("segmentation", "jit", 1), ("classification", "pmap", 2)])
 def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, whole, tmp_path, task, mode, devices):
     config = tiny(task, **SHORT, parallel=mode)
@@ -46,7 +35,6 @@ def test_cut_by_sigterm_at_steps_that_nothing_else_happens_at(tiny, whole, tmp_p
     assert remains.differences(right, tmp_path / "cut") == []
     lines = [(line["step"], line["split"] == "train") for line in remains.metrics(tmp_path / "cut")]
     assert lines == [(1, True), (2, True), (4, True), (4, False), (6, True), (8, True), (8, False)]
-    assert _report(config, right, **place) == _report(config, tmp_path / "cut", **place)
 
 
 def test_cut_by_signals_beside_the_steps(tiny, whole, tmp_path):
@@ -66,14 +54,14 @@ def test_cut_by_signals_beside_the_steps(tiny, whole, tmp_path):
     assert remains.differences(whole("plain", "jit", 1), tmp_path) == []
 
 
-def test_cut_by_kill_9_and_gone_on_with_other_input_workers(data, tiny, whole, tmp_path):
+def test_cut_by_kill_9_and_gone_on_with_an_input_worker(data, tiny, whole, tmp_path):
     """The script is killed; what it left is gone on with here, where XLA has a thread for each of four devices."""
     flags = [*data.flags("plain"), *(f"--config.{name.replace('__', '.')}={n}" for name, n in SHORT.items())]
     flags += [f"--workdir={tmp_path / 'cut'}"]
     fault = {"signal": "SIGKILL", "during": "training", "at": 5}
     harness.run("train.py", *flags, fault=fault, expect=137, environment={"NPROC": "4"})
     assert remains.steps(tmp_path / "cut") == [2, 4]
-    assert harness.train_here(tiny("plain", **SHORT, data__num_workers=2), tmp_path / "cut") == 0
+    assert harness.train_here(tiny("plain", **SHORT, data__num_workers=1), tmp_path / "cut") == 0
     assert remains.differences(whole("plain", "jit", 1), tmp_path / "cut") == []
 
 

@@ -83,15 +83,15 @@ def plain(tiny):
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_stops_and_names_step_example_batch_and_checkpoint(config, tmp_path, poison):
-    indices = _positions(config, 8)
+def test_a_run_stops_and_names_step_example_batch_and_checkpoint(plain, tmp_path, poison):
+    indices = _positions(plain, 8)
     (victim,) = _only_in(indices, 5)
-    poison("segmentation", [victim], label=NO_CLASS)
+    poison("classification", [victim], label=NO_CLASS)
     with pytest.raises(NotFiniteError) as caught:
-        train(config, tmp_path, parallel=compiling_once(config))  # labels change, not what a step computes
-    message, names = str(caught.value), _names(config, indices[4])
+        train(plain, tmp_path, parallel=compiling_once(plain))  # labels change, not what a step computes
+    message, names = str(caught.value), _names(plain, indices[4])
     assert "The loss became nan at step 5" in message
-    assert f"At fault: {_names(config, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
+    assert f"At fault: {_names(plain, [victim])[0]!r} (a batch of nothing else is not finite either)." in message
     assert f"The batch of step 5: {', '.join(map(repr, names))}." in message
     assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'step_3'}." in message
     assert "--config.non_finite.action=skip" in message
