@@ -51,7 +51,7 @@ def test_the_classes_of_photos_are_those_of_the_integer_run(shared):
 def test_trained_weights_keep_their_classes_after_calibration(shared):
     folder = shared / "weights" / "mobilenet_v2_1.0_224"
     photos = given.photos(shared / "images")[:4]
-    images = np.stack([given.pixels(path, 224) for path in photos]).astype(np.float32) / np.float32(127.5) - 1
+    images = np.stack([given.pixels(path, 160) for path in photos]).astype(np.float32) / np.float32(127.5) - 1
     plain, weights = from_pretrained(folder)
     expected = jax.jit(plain.apply)(weights, images).logits
     model, variables = from_pretrained(folder, quantization="int8")
