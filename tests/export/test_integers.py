@@ -111,7 +111,8 @@ def test_segmentation(tmp_path, name):
 
 
 def test_label_maps_of_bytes(tmp_path):
-    model, variables = quantized("segmentation", output_stride=8)
+    padding = {"tf_padding": True, "pad_block_input": False}
+    model, variables = quantized("segmentation", output_stride=8, deeplab=head("hugging_face"), **padding)
     both(tmp_path, model, variables, limit=0.1, preprocessing=True, postprocessing=True)
 
 
@@ -119,7 +120,8 @@ def test_label_maps_of_bytes(tmp_path):
 def test_detection(tmp_path, name):
     model, variables = quantized("detection", detection=detector(name), tf_padding=name == "tensorflow")
     both(tmp_path, model, variables)
-    both(tmp_path, model, variables, batch=1, postprocessing=True)
+    if name == "tensorflow":  # what follows the outputs is floats, and test_files.py has it for every detector
+        both(tmp_path, model, variables, batch=1, postprocessing=True)
 
 
 def test_features(tmp_path):
