@@ -16,8 +16,8 @@ configs/cls_image_folder.py:cifar10 is the recipe for CIFAR-10 as JPEG files: 96
 
 Expected: of cifar10 from mobilenet_v2_1.0_224, top-1 0.733 on the 10,000 test images and 0.732 on the first 200 of each
 class (seed 0), where the same recipe in PyTorch with transformers reached 0.692. 13 minutes on two busy CPU cores. On
-another day's machine 0.7224; from there cifar10,int8 reached 0.7316 in integers by eval.py, 0.7315 as exported in LiteRT
-and 0.7316 in ONNX Runtime, with the same first class on 99.99 % and 99.6 % of the images.
+another day's machine 0.7224; from there cifar10,int8 reached 0.7316 in integers by eval.py, 0.7315 as exported in
+LiteRT and 0.7316 in ONNX Runtime, with the same first class on 99.99 % and 99.6 % of the images.
 """
 
 from flax_mnv2.training.config.defaults import default_config

@@ -157,18 +157,18 @@ def evaluate_run(
         subject = _from_file(exported, subject, task, split)
     variables = parallel.put_state(_deployed(task, subject.load(task)))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
-    leads, size = jax.process_index() == 0, len(dataset.source(split))
-    left_out = {name: messages for name, messages in dataset.left_out.items() if name == split}
+    leads, left_out = jax.process_index() == 0, dataset.left_out.get(split, ())
     if leads:
-        print(f"evaluating {subject.name} on {dataset.name}, {split}: {size} examples", flush=True)
-        print("".join(f"{line}\n" for line in report_left_out(left_out)), end="", flush=True)
+        size = len(dataset.source(split))
+        lines = [f"evaluating {subject.name} on {dataset.name}, {split}: {size} examples"]
+        print("\n".join([*lines, *report_left_out({split: left_out} if left_out else {})]), flush=True)
     evaluation = evaluate(task, parallel, eval_step, variables, dataset, split=split, report=True)
     metrics = {
         "model": subject.name,
         "dataset": dataset.name,
         "split": split,
         "num_examples": evaluation.num_examples,
-        "num_bad_examples": evaluation.num_bad + sum(map(len, left_out.values())),
+        "num_bad_examples": evaluation.num_bad + len(left_out),
         **task.settings(),
         **evaluation.evaluator.to_dict(per_class=per_class or len(task.labels) <= _LISTED_CLASSES),
     }
