@@ -12,10 +12,12 @@ def compiled_once(monkeypatch):
     """Files of one model get one function, whatever their format and number of images; jit knows it again."""
     original = exporting.serving_function
 
-    def serving_function(model, variables, settings):
-        key = (model, id(variables), settings.postprocessing, repr(settings.normalization), settings.size)
+    def serving_function(model, variables, settings, *, apply=None):
+        deployed = apply is not None
+        key = (model, id(variables), settings.postprocessing, repr(settings.normalization), settings.size, deployed)
         if key not in _SERVED:
-            _SERVED[key] = (*original(model, variables, settings), variables)  # kept, so that its id stays its own
+            made = original(model, variables, settings, apply=apply)
+            _SERVED[key] = (*made, variables)  # kept, so that its id stays its own
         return _SERVED[key][:2]
 
     monkeypatch.setattr(exporting, "serving_function", serving_function)

@@ -85,8 +85,9 @@ def test_kernels_are_those_that_training_rounds_to(scheme):
     for item in convolutions:
         kernel = params[f"{item.name}/convolution/kernel"]
         rounded = np.asarray(fake_quant(kernel, *kernel_range(kernel, scheme), narrow_range=True))
-        found = (item.grid.integers(item.kernel).astype(np.int32) - item.grid.zero_point) * item.grid.scale
-        np.testing.assert_array_equal(found.astype(np.float32), rounded)
+        steps = item.grid.integers(item.kernel).astype(np.int32) - item.grid.zero_point
+        np.testing.assert_array_equal(np.rint(rounded / item.grid.scale), steps)
+        np.testing.assert_allclose(steps * item.grid.scale, rounded, rtol=1e-6)
 
 
 def test_a_bias_beside_an_all_but_empty_kernel_stays():

@@ -124,7 +124,7 @@ def outcomes():
     """Counts; there must be many of each kind, or the cases test little."""
     counts = collections.Counter()
     yield counts
-    assert counts["result"] > CASES // 20, counts
+    assert counts["result"] > CASES // 40, counts  # hypothesis chooses others with each release
     assert counts.total() - counts["result"] > CASES // 20, counts
 
 
