@@ -8,7 +8,6 @@ the model before the command says that it is done.
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from flax_mnv2.errors import CheckpointError, ConfigError, exit_status, how_to_i
 from flax_mnv2.export.calibration import MAX_IMAGES, calibration_batches, find_photos
 from flax_mnv2.export.exporting import export
 from flax_mnv2.export.settings import FORMATS, format_of
+from flax_mnv2.hub import expand_user
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.models.quantization.calibrate import calibrate
 from flax_mnv2.weights.models import MODEL_CLASSES
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("src", metavar="SRC", help="folder, file of weights, WORKDIR/checkpoints/step_N, or hub id")
-    parser.add_argument("out", metavar="OUT", type=pathlib.Path, help=f"file, {', '.join(FORMATS)}")
+    parser.add_argument("out", metavar="OUT", type=expand_user, help=f"file, {', '.join(FORMATS)}")
     parser.add_argument("--to", choices=tuple(FORMATS.values()), help="format (default: by the ending of OUT)")
     parser.add_argument("--task", choices=tuple(MODEL_CLASSES), help="what to export (default: as the weights say)")
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="of a training checkpoint")
@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace) -> None:
     check_devices()
     to, size, batch = format_of(options.out, options.to), _numbers(options.size, "--size"), options.batch
+    if not options.out.parent.is_dir():
+        raise ConfigError(f"No folder {options.out.parent} for {options.out.name}; make it, or name another.")
     if options.out.exists() and not options.overwrite:
         raise ConfigError(f"{options.out} exists; name another file, or pass --overwrite.")
     source = open_weights(options.src, revision=options.revision, weights=options.weights)
@@ -121,7 +123,7 @@ def _load(
         if options.quantize == _FLOATS:
             return from_pretrained(source, task=options.task, quantization=None)
         if options.quantize not in (None, found):
-            what = f"is quantised by {found!r}" if found else "is not quantised"
+            what = f"is quantised by {found!r}" if found else "has no config of a model that was trained for integers"
             raise ConfigError(
                 f"{options.src} {what}; for --quantize {options.quantize} give --calibrate FOLDER with photos such as "
                 "the network will see, or train it so (config.model.quantization.scheme)."

@@ -79,7 +79,7 @@ class ExportedModel:
             height, width = settings.size
             raise ConfigError(
                 f"{self._path} takes images of {height}×{width}; found {images.shape[1]}×{images.shape[2]}. Export it "
-                "with that --size, or with --size dynamic."
+                f"with --size {images.shape[1]} {images.shape[2]}, or with --size dynamic."
             )
         count, batch = len(images), settings.batch or len(images)
         images = np.concatenate([images, np.zeros((-count % batch, *images.shape[1:]), images.dtype)])

@@ -17,7 +17,7 @@ def report_finished(workdir: str | pathlib.Path) -> None:
     try:
         from flax_mnv2.report.page import write_report
 
-        print(f"report:      {write_report(workdir)}", flush=True)
+        print(f"report:      {pathlib.Path(workdir) / write_report(workdir).name}", flush=True)
     except Exception as error:  # whatever it is, it must not make a finished run a failed one
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"warning: No report: {reason} Try python -m flax_mnv2.report {workdir}", flush=True)

@@ -1,6 +1,7 @@
 """Evaluates variables on a whole split, and writes the report on a checkpoint or pretrained weights."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -154,7 +155,7 @@ def evaluate_run(
 
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
     if exported:
-        subject = _from_file(exported, subject, task, split)
+        subject = _from_file(exported, subject, task, split, num_devices=len(parallel.devices))
     variables = parallel.put_state(_deployed(task, subject.load(task)))
     eval_step = parallel.compile_eval_step(make_eval_step(task, axis_name=parallel.axis_name))
     leads, left_out = jax.process_index() == 0, dataset.left_out.get(split, ())
@@ -180,19 +181,24 @@ def evaluate_run(
     return metrics
 
 
-def _from_file(exported: str, subject: _Subject, task: Task, split: str) -> _Subject:
+def _from_file(exported: str, subject: _Subject, task: Task, split: str, *, num_devices: int) -> _Subject:
     """Puts what runs an exported file in the place of the task's model, and returns it as the subject."""
     from flax_mnv2.export.evaluating import ExportedModule
     from flax_mnv2.export.network import ExportedNetwork
 
     network = ExportedNetwork(exported)
-    if jax.device_count() > 1:
+    if num_devices > 1:
         raise ConfigError("--exported is run by one process on one device; found several. Evaluate it on one.")
-    found, labels = task_for(network.task, network.config), network.config.num_labels
-    if (found, labels) != (task.name, len(task.labels)):
+    found = task_for(network.task, network.config)
+    if found != task.name:
+        raise ConfigError(f"{exported} is for {found}, this evaluation for {task.name}. Export a model of this task.")
+    labels = [label for _, label in sorted(network.config.id2label.items())]
+    if labels != list(task.labels):
+        pairs = itertools.zip_longest(labels, task.labels, fillvalue="nothing")
+        at, (theirs, ours) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
         raise ConfigError(
-            f"{exported} is for {found} with {labels} labels; this is {task.name} with {len(task.labels)}. Name the "
-            "run that it was exported from."
+            f"{exported} has other labels than what is evaluated: label {at} is {theirs!r} there, {ours!r} here. Name "
+            "the run that it was exported from."
         )
     task.eval_model = ExportedModule(network)
     folder = subject.report_folder.parent / f"{split}_{pathlib.Path(exported).name}"

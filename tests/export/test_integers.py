@@ -185,7 +185,7 @@ def test_photos_calibrate(tmp_path, capsys):
         ("--calibrate", str(tmp_path / "empty")): "has no image",
         ("--calibrate", str(tmp_path / "nowhere")): "is no folder",
         ("--calibrate", str(tmp_path / "photos"), "--quantize", "none"): "Leave one out",
-        ("--quantize", "int8"): "is not quantised",
+        ("--quantize", "int8"): "no config of a model that was trained for integers",
     }.items():
         status, _, err = run("--overwrite", *options)
         assert status == 2

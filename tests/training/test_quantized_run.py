@@ -10,12 +10,14 @@ from flax import traverse_util
 from harness import compiling_once
 
 from flax_mnv2 import ConfigError, MobileNetV2Config, from_pretrained, save_pretrained
+from flax_mnv2.export import export
 from flax_mnv2.tasks.registry import get_task
 from flax_mnv2.training.config.checks import check_config
 from flax_mnv2.training.evaluate import evaluate_run
 from flax_mnv2.training.initial_weights import initial_weights
 from flax_mnv2.training.logging.metrics_writer import read_metrics
 from flax_mnv2.training.loop import train
+from flax_mnv2.training.parallel import make_parallel
 from flax_mnv2.weights.models import MODEL_CLASSES
 
 COLORS = ("blue", "green", "red")
@@ -75,6 +77,28 @@ def test_the_result_is_loaded_evaluated_and_written_with_its_ranges(config, fini
     plain, weights = from_pretrained(tmp_path / "hf")
     assert plain.config.quantization is None
     assert_same(weights, {name: variables[name] for name in ("params", "batch_stats")})
+
+
+def test_an_exported_file_is_evaluated_in_the_place_of_its_run(config, finished, tmp_path, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    parallel = make_parallel("jit", jax.devices()[:1])
+    monkeypatch.setattr("flax_mnv2.training.evaluate.make_parallel", lambda _: parallel)
+    workdir, _ = finished
+    model, variables = from_pretrained(workdir / "checkpoints" / "step_6", weights="raw")
+    path, size = tmp_path / "model.tflite", config.data.eval_crop
+    options = {"workdir": str(workdir), "weights": "raw", "exported": str(path)}
+    export(model, variables, path, size=size)
+    found = evaluate_run(config, **options)
+    ours = evaluate_run(config, workdir=str(workdir), weights="raw")
+    assert found["model"] == str(path)
+    assert {**found, "model": ""} == {**ours, "model": ""}  # the model in integers gives what its file does
+    labels = dict(enumerate(reversed(COLORS)))
+    export(model.clone(config=model.config.replace(id2label=labels)), variables, path, size=size)
+    with pytest.raises(ConfigError, match="label 0 is 'red' there, 'blue' here"):
+        evaluate_run(config, **options)
+    export(model, variables, path, size=size + 8)
+    with pytest.raises(ConfigError, match=f"--size {size} {size}, or"):
+        evaluate_run(config, **options)
 
 
 @pytest.mark.parametrize("scope", ["all", "backbone"])
