@@ -84,3 +84,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def is_temporary(path: pathlib.Path) -> bool:
     """Says whether a write that was killed left this file."""
     return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
+
+
+def files_below(folder: pathlib.Path, *, exclude: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
+    """Yields the files of a folder and those below it that are not hidden, sorted; none of the folder ``exclude``."""
+    for root, folders, names in os.walk(folder):
+        here = pathlib.Path(root)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != exclude)
+        yield from (here / name for name in sorted(names) if not name.startswith("."))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from flax_mnv2.errors import DataError
+from flax_mnv2.files import files_below
 from flax_mnv2.hub import expand_user
 from flax_mnv2.image_processing.processor import MobileNetV2ImageProcessor
 from flax_mnv2.image_processing.reading import IMAGE_SUFFIXES
@@ -23,8 +24,7 @@ def find_photos(folder: str | pathlib.Path) -> list[pathlib.Path]:
       DataError: no folder, or no image in it.
     """
     folder = expand_user(folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         what = "has no image" if folder.is_dir() else "is no folder"
         raise DataError(f"--calibrate takes a folder of images such as the network will see; {folder} {what}.")

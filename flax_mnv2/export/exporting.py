@@ -91,10 +91,9 @@ def export(
         postprocessing,
     )
     check_settings(model, settings)
-    serve, folded = serving_function(model, variables, settings)
-    if model.config.quantization is not None and to != "stablehlo":
-        deployed = DeployedModule(model, variables)
-        serve, folded = serving_function(model, variables, settings, apply=deployed.apply)[0], deployed.variables
+    in_integers = model.config.quantization is not None and to != "stablehlo"
+    deployed = DeployedModule(model, variables) if in_integers else None
+    serve, folded = serving_function(model, variables, settings, deployed=deployed)
     compute = functools.partial(jax.jit(serve), folded)
     with replacing(path) as temporary:
         if to == "stablehlo":

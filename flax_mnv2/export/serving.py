@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -20,38 +20,42 @@ from flax_mnv2.models.mobilenet_v2 import MobileNetV2Backbone, MobileNetV2ForSem
 from flax_mnv2.models.object_detection import MobileNetV2ForObjectDetection
 from flax_mnv2.models.quantization.rounding import COLLECTION
 
+if TYPE_CHECKING:
+    from flax_mnv2.export.evaluating import DeployedModule
+
 _INNER = ("box_codes",)  # outputs of a model that files do not have
 Variables = Mapping[str, Any]
 Function = Callable[[Variables, jax.Array], dict[str, jax.Array]]
 
 
 def serving_function(
-    model: nn.Module, variables: Variables, settings: ExportSettings, *, apply: Callable[..., Any] | None = None
+    model: nn.Module, variables: Variables, settings: ExportSettings, *, deployed: DeployedModule | None = None
 ) -> tuple[Function, dict[str, Any]]:
     """Returns what a file computes, as a function of variables and images (N, H, W, C), and these variables.
 
     The function gives outputs by name, channels last. It is what StableHLO files hold, and what files of every format
     are compared with. Batch norm is merged into the convolutions; a quantised model is rounded as in training, unless
-    ``apply`` is given, which computes the model in the place of its own.
-
-    Raises:
-      ConfigError: a quantised model whose variables have no ranges.
+    it is given ``deployed``, which then computes in its place.
     """
-    if not model.batch_norm_folded:
-        model, variables = fold_batch_norm(model, dict(variables))
-    model = model.clone(implementation="default", dtype=jnp.float32)
+    if deployed is not None:
+        apply, kept = deployed.apply, deployed.variables
+    else:
+        if not model.batch_norm_folded:
+            model, variables = fold_batch_norm(model, dict(variables))
+        names = ("params",) if model.config.quantization is None else ("params", COLLECTION)
+        kept = {name: variables[name] for name in names if name in variables}
+        apply = model.clone(implementation="default", dtype=jnp.float32).apply
 
     def serve(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         if settings.normalization is not None:
             rule = settings.normalization
             images = images.astype(jnp.float32) * _as_map(rule.scale) + _as_map(rule.offset)
-        output = (apply or model.apply)(variables, images, **_plain_call(model))
+        output = apply(variables, images, **_plain_call(model))
         if not settings.postprocessing:
             return {name: value for name, value in dict(output).items() if name not in _INNER}
         return _postprocess(model, output, images)
 
-    kept = ("params",) if model.config.quantization is None else ("params", COLLECTION)
-    return serve, {name: variables[name] for name in kept if name in variables}
+    return serve, kept
 
 
 def _plain_call(model: nn.Module) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from flax_mnv2.files import files_below
 from flax_mnv2.image_processing.reading import IMAGE_SUFFIXES
 
 UNREADABLE = {  # images by their names, and what no reader here makes of them
@@ -69,7 +70,7 @@ def find_images(names: Sequence[str], *, exclude: pathlib.Path | None = None) ->
         for match in matches:
             files = [match] if match.is_file() else []
             unreadable = []
-            for file in _below(match, exclude):
+            for file in files_below(match, exclude=exclude):
                 suffix = file.suffix.lower()
                 if suffix in IMAGE_SUFFIXES:
                     files.append(file)
@@ -104,18 +105,6 @@ def result_stems(files: Sequence[pathlib.Path], folder: pathlib.Path, endings: S
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
-
-
-def _below(path: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    """Yields the files of a folder and those below it that are not hidden, sorted."""
-    for root, folders, names in os.walk(path):
-        here = pathlib.Path(root)
-        folders[:] = sorted(
-            folder for folder in folders if not folder.startswith(".") and (here / folder).resolve() != exclude
-        )
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield here / name
 
 
 def _why_nothing(path: pathlib.Path) -> str:

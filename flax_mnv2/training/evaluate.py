@@ -148,11 +148,8 @@ def evaluate_run(
     with leader_first():  # what is not prepared yet is prepared once where hosts share a disk
         dataset = job.load_dataset(data)
         dataset.source(split)  # fails early on an unknown split
-    if pretrained:
-        subject = _pretrained(pretrained, job)
-    else:
-        subject = _checkpoint(workdir, checkpoint, step, weights, split, parallel)
-
+    run = (workdir, checkpoint, step, weights, split, parallel)
+    subject = _pretrained(pretrained, job) if pretrained else _checkpoint(*run)
     task = job.for_evaluation(config, subject.config, dataset, processor=subject.processor)
     if exported:
         subject = _from_file(exported, subject, task, split, num_devices=len(parallel.devices))

@@ -12,11 +12,11 @@ def compiled_once(monkeypatch):
     """Files of one model get one function, whatever their format and number of images; jit knows it again."""
     original = exporting.serving_function
 
-    def serving_function(model, variables, settings, *, apply=None):
-        deployed = apply is not None
-        key = (model, id(variables), settings.postprocessing, repr(settings.normalization), settings.size, deployed)
+    def serving_function(model, variables, settings, *, deployed=None):
+        chosen = (settings.postprocessing, repr(settings.normalization), settings.size, deployed is not None)
+        key = (model, id(variables), *chosen)
         if key not in _SERVED:
-            made = original(model, variables, settings, apply=apply)
+            made = original(model, variables, settings, deployed=deployed)
             _SERVED[key] = (*made, variables)  # kept, so that its id stays its own
         return _SERVED[key][:2]
 

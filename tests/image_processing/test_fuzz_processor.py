@@ -124,14 +124,14 @@ def outcomes():
     """Counts; there must be many of each kind, or the cases test little."""
     counts = collections.Counter()
     yield counts
-    assert counts["result"] > CASES // 40, counts  # hypothesis chooses others with each release
+    assert counts["result"] > CASES // 20, counts
     assert counts.total() - counts["result"] > CASES // 20, counts
 
 
 def test_images(tmp_path, outcomes):
     @SETTINGS
     @hypothesis.seed(0)
-    @hypothesis.given(images, st.none() | images, odd, odd)
+    @hypothesis.given(images, st.none() | st.none() | st.none() | images, odd, odd)  # most maps do not fit the images
     def run(source, maps, tensors, layout):
         source, maps = resolved(source, tmp_path / "x"), resolved(maps, tmp_path / "y") if maps is not None else None
         options = {"return_tensors": tensors} if tensors in ("jax", "np", "none") else {}

@@ -132,19 +132,18 @@ class _Writer:
         integers = self.node("QuantizeLinear", [*made, *steps], f"{outputs[0]}/integers")
         self.node("DequantizeLinear", [integers, *steps], outputs[0])
 
-    def weights(self, operation: ops.Conv | ops.MatMul, name: str, kernel: np.ndarray, *, axis: int) -> list[str]:
-        """Adds a kernel, in ONNX's layout, and its bias; ``axis`` of the kernel is that of its output channels."""
-        grid, names = operation.grid, [f"{name}/kernel", f"{name}/bias"]
-        if grid is None:
-            return [self.constant(*pair) for pair in zip(names, (kernel, operation.bias), strict=True)]
-        integers = np.moveaxis(grid.integers(np.moveaxis(kernel, axis, -1)), -1, axis)
-        steps = self.edge(operation.inputs[0]).grid.scale * grid.scale
-        bias = np.rint(operation.bias / np.float64(steps))
-        values = ((integers, grid, axis), (bias, ops.Grid(steps, 0, "int32"), 0))
-        for at, (value, grid, axis) in zip(names, values, strict=True):
-            stored = self.constant(f"{at}/integers", value, grid.dtype)
-            attributes = {"axis": axis} if np.ndim(grid.scale) else {}
-            self.node("DequantizeLinear", [stored, *self._steps(at, grid)], at, **attributes)
+    def weights(self, operation: ops.Conv | ops.MatMul, name: str, order: Sequence[int], *, axis: int) -> list[str]:
+        """Adds a kernel, its axes in ONNX's order, and its bias; ``axis`` is then that of the output channels."""
+        names = [f"{name}/kernel", f"{name}/bias"]
+        if operation.grid is None:
+            values = (operation.kernel.transpose(order), operation.bias)
+            return [self.constant(*pair) for pair in zip(names, values, strict=True)]
+        kernel, bias, steps = self._graph.integers(operation)
+        stored = ((kernel.transpose(order), operation.grid, axis), (bias, steps, 0))
+        for at, (value, grid, channels) in zip(names, stored, strict=True):
+            integers = self.constant(f"{at}/integers", value, grid.dtype)
+            attributes = {"axis": channels} if np.ndim(grid.scale) else {}
+            self.node("DequantizeLinear", [integers, *self._steps(at, grid)], at, **attributes)
         return names
 
     def _steps(self, name: str, grid: ops.Grid) -> list[str]:
@@ -187,7 +186,7 @@ def _(operation: ops.Dequantize, to: _Writer, inputs: list[str], outputs: list[s
 def _(operation: ops.Conv, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
     [x], [y] = inputs, outputs
     depthwise = isinstance(operation, ops.DepthwiseConv)
-    weights = to.weights(operation, y, operation.kernel.transpose(3, 2, 0, 1), axis=0)
+    weights = to.weights(operation, y, (3, 2, 0, 1), axis=0)
     attributes = {"kernel_shape": list(operation.kernel.shape[:2]), "strides": [operation.stride] * 2}
     attributes["dilations"] = [operation.dilation] * 2
     attributes["group"] = operation.kernel.shape[-1] if depthwise else 1
@@ -306,7 +305,7 @@ def _(operation: ops.Pool, to: _Writer, inputs: list[str], outputs: list[str]) -
 @_write.register
 def _(operation: ops.MatMul, to: _Writer, inputs: list[str], outputs: list[str]) -> None:
     [y] = outputs
-    weights = to.weights(operation, y, operation.kernel, axis=1)
+    weights = to.weights(operation, y, (0, 1), axis=1)
     to.node("Gemm", [*inputs, *weights], y)
 
 

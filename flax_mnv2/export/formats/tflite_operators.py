@@ -65,8 +65,7 @@ def _(operation: ops.Conv, to: Writer) -> None:
         padded = to.intermediate(f"{name}/padded", (batch, *grown, channels), grid=to.edge(operation.inputs[0]).grid)
         _pad(to, name, x, padded, operation.padding)
         x = padded
-    kernel = operation.kernel.transpose((2, 0, 1, 3) if depthwise else (3, 0, 1, 2))
-    weights = to.weights(operation, kernel, axis=3 if depthwise else 0)
+    weights = to.weights(operation, (2, 0, 1, 3) if depthwise else (3, 0, 1, 2), axis=3 if depthwise else 0)
     activations = to.schema.ActivationFunctionType
     options = {"padding": to.schema.Padding.SAME if is_same else to.schema.Padding.VALID}
     options |= dict.fromkeys(("strideH", "strideW"), operation.stride)
@@ -171,7 +170,7 @@ def _(operation: ops.Pool, to: Writer) -> None:
 @write_operation.register
 def _(operation: ops.MatMul, to: Writer) -> None:
     inputs, outputs = _ends(operation, to)
-    weights = to.weights(operation, operation.kernel.T, axis=0)
+    weights = to.weights(operation, (1, 0), axis=0)
     to.add("FULLY_CONNECTED", [*inputs, *weights], outputs, table="FullyConnectedOptions")
 
 

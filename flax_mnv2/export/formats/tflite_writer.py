@@ -71,17 +71,16 @@ class Writer:
         self._buffers.append(buffer)
         return self._tensor(name, value.shape, dtype, buffer=len(self._buffers) - 1, grid=grid, axis=axis)
 
-    def weights(self, operation: ops.Conv | ops.MatMul, kernel: np.ndarray, *, axis: int) -> list[int]:
-        """Adds a kernel, in TFLite's layout, and its bias; ``axis`` of the kernel is that of its output channels."""
-        name, grid = operation.name, operation.grid
+    def weights(self, operation: ops.Conv | ops.MatMul, order: Sequence[int], *, axis: int) -> list[int]:
+        """Adds a kernel, its axes in TFLite's order, and its bias; ``axis`` is then that of the output channels."""
+        kernel, bias = f"{operation.name}/kernel", f"{operation.name}/bias"
+        grid = operation.grid
         if grid is None:
-            return [self.constant(f"{name}/kernel", kernel), self.constant(f"{name}/bias", operation.bias)]
-        integers = np.moveaxis(grid.integers(np.moveaxis(kernel, axis, -1)), -1, axis)
-        steps = self.edge(operation.inputs[0]).grid.scale * grid.scale
-        bias = np.rint(operation.bias / np.float64(steps))
+            return [self.constant(kernel, operation.kernel.transpose(order)), self.constant(bias, operation.bias)]
+        integers, bias_integers, steps = self._graph.integers(operation)
         return [
-            self.constant(f"{name}/kernel", integers, grid.dtype, grid=grid, axis=axis),
-            self.constant(f"{name}/bias", bias, "int32", grid=ops.Grid(steps, 0, "int32")),
+            self.constant(kernel, integers.transpose(order), grid.dtype, grid=grid, axis=axis),
+            self.constant(bias, bias_integers, steps.dtype, grid=steps),
         ]
 
     def _tensor(

@@ -47,10 +47,10 @@ def weights_of(graph: ops.Graph) -> Weights:
     for operation in graph.operations:
         if not isinstance(operation, ops.Conv | ops.MatMul):
             continue
-        kernel, bias, grid = operation.kernel, operation.bias, operation.grid
-        if grid is not None:
-            kernel = grid.integers(kernel).astype(np.float32) - grid.zero_point
-            bias = np.rint(bias / np.float64(graph.edges[operation.inputs[0]].grid.scale * grid.scale))
+        kernel, bias = operation.kernel, operation.bias
+        if operation.grid is not None:
+            kernel, bias, _ = graph.integers(operation)
+            kernel = kernel.astype(np.float32) - operation.grid.zero_point
         weights[operation.name] = {"kernel": np.float32(kernel), "bias": np.float32(bias)}
     return weights
 

@@ -19,12 +19,12 @@ SAME = "same"
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Integers of 8 bits that stand for numbers: (integer - zero_point) · scale.
+    """Integers that stand for numbers: (integer - zero_point) · scale.
 
     Attributes:
       scale: float32, a scalar, or (C,) of the channels of a kernel.
       zero_point: the integer that stands for 0.
-      dtype: ``"int8"`` or ``"uint8"``.
+      dtype: ``"int8"`` or ``"uint8"``; of a bias ``"int32"``.
     """
 
     scale: np.ndarray
@@ -243,6 +243,14 @@ class Graph:
     operations: tuple[Operation, ...]
     input: str
     outputs: Mapping[str, str]
+
+    def integers(self, operation: Conv | MatMul) -> tuple[np.ndarray, np.ndarray, Grid]:
+        """Returns the kernel and the bias of a quantised operation as integers, and the bias's grid.
+
+        The bias is in steps of the input's scale times the kernel's.
+        """
+        steps = Grid(self.edges[operation.inputs[0]].grid.scale * operation.grid.scale, 0, "int32")
+        return operation.grid.integers(operation.kernel), steps.integers(operation.bias), steps
 
     def pruned(self) -> Graph:
         """Returns the graph without operations that no output needs."""
